@@ -1,0 +1,43 @@
+"""The errors a user can act on: each message names the key or file, the value and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DONE, BAD_INPUT, JOB_FAILED, INTERRUPTED = 0, 1, 3, 75
+"""Exit codes: see the README; 75 (EX_TEMPFAIL) asks a scheduler to run the same command again."""
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used; nothing was started and nothing was changed."""
+
+
+class ConfigError(InputError):
+    """One or more settings are wrong.
+
+    Args:
+        problems: one line each, naming key, value and remedy.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(f"{count} in the configuration; nothing was started:\n{lines}")
+
+
+class NonFiniteError(Exception):
+    """A loss term or a gradient became NaN or infinite; the run is marked failed.
+
+    Args:
+        term: name of the loss term, or ``gradient``.
+        detail: what is known about the step.
+    """
+
+    def __init__(self, term: str, detail: str) -> None:
+        self.term = term
+        super().__init__(f"{term} is not finite ({detail})")
+
+
+class InterruptedRunError(Exception):
+    """A signal arrived; the run was saved and the same command resumes it."""

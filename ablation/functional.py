@@ -1,0 +1,141 @@
+"""Pure math: losses per sample, margins, norms and projections. No state, no model.
+
+Shapes: ``z`` logits [N, K], ``y`` labels [N], points [N, ...]; every loss returns [N].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablation.types import Norm
+
+Constants = Literal["exact", "official"]
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape [N] to [N, 1, ..., 1] so that it broadcasts over ``like`` [N, ...]."""
+    return values.view(-1, *(1,) * (like.dim() - 1))
+
+
+def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
+    """-log p_y, shape [N]."""
+    return F.cross_entropy(z, y, reduction="none")
+
+
+def kl_divergence(z_target: Tensor, z: Tensor) -> Tensor:
+    """KL(softmax(z_target) || softmax(z)), shape [N]; gradient flows through both arguments."""
+    return F.kl_div(
+        F.log_softmax(z, 1), F.log_softmax(z_target, 1), reduction="none", log_target=True
+    ).sum(1)
+
+
+def without_true(z: Tensor, y: Tensor) -> Tensor:
+    """``z`` with the true class at -inf, shape [N, K]."""
+    return z.scatter(1, y[:, None], -torch.inf)
+
+
+def true_value(z: Tensor, y: Tensor) -> Tensor:
+    """The entry of the true class, shape [N]."""
+    return z.gather(1, y[:, None]).squeeze(1)
+
+
+def margin(z: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{j != y} z_j, shape [N]: of logits, or of probabilities. Correct iff > 0."""
+    return true_value(z, y) - without_true(z, y).amax(1)
+
+
+def boosted_cross_entropy(z: Tensor, y: Tensor, constants: Constants = "exact") -> Tensor:
+    """-log p_y - log(1 - max_{k != y} p_k), shape [N] (MART, eq. 7).
+
+    ``exact`` takes 1 - p_k as logsumexp over the other classes minus logsumexp over all, which
+    stays finite at p_k = 1. ``official`` adds the constants of mart.py: 1.0001 and 1e-12.
+    """
+    rival = without_true(z, y).argmax(1)
+    if constants == "official":
+        p_rival = true_value(F.softmax(z, 1), rival)
+        return cross_entropy(z, y) - torch.log(1.0001 - p_rival + 1e-12)
+    others = torch.logsumexp(without_true(z, rival), 1)
+    return cross_entropy(z, y) + torch.logsumexp(z, 1) - others
+
+
+def cw_loss(z: Tensor, y: Tensor, confidence: float = 50.0) -> Tensor:
+    """-max(z_y - max_{j != y} z_j + confidence, 0), shape [N]: ascend it (MAIL and GAIRAT code)."""
+    return -F.relu(margin(z, y) + confidence)
+
+
+def lp_norm(delta: Tensor, norm: Norm) -> Tensor:
+    """Norm of each sample, shape [N]."""
+    flat = delta.flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
+def steepest(grad: Tensor, norm: Norm) -> Tensor:
+    """The unit-norm direction of steepest ascent; zero where the gradient is zero."""
+    if norm == "linf":
+        return grad.sign()
+    return grad / per_sample(lp_norm(grad, norm).clamp_min(1e-12), grad)
+
+
+def project(x_adv: Tensor, x: Tensor, eps: Tensor, norm: Norm) -> Tensor:
+    """Project onto the ball of radius ``eps`` [N] around ``x``, then onto [0, 1].
+
+    Both hold at once: clamping moves each pixel towards ``x``, which lies in [0, 1].
+    """
+    radius = per_sample(eps, x)
+    if norm == "linf":
+        return torch.minimum(torch.maximum(x_adv, x - radius), x + radius).clamp(0, 1)
+    delta = x_adv - x
+    length = per_sample(lp_norm(delta, norm).clamp_min(1e-12), x)
+    return (x + delta * (radius / length).clamp_max(1.0)).clamp(0, 1)
+
+
+def uniform_ball(x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator) -> Tensor:
+    """A uniform draw from the ball of radius ``eps`` [N], shaped like ``x``."""
+    radius = per_sample(eps, x)
+    if norm == "linf":
+        draw = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+        return (2 * draw - 1) * radius
+    draw = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+    share = torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype)
+    return radius * steepest(draw, norm) * per_sample(share ** (1 / x[0].numel()), x)
+
+
+def gaussian_noise(x: Tensor, std: float, rng: torch.Generator) -> Tensor:
+    """Normal noise shaped like ``x``; TRADES and MART start at 0.001."""
+    return std * torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+
+
+def pgd(
+    objective: Callable[[Tensor], Tensor],
+    x: Tensor,
+    start: Tensor,
+    eps: Tensor,
+    step: Tensor,
+    steps: int,
+    norm: Norm,
+) -> Tensor:
+    """Projected gradient ascent; the last iterate, detached.
+
+    Args:
+        objective: maps points [N, ...] to the loss per sample [N]; it is summed, so a sample's
+            gradient does not depend on the batch.
+        x: centre of the ball, [N, ...] in [0, 1].
+        start: first point; not projected before the first gradient, as in TRADES and MART.
+        eps: radii [N].
+        step: step lengths [N], same units as ``eps``.
+        steps: number of gradient steps.
+        norm: the ball's norm.
+    """
+    point = start.detach()
+    length = per_sample(step, x)
+    for _ in range(steps):
+        point.requires_grad_(True)
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(objective(point).sum(), point)
+        point = project(point.detach() + length * steepest(grad, norm), x, eps, norm)
+    return point.detach()

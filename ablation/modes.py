@@ -1,0 +1,116 @@
+"""A network's mode, gradients and BatchNorm buffers, changed for a while and restored exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ablation.types import AttackMode
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@contextmanager
+def mode(net: nn.Module, training: bool) -> Iterator[None]:
+    """Set train or evaluation mode, then give every module its own flag back."""
+    flags = [(module, module.training) for module in net.modules()]
+    net.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def frozen_parameters(net: nn.Module) -> Iterator[None]:
+    """Parameters without gradient, so that a backward pass reaches the input only."""
+    wanted = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def crafting(net: nn.Module, bn: AttackMode) -> Iterator[None]:
+    """The mode of a search: parameters frozen, BatchNorm as the method's attack has it.
+
+    ``eval`` uses running statistics; ``train`` batch statistics, which enter the running ones (as
+    in Rice et al.); ``train_frozen`` batch statistics that leave no trace (as in ST-AT).
+    """
+    saved = buffers(net) if bn == "train_frozen" else None
+    with mode(net, bn != "eval"), frozen_parameters(net):
+        try:
+            yield
+        finally:
+            if saved is not None:
+                restore_buffers(net, saved)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode with frozen parameters: attacks on a finished model."""
+    with crafting(net, "eval"):
+        yield
+
+
+def buffers(net: nn.Module) -> list[Tensor]:
+    """Copies of all buffers, in the order of ``net.buffers()``."""
+    return [buffer.clone() for buffer in net.buffers()]
+
+
+@torch.no_grad()
+def restore_buffers(net: nn.Module, saved: list[Tensor]) -> None:
+    """Undo every change since ``buffers(net)``."""
+    for buffer, value in zip(net.buffers(), saved, strict=True):
+        buffer.copy_(value)
+
+
+class BatchNormReplay:
+    """Feed a past pass's batch statistics into the running ones again, without a forward.
+
+    A train-mode pass takes the running statistics r0 to r1 = (1 - m) r0 + m s. Applying s again to
+    r2 gives (1 - m) r2 + m s = r1 + (1 - m)(r2 - r0): no batch statistic needs to be recorded.
+
+    Args:
+        net: the network, before the pass that is to be replayed.
+
+    Raises:
+        ValueError: a BatchNorm layer keeps a cumulative average (momentum None).
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._layers = [
+            m for m in net.modules() if isinstance(m, BatchNorm) and m.track_running_stats
+        ]
+        if any(layer.momentum is None for layer in self._layers):
+            raise ValueError("bn:<view> needs BatchNorm with a momentum, not a cumulative average")
+        self._before = self._statistics(clone=True)
+        self._after: list[Tensor] = []
+
+    def _statistics(self, clone: bool) -> list[Tensor]:
+        found = [s for m in self._layers for s in (m.running_mean, m.running_var) if s is not None]
+        return [s.clone() for s in found] if clone else found
+
+    def mark(self) -> None:
+        """Call right after the pass."""
+        self._after = self._statistics(clone=True)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Apply the pass's batch statistics once more."""
+        keep = [1.0 - float(m.momentum or 0.0) for m in self._layers for _ in range(2)]
+        now = self._statistics(clone=False)
+        change = torch._foreach_sub(now, self._before)
+        torch._foreach_mul_(change, keep)
+        torch._foreach_copy_(now, torch._foreach_add(self._after, change))
+        for layer in self._layers:
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.add_(1)

@@ -1,0 +1,231 @@
+"""The values that flow through a training step, and the protocols of the parts that act on them.
+
+Shapes: ``N`` samples, ``C`` channels, ``H x W`` pixels, ``K`` classes, ``R <= N`` crafted rows.
+Images are raw pixels in [0, 1]; ``eps`` and step sizes are in the same units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Norm = Literal["linf", "l2"]
+AttackMode = Literal["eval", "train", "train_frozen"]
+Start = Literal["clean", "gaussian", "uniform"]
+Fraction = Annotated[float, "fraction"]
+"""A number that may be written as a fraction, ``8/255``; schema.py parses it."""
+StepSize = Annotated[float, "step_size"]
+"""A fraction of eps; may be written ``eps/4``, or as pixels ``2/255`` which are divided by eps."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch.
+
+    Attributes:
+        x: images, shape [N, C, H, W], float in [0, 1].
+        y: labels, shape [N], int64.
+        index: position of each sample in the training set, shape [N], int64.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """Points found by a crafter.
+
+    Attributes:
+        x: points, shape [R, C, H, W], detached.
+        rows: which samples of the batch they belong to, shape [R]; ``None`` means all, in order.
+        aux: whatever else the search found, for example ``{"steps": [R]}``.
+    """
+
+    x: Tensor
+    rows: Tensor | None = None
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands. Epochs are 0-based and count within the phase; steps never restart."""
+
+    epoch: int
+    step: int
+    phase: str = "main"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Factor on a coefficient over the epochs of a phase: 0 outside [start, stop), then a ramp.
+
+    Attributes:
+        start: first epoch with a factor above 0.
+        stop: first epoch with factor 0 again; ``None`` means never.
+        ramp: epochs over which the factor rises linearly from 1/ramp to 1; 0 means at once.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    ramp: int = 0
+
+    def __call__(self, clock: Clock) -> float:
+        """The factor, in [0, 1]."""
+        if clock.epoch < self.start or (self.stop is not None and clock.epoch >= self.stop):
+            return 0.0
+        return min(1.0, (clock.epoch - self.start + 1) / self.ramp) if self.ramp else 1.0
+
+
+class Memory(dict[str, Tensor]):
+    """Tensors a part remembers between steps (per example or per position); checkpointed."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a classifier returns: ``logits`` [N, K] in fp32 and the ``features`` [N, D] below them."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Classifier(Protocol):
+    """A model: owns input normalisation and head, takes raw pixels."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Plain logits [N, K] for ``x`` [N, C, H, W] in [0, 1]."""
+
+    def output(self, x: Tensor) -> Output:
+        """Logits and features."""
+
+    def loss_logits(self, output: Output, y: Tensor) -> Tensor:
+        """Logits for classification terms (L-Softmax, HE adjust them), shape [N, K]."""
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """An evaluation-mode forward of a view: the points ``x`` [R, C, H, W] and their output."""
+
+    x: Tensor
+    output: Output
+
+
+class Views(Protocol):
+    """What parts see of a step, read-only."""
+
+    @property
+    def batch(self) -> Batch:
+        """The mini-batch."""
+
+    @property
+    def clock(self) -> Clock:
+        """Where training stands."""
+
+    def x(self, name: str) -> Tensor:
+        """Points of a view: the clean images for ``nat``, else the crafted points [R, C, H, W]."""
+
+    def y(self, name: str) -> Tensor:
+        """Labels of a view's points, shape [R]."""
+
+    def crafted(self, name: str) -> Crafted:
+        """The result of ``craft:<name>``."""
+
+    def logits(self, name: str) -> Tensor:
+        """Plain train-mode logits of a pass already done, shape [R, K]."""
+
+    def loss_logits(self, name: str) -> Tensor:
+        """The same pass through the head's classification logits, shape [R, K]."""
+
+    def eval(self, name: str, input_grad: bool = False) -> EvalView:
+        """Lazy, memoised evaluation-mode forward; it moves no buffer.
+
+        With ``input_grad`` the points require grad, so that terms may differentiate with respect
+        to them. Gradients reach the parameters unless the caller is under ``no_grad``.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of arbitrary points in the mode of the running pass, shape [M, K]."""
+
+    def scatter(self, name: str, values: Tensor) -> Tensor:
+        """Spread values [R] of a view's points over the batch [N], zero elsewhere."""
+
+
+class Crafter(Protocol):
+    """Where to look in input space."""
+
+    @property
+    def bn(self) -> AttackMode:
+        """The model's mode during the search."""
+
+    def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
+        """Find points within ``eps`` [N] of the batch and inside [0, 1]."""
+
+
+class AttackLoss(Protocol):
+    """What a crafter ascends."""
+
+    def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
+        """Prepare what is constant in a search; the result maps logits [N, K] to loss [N]."""
+
+
+class Budget(Protocol):
+    """How far each example may move in training."""
+
+    def __call__(self, views: Views) -> Tensor:
+        """Radii [N], detached, in pixel units."""
+
+
+class Term(Protocol):
+    """What is minimised."""
+
+    def __call__(self, views: Views) -> Tensor:
+        """Loss per sample, shape [N]."""
+
+
+class Weight(Protocol):
+    """How much each example counts in a term."""
+
+    def __call__(self, views: Views) -> Tensor:
+        """Weights, shape [N]."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A part with memory: written once per step by ``commit``, never inside the closure."""
+
+    @property
+    def memory(self) -> Memory:
+        """Tensors to checkpoint."""
+
+    def commit(self, views: Views) -> None:
+        """Store what the next step needs (detached); runs once, after the optimiser step."""
+
+
+Closure = Callable[[nn.Module], tuple[Tensor, Mapping[str, Tensor]]]
+"""Runs the view passes on a network and returns the total loss and its parts."""
+
+
+class Ascent(Protocol):
+    """Are the weights moved before the gradient is taken? AWP."""
+
+    def __call__(
+        self, net: nn.Module, closure: Closure, clock: Clock
+    ) -> AbstractContextManager[None]:
+        """Enter: perturb ``net``; leave: restore it exactly. The gradient is taken inside."""
+
+
+class Average(Protocol):
+    """Which weights are evaluated."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network to evaluate."""
+
+    def update(self, net: nn.Module, clock: Clock) -> None:
+        """Take in the weights after a step."""
