@@ -34,6 +34,12 @@ def kl_divergence(z_target: Tensor, z: Tensor) -> Tensor:
     ).sum(1)
 
 
+def kl_divergence_official(z_target: Tensor, z: Tensor) -> Tensor:
+    """KL(p || p') with log(p' + 1e-12), as mart.py has it, shape [N]."""
+    log_p = torch.log(F.softmax(z, 1) + 1e-12)
+    return F.kl_div(log_p, F.softmax(z_target, 1), reduction="none").sum(1)
+
+
 def without_true(z: Tensor, y: Tensor) -> Tensor:
     """``z`` with the true class at -inf, shape [N, K]."""
     return z.scatter(1, y[:, None], -torch.inf)

@@ -6,7 +6,7 @@ Images are raw pixels in [0, 1]; ``eps`` and step sizes are in the same units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, runtime_checkable
@@ -89,7 +89,7 @@ class Memory(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class Output:
-    """What a classifier returns: ``logits`` [N, K] in fp32 and the ``features`` [N, D] below them."""
+    """A forward pass: ``logits`` [N, K], at least fp32, and the ``features`` [N, D] below."""
 
     logits: Tensor
     features: Tensor
@@ -184,12 +184,20 @@ class Budget(Protocol):
 class Term(Protocol):
     """What is minimised."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The train-mode views it reads."""
+
     def __call__(self, views: Views) -> Tensor:
         """Loss per sample, shape [N]."""
 
 
 class Weight(Protocol):
     """How much each example counts in a term."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The train-mode views it reads."""
 
     def __call__(self, views: Views) -> Tensor:
         """Weights, shape [N]."""
@@ -207,8 +215,13 @@ class Remembers(Protocol):
         """Store what the next step needs (detached); runs once, after the optimiser step."""
 
 
-Closure = Callable[[nn.Module], tuple[Tensor, Mapping[str, Tensor]]]
-"""Runs the view passes on a network and returns the total loss and its parts."""
+class Closure(Protocol):
+    """The view passes and the loss of one step, on any network of the same architecture."""
+
+    def __call__(
+        self, net: nn.Module, terms: Sequence[str] | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Total loss and its weighted parts; ``terms`` restricts it to some of them."""
 
 
 class Ascent(Protocol):
@@ -217,11 +230,14 @@ class Ascent(Protocol):
     def __call__(
         self, net: nn.Module, closure: Closure, clock: Clock
     ) -> AbstractContextManager[None]:
-        """Enter: perturb ``net``; leave: restore it exactly. The gradient is taken inside."""
+        """Enter: perturb ``net``; leave: undo it. Gradient and optimiser step happen inside."""
 
 
 class Average(Protocol):
     """Which weights are evaluated."""
+
+    count: int
+    """Updates so far; checkpointed with ``model``."""
 
     @property
     def model(self) -> nn.Module:
@@ -229,3 +245,23 @@ class Average(Protocol):
 
     def update(self, net: nn.Module, clock: Clock) -> None:
         """Take in the weights after a step."""
+
+    def prepare(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Make ``model`` fit for evaluation; ``batches`` yields training images if needed."""
+
+
+class AverageSpec(Protocol):
+    """Hyperparameters of an average."""
+
+    def attach(self, net: nn.Module) -> Average:
+        """Start averaging from the network's present weights."""
+
+
+class Schedule(Protocol):
+    """The learning rate as a pure function of where training stands: nothing to checkpoint."""
+
+    def lr(self, peak: float, epoch: float, epochs: int) -> float:
+        """Learning rate at ``epoch`` (with the fraction of the epoch done) of ``epochs``."""
+
+    def momentum(self, base: float, epoch: float, epochs: int) -> float:
+        """Momentum at the same place; most schedules return ``base``."""

@@ -1,0 +1,69 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ablation.types import Average, Clock
+
+
+@dataclass(frozen=True)
+class Ema:
+    """theta_avg <- d * theta_avg + (1 - d) * theta after every step.
+
+    Args:
+        decay: d, in [0, 1).
+        warmup: use d_k = min(decay, (1 + k) / (10 + k)) at update k, so that the start is forgotten
+            (the DyART and Rade code).
+        buffers: BatchNorm statistics are a ``copy`` of the network's (as in that code) or an
+            ``average`` like the weights.
+    """
+
+    decay: float = 0.995
+    warmup: bool = True
+    buffers: Literal["copy", "average"] = "copy"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay={self.decay:g} must lie in [0, 1)")
+
+    def attach(self, net: nn.Module) -> Average:
+        """Start from the present weights."""
+        return EmaAverage(self, net)
+
+
+class EmaAverage:
+    """The running average; see ``Ema``."""
+
+    def __init__(self, spec: Ema, net: nn.Module) -> None:
+        self._spec = spec
+        self._model = copy.deepcopy(net).requires_grad_(False).eval()
+        self.count = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The averaged network."""
+        return self._model
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, clock: Clock) -> None:
+        """Take in the weights after a step."""
+        del clock
+        spec, k = self._spec, self.count
+        decay = min(spec.decay, (1 + k) / (10 + k)) if spec.warmup else spec.decay
+        torch._foreach_lerp_(list(self._model.parameters()), list(net.parameters()), 1 - decay)
+        for mine, theirs in zip(self._model.buffers(), net.buffers(), strict=True):
+            if spec.buffers == "average" and mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+            else:
+                mine.copy_(theirs)
+        self.count += 1
+
+    def prepare(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Nothing to do: the statistics follow the network's."""

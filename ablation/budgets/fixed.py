@@ -1,0 +1,31 @@
+"""The same radius for every example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ablation.types import Fraction, Views
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """eps_i = scale * eps.
+
+    Args:
+        eps: radius in pixels, at least 0.
+        scale: factor, for phases that start at half the radius.
+    """
+
+    eps: Fraction
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.eps < 0 or self.scale < 0:
+            raise ValueError(f"eps={self.eps:g} and scale={self.scale:g} must not be negative")
+
+    def __call__(self, views: Views) -> Tensor:
+        """Radii [N]."""
+        x = views.batch.x
+        return x.new_full((len(x),), self.eps * self.scale)

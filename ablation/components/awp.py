@@ -1,0 +1,32 @@
+"""Switch: adversarial weight perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ablation.ascents import AdversarialWeightPerturbation
+from ablation.method import Method
+
+
+@dataclass(frozen=True)
+class Awp:
+    """Adds ``AdversarialWeightPerturbation`` to any method; refused beside another ascent.
+
+    Args:
+        gamma: relative size of the perturbation.
+        start: first epoch (0-based) that perturbs.
+        terms: ascended loss terms; empty means all.
+    """
+
+    gamma: float = 0.01
+    start: int = 0
+    terms: Sequence[str] = ()
+
+    def apply(self, method: Method) -> Method:
+        """The method with the ascent in it."""
+        unknown = [name for name in self.terms if name not in method.terms]
+        if unknown:
+            raise ValueError(f"terms={unknown}: the method has {', '.join(method.terms)}")
+        ascent = AdversarialWeightPerturbation(self.gamma, self.start, tuple(self.terms))
+        return method.with_ascent(ascent)

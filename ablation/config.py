@@ -1,0 +1,452 @@
+"""The experiment as a typed, validated object: schema, cross-field rules, identity, building.
+
+Hydra composes YAML; ``load`` turns the result into a ``Config`` or raises one ``ConfigError`` with
+every problem in it, before data or device are touched. What is left is the experiment: two runs
+with equal ``train_id`` train the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from ablation.data import Augment, Source
+from ablation.engine import Sgd
+from ablation.errors import ConfigError
+from ablation.evaluation import Attack
+from ablation.method import Component, Method, Phase, Slot
+from ablation.models import HEADS, ModelSpec
+from ablation.schema import TARGET, Parser, did_you_mean, plain
+from ablation.tracking import TrackingConfig
+from ablation.types import (
+    Ascent,
+    AttackMode,
+    AverageSpec,
+    Budget,
+    Crafter,
+    Fraction,
+    Norm,
+    Schedule,
+    Start,
+    StepSize,
+)
+
+NUMERICS = 1
+"""Bump by hand when a change of code changes the weights that a config trains."""
+
+DISABLED: Mapping[str, Any] = {"enabled": False}
+
+CheckpointName = Literal["best_robust", "best_clean", "last"]
+Weights = Literal["raw", "average"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how they are split, and the defaults that go with them.
+
+    Attributes:
+        name: part of the run's name.
+        source: where the images come from.
+        classes: number of labels.
+        mean: per channel, in [0, 1] units.
+        std: likewise.
+        val_size: images held out for selection; 0 means none.
+        split_seed: of the stratified split, shared by all arms.
+        train_size: use this many of the rest; ``None`` means all.
+        drop_last: leave out an incomplete last batch.
+        eps: the radius usually used on this set; ``eps`` defaults to it.
+        augment: likewise.
+    """
+
+    name: str
+    source: Source
+    classes: int
+    mean: list[float]
+    std: list[float]
+    val_size: int
+    split_seed: int
+    train_size: int | None
+    drop_last: bool
+    eps: Fraction
+    augment: Augment
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture, its head, and whether it normalises its input with the data's mean."""
+
+    name: str
+    spec: ModelSpec
+    head: str
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """The training attack's keys; method presets interpolate them into their crafters."""
+
+    steps: int
+    step_size: StepSize
+    start: Start
+    bn: AttackMode
+
+
+@dataclass(frozen=True)
+class SelectionAttack:
+    """PGD on cross-entropy, the attack that validation uses."""
+
+    steps: int
+    step_size: StepSize
+    start: Start
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which weights a run stands for; validation data only, there is no switch for test.
+
+    Attributes:
+        metric: ``robust`` (best validation accuracy under ``attack``), ``clean`` or ``last``.
+        attack: PGD on a fixed set of validation images, attacked anew every time.
+        n: how many of them; ``None`` means all.
+        every: epochs between two validations.
+    """
+
+    metric: Literal["robust", "clean", "last"]
+    attack: SelectionAttack
+    n: int | None
+    every: int
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Numerics: all but the device are part of a run's identity.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        precision: of training forwards; losses and evaluation are always fp32.
+        compile: torch.compile the model's body.
+        channels_last: memory format of convolutions.
+        deterministic: refuse kernels that may differ between two runs (CUDA; slower).
+    """
+
+    device: str
+    precision: Literal["fp32", "tf32", "bf16"]
+    compile: bool
+    channels_last: bool
+    deterministic: bool
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """One evaluation: attacks by metric name, and on what.
+
+    Attributes:
+        attacks: metric name -> attack; ``None`` is clean accuracy.
+        n: a fixed random subset of the split; ``None`` means all of it.
+        split: which images.
+        eps: radius; ``None`` means the training radius.
+        norm: likewise.
+        batch_size: images attacked at once.
+        seed: of starts and of the subset.
+        checkpoints: weights to evaluate; ``None`` means the selected ones.
+        weights: ``None`` means averaged where the run averages, else raw.
+    """
+
+    attacks: Mapping[str, Attack | None]
+    n: int | None
+    split: Literal["test", "val", "train"]
+    eps: Fraction | None
+    norm: Norm | None
+    batch_size: int
+    seed: int
+    checkpoints: list[CheckpointName] | None
+    weights: Weights | None
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """A stretch of training before or besides ``main``, in a method preset.
+
+    Attributes:
+        name: ``main`` changes the phase that ``epochs`` counts.
+        epochs: its length; not for ``main``.
+        overrides: merged into the method.
+        optim: keep the optimiser or start fresh.
+        selectable: may its epochs be chosen as best?
+    """
+
+    name: str
+    epochs: int | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    optim: Literal["keep", "fresh"] = "keep"
+    selectable: bool = True
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A method preset; see ``ablation.method``."""
+
+    name: str
+    crafters: Mapping[str, Crafter]
+    budget: Budget
+    passes: Sequence[str]
+    terms: Mapping[str, Slot]
+    roles: Mapping[str, str]
+    ascent: Ascent | None = None
+    phases: list[PhaseConfig] = field(default_factory=list)
+
+    def build(self) -> Method:
+        """The composition, before components."""
+        return Method(
+            self.crafters, self.budget, tuple(self.passes), self.terms, self.roles, self.ascent
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment."""
+
+    data: DataConfig
+    model: ModelConfig
+    method: MethodConfig
+    component: Mapping[str, Component | None]
+    norm: Norm
+    eps: Fraction
+    attack: AttackConfig
+    augment: Augment
+    optim: Sgd
+    lr: float
+    batch_size: int
+    schedule: Schedule
+    epochs: int
+    average: AverageSpec | None
+    selection: SelectionConfig
+    evaluation: EvaluationConfig
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+    seed: int
+    data_dir: str
+    runs_dir: str
+    init_from: str | None
+    retry: bool
+    phases: tuple[Phase, ...] = ()
+
+    @property
+    def selected(self) -> CheckpointName:
+        """The checkpoint that the run stands for."""
+        names: dict[str, CheckpointName] = {"robust": "best_robust", "clean": "best_clean"}
+        return names.get(self.selection.metric, "last")
+
+    @property
+    def train_id(self) -> str:
+        """Hash of everything that can change the trained weights."""
+        return digest(self.identity())
+
+    @property
+    def arm_id(self) -> str:
+        """The same without the seed: the runs of one arm share it."""
+        return digest({**self.identity(), "seed": None})
+
+    @property
+    def run_name(self) -> str:
+        """The run directory's name."""
+        stem = f"{self.data.name}-{self.model.name}-{self.method.name}"
+        return f"{stem}-s{self.seed}-{self.train_id}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run lives."""
+        return Path(self.runs_dir) / self.run_name
+
+    def identity(self) -> dict[str, Any]:
+        """The container that ``train_id`` hashes: no paths, tracking, device or evaluation.
+
+        The training attack's keys act through the crafters, so they are left out: a method that
+        does not attack is the same whatever they say.
+        """
+        full = self.container()
+        for key in ("attack", "evaluation", "tracking", "runs_dir", "data_dir", "retry"):
+            del full[key]
+        del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
+        full["component"] = {k: v for k, v in full["component"].items() if v != DISABLED}
+        full["init_from"] = self.init_from and Path(self.init_from).name
+        return {"numerics": NUMERICS, **full}
+
+    def container(self) -> dict[str, Any]:
+        """The resolved config as plain data, complete, fit for YAML and for ``load``."""
+        parts = plain(replace(self, phases=()))
+        assert isinstance(parts, dict)  # noqa: S101
+        del parts["phases"]
+        parts["component"] = {k: v or DISABLED for k, v in parts["component"].items()}
+        parts["average"] = parts["average"] or {}
+        return parts
+
+
+def digest(container: Mapping[str, Any]) -> str:
+    """Ten hex digits of a canonical JSON."""
+    text = json.dumps(container, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _late(config: Config) -> list[int]:
+    """Piecewise milestones that no phase reaches."""
+    total = sum(phase.epochs for phase in config.phases)
+    return [m for m in getattr(config.schedule, "milestones", ()) if m >= total]
+
+
+RULES: list[tuple[Callable[[Config], bool], str]] = [
+    (lambda c: c.eps < 0, "eps={c.eps:g}: a radius is not negative; write for example 8/255"),
+    (lambda c: c.batch_size < 1, "batch_size={c.batch_size}: at least 1"),
+    (lambda c: c.epochs < 1, "epochs={c.epochs}: at least 1"),
+    (lambda c: c.lr <= 0, "lr={c.lr:g}: must be positive"),
+    (lambda c: c.attack.steps < 0, "attack.steps={c.attack.steps}: must not be negative"),
+    (lambda c: c.data.val_size < 0, "data.val_size={c.data.val_size}: 0 means no validation"),
+    (
+        lambda c: c.selection.every < 1,
+        "selection.every={c.selection.every}: validate every 1 or more epochs",
+    ),
+    (
+        lambda c: c.data.val_size == 0 and c.selection.metric != "last",
+        "selection.metric={c.selection.metric}: needs validation data, and data.val_size=0; "
+        "set data.val_size=1000 or selection.metric=last",
+    ),
+    (
+        lambda c: c.selection.n is not None and not 0 < c.selection.n <= max(1, c.data.val_size),
+        "selection.n={c.selection.n}: must lie between 1 and data.val_size={c.data.val_size}",
+    ),
+    (
+        lambda c: c.data.val_size == 0 and bool({"best_robust", "best_clean"} & _asked(c)),
+        "evaluation.checkpoints={c.evaluation.checkpoints}: data.val_size=0 leaves only last",
+    ),
+    (
+        lambda c: c.data.val_size == 0 and c.evaluation.split == "val",
+        "evaluation.split=val: data.val_size=0 leaves no validation data",
+    ),
+    (
+        lambda c: c.evaluation.weights == "average" and c.average is None,
+        "evaluation.weights=average: the run keeps no average; set average=ema or weights=raw",
+    ),
+    (
+        lambda c: c.evaluation.eps is not None and c.evaluation.eps < 0,
+        "evaluation.eps={c.evaluation.eps}: a radius is not negative",
+    ),
+    (
+        lambda c: len(c.data.mean) != len(c.data.std) or min(c.data.std, default=1) <= 0,
+        "data.mean={c.data.mean}, data.std={c.data.std}: one positive std per mean",
+    ),
+    (
+        lambda c: c.attack.start == "clean" and _climbs(c, "AttackKL"),
+        "attack.start=clean: the KL attack has no gradient at the clean image; "
+        "set attack.start=gaussian or uniform",
+    ),
+]
+"""Cross-field rules: (is it wrong?, message), formatted with ``c``."""
+
+
+def _asked(config: Config) -> set[str]:
+    return set(config.evaluation.checkpoints or ())
+
+
+def _climbs(config: Config, loss: str) -> bool:
+    crafters = config.method.crafters.values()
+    losses = [slot.loss for crafter in crafters for slot in getattr(crafter, "losses", {}).values()]
+    return any(type(entry).__name__ == loss for entry in losses)
+
+
+def load(container: Mapping[str, Any]) -> Config:
+    """Validate a composed config and build it.
+
+    Args:
+        container: plain data, interpolations resolved.
+
+    Raises:
+        ConfigError: with every problem in it.
+    """
+    config, problems = check(container)
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
+    """Like ``load``, but returns the problems."""
+    values = {key: value for key, value in container.items() if key not in ("hydra", "phases")}
+    parser = Parser()
+    values["component"] = _components(values.get("component") or {}, parser)
+    values["average"] = values.get("average") or None
+    config = parser.parse(Config, values, "")
+    if not isinstance(config, Config):
+        return None, parser.problems
+    problems = [text.format(c=config) for wrong, text in RULES if wrong(config)]
+    problems += _head_problems(config) + _init_problems(config)
+    phases = _phases(config, values["method"], problems)
+    return replace(config, phases=phases), problems
+
+
+def _components(nodes: Mapping[str, Any], parser: Parser) -> dict[str, Any]:
+    """Disabled components become None; a hyperparameter on one of them is an error."""
+    found: dict[str, Any] = {}
+    for name, node in nodes.items():
+        if isinstance(node, Mapping) and TARGET in node:
+            found[name] = node
+            continue
+        found[name] = None
+        for key, value in (node or {}).items():
+            if (key, value) != ("enabled", False):
+                parser.problems.append(
+                    f"component.{name}.{key}={value!r}: no effect, component.{name} is disabled; "
+                    f"add component/{name}=enabled"
+                )
+    return found
+
+
+def _head_problems(config: Config) -> list[str]:
+    if config.model.head in HEADS:
+        return []
+    return [f"model.head={config.model.head!r}: {did_you_mean(config.model.head, list(HEADS))}"]
+
+
+def _init_problems(config: Config) -> list[str]:
+    if config.init_from is None:
+        return []
+    weights = Path(config.init_from) / "checkpoints" / "last.safetensors"
+    if weights.is_file():
+        return []
+    return [f"init_from={config.init_from}: no finished run there ({weights} is missing)"]
+
+
+def _phases(config: Config, method: Mapping[str, Any], problems: list[str]) -> tuple[Phase, ...]:
+    """Preset phases, then components in the order of ``conf/component``."""
+    nodes = [*config.method.phases]
+    if not any(node.name == "main" for node in nodes):
+        nodes.append(PhaseConfig("main"))
+    phases: list[Phase] = []
+    for node in nodes:
+        merged = OmegaConf.to_container(OmegaConf.merge(dict(method), dict(node.overrides)))
+        parser = Parser()
+        built = parser.parse(MethodConfig, merged, f"method.phases.{node.name}", config.eps)
+        problems += parser.problems
+        epochs = config.epochs if node.name == "main" else node.epochs
+        if epochs is None or epochs < 1:
+            problems.append(f"method.phases.{node.name}.epochs={epochs}: at least 1")
+        elif isinstance(built, MethodConfig):
+            phases.append(Phase(node.name, epochs, built.build(), node.optim, node.selectable))
+    for name, component in config.component.items():
+        if component is None:
+            continue
+        try:
+            phases = [replace(phase, method=component.apply(phase.method)) for phase in phases]
+            arrange = getattr(component, "arrange", None)
+            phases = list(arrange(tuple(phases))) if arrange else phases
+        except ValueError as error:
+            problems.append(f"component.{name}: {error}")
+    for phase in phases:
+        prefix = "method" if phase.name == "main" else f"phase {phase.name}"
+        problems += [f"{prefix}.{problem}" for problem in phase.method.problems()]
+    return tuple(phases)

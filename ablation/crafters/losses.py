@@ -1,0 +1,50 @@
+"""What an attack ascends: losses of the logits at the moving point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ablation.functional import cross_entropy, cw_loss, kl_divergence
+from ablation.types import Views
+
+
+@dataclass(frozen=True)
+class AttackCrossEntropy:
+    """CE(z', y): the inner loss of AT and MART."""
+
+    def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
+        """Bind the labels."""
+        y = views.batch.y
+        return lambda z: cross_entropy(z, y)
+
+
+@dataclass(frozen=True)
+class AttackKL:
+    """KL(p || p') to the clean prediction: the inner loss of TRADES (its eq. 5).
+
+    Its gradient is zero at the clean point, so it needs a random start. The clean logits are
+    constant during the search and computed once; the official code recomputes them each step, to
+    the same numbers.
+    """
+
+    def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
+        """Bind the clean logits."""
+        with torch.no_grad():
+            clean = views.forward(views.batch.x)
+        return lambda z: kl_divergence(clean, z)
+
+
+@dataclass(frozen=True)
+class AttackCw:
+    """-max(z_y - max_{j != y} z_j + confidence, 0): PGD on the CW margin (MAIL, GAIRAT code)."""
+
+    confidence: float = 50.0
+
+    def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
+        """Bind the labels."""
+        y = views.batch.y
+        return lambda z: cw_loss(z, y, self.confidence)

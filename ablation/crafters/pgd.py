@@ -1,0 +1,73 @@
+"""Projected gradient ascent on a mapping of logit losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ablation.functional import gaussian_noise, pgd, uniform_ball
+from ablation.types import AttackLoss, AttackMode, Crafted, Norm, Start, StepSize, Views
+
+
+@dataclass(frozen=True)
+class Ascended:
+    """One entry of the attack's objective: ``coef`` times ``loss``."""
+
+    loss: AttackLoss
+    coef: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pgd:
+    """x <- clip_[0,1](Pi_eps(x + step * direction(grad_x sum_k coef_k loss_k))), ``steps`` times.
+
+    Madry et al. (2018), eq. in section 2.1; AT, TRADES and MART differ in ``losses`` alone. The
+    last iterate is returned. The sum over the batch is ascended, so that a sample's gradient does
+    not depend on the batch size.
+
+    Args:
+        losses: what is ascended; entries are added.
+        steps: gradient steps.
+        step_size: step length as a fraction of each sample's eps.
+        start: ``clean``; ``gaussian`` adds N(0, start_std), not clamped before the first forward
+            (TRADES, MART); ``uniform`` draws from the eps-ball and clamps to [0, 1] (Rice et al.).
+        bn: the model's mode during the search; Rice et al. attack in train mode.
+        norm: the ball's norm.
+        start_std: deviation of the gaussian start, in pixels.
+    """
+
+    losses: Mapping[str, Ascended]
+    steps: int
+    step_size: StepSize
+    start: Start = "gaussian"
+    bn: AttackMode = "eval"
+    norm: Norm = "linf"
+    start_std: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps} must not be negative")
+        if not self.losses:
+            raise ValueError("losses is empty: the attack needs something to ascend")
+
+    def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
+        """Points within ``eps`` [N] of the clean batch; see the class."""
+        x = views.batch.x
+        objectives = [(slot.coef, slot.loss.bind(views)) for slot in self.losses.values()]
+
+        def objective(point: Tensor) -> Tensor:
+            z = views.forward(point)
+            return sum((coef * loss(z) for coef, loss in objectives), start=z.new_zeros(()))
+
+        start = self._start(x, eps, rng)
+        return Crafted(pgd(objective, x, start, eps, eps * self.step_size, self.steps, self.norm))
+
+    def _start(self, x: Tensor, eps: Tensor, rng: torch.Generator) -> Tensor:
+        if self.start == "gaussian":
+            return x + gaussian_noise(x, self.start_std, rng)
+        if self.start == "uniform":
+            return (x + uniform_ball(x, eps, self.norm, rng)).clamp(0, 1)
+        return x

@@ -1,0 +1,98 @@
+"""From a specification to an initialised network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from ablation.errors import InputError
+from ablation.method import HeadFactory
+from ablation.models.blocks import Body
+from ablation.models.heads import HEADS
+from ablation.models.net import Net
+from ablation.random import key
+
+
+class ModelSpec(Protocol):
+    """Hyperparameters of an architecture: a frozen dataclass, its fields the keys in YAML."""
+
+    def build(self, *, channels: int, size: int, classes: int) -> Body:
+        """The network below the head, initialised by PyTorch's rules.
+
+        Args:
+            channels: of the images.
+            size: their height and width in pixels.
+            classes: of the data; the bodies here do not depend on it.
+
+        Raises:
+            InputError: the architecture cannot take such images.
+        """
+
+
+@runtime_checkable
+class Initialises(Protocol):
+    """A specification whose official code departs from PyTorch's initialisation."""
+
+    def init(self, module: nn.Module) -> None:
+        """Initialise one layer; called for every layer of body and head."""
+
+
+def build_model(
+    spec: ModelSpec,
+    *,
+    channels: int,
+    size: int,
+    classes: int,
+    head: str | HeadFactory = "linear",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> Net:
+    """Build a network and initialise it from ``seed`` alone.
+
+    The weights are drawn on the CPU, so a run starts equal on every device, from a stream of their
+    own: the global generators are as before. The body is drawn before the head, so another
+    head leaves its weights as they are. Under ``torch.device("meta")`` nothing is allocated.
+
+    Args:
+        spec: the architecture.
+        channels: of the images.
+        size: their height and width in pixels.
+        classes: number of logits.
+        head: a name in ``HEADS``, or what builds one.
+        mean: pixel mean per channel, subtracted inside the network; ``None`` means raw pixels.
+        std: pixel deviation per channel; given exactly if ``mean`` is.
+        seed: the run's seed.
+
+    Raises:
+        InputError: unknown head, or architecture, images and normalisation do not fit.
+    """
+    if channels < 1 or classes < 2:
+        raise InputError(
+            f"channels={channels}, classes={classes}: a model needs 1 or more channels and 2 or "
+            "more classes; check the data set"
+        )
+    if isinstance(head, str) and head not in HEADS:
+        raise InputError(f"model.head={head}: unknown; choose from {', '.join(HEADS)}")
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != channels:
+            raise InputError(
+                f"data.{name}={list(values)} has {len(values)} entries for images of {channels} "
+                f"channel{'s' if channels > 1 else ''}: give one per channel, or set "
+                "model.normalize=false"
+            )
+    factory = HEADS[head] if isinstance(head, str) else head
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the accelerators' generators as well.
+        torch.default_generator.manual_seed(key(seed, "init", 0))
+        body = spec.build(channels=channels, size=size, classes=classes)
+        try:
+            net = Net(body, factory(features=body.features, classes=classes), mean, std)
+        except ValueError as error:
+            raise InputError(f"model: {error}") from error
+        if isinstance(spec, Initialises):
+            net.apply(spec.init)
+    return net

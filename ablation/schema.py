@@ -1,0 +1,260 @@
+"""From plain configuration to typed objects and back, with every mistake reported at once.
+
+A dataclass is a schema: its annotations say what YAML may hold. ``Parser.parse`` walks a plain
+container along an annotation, builds dataclasses, and collects one line per problem; ``plain``
+turns the result into a complete, canonical container again (defaults filled in, fractions as
+numbers), which is what a run is identified by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+TARGET = "_target_"
+ALLOWED_PREFIX = "ablation."
+"""A configuration may only name classes of this package: it cannot run anything else."""
+
+_MISSING = object()
+
+
+def fraction(value: Any) -> float:
+    """Parse ``8/255``, ``0.03`` or a number.
+
+    Raises:
+        ValueError: it is neither, or not finite.
+    """
+    if isinstance(value, bool):
+        raise ValueError("a boolean is not a number")
+    if isinstance(value, str) and value.count("/") == 1:
+        top, bottom = value.split("/")
+        if float(bottom) == 0:
+            raise ValueError("division by zero")
+        number = float(top) / float(bottom)
+    else:
+        number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("not finite")
+    return number
+
+
+def relative_step(value: Any, eps: float) -> float:
+    """Parse a step size into a fraction of eps: ``eps/4``, ``eps*2``, ``2/255`` or pixels."""
+    if isinstance(value, str) and value.strip().startswith("eps"):
+        rest = value.strip()[3:].strip()
+        if not rest:
+            return 1.0
+        factor = fraction(rest[1:])
+        if rest[0] == "*":
+            return factor
+        if rest[0] == "/" and factor:
+            return 1.0 / factor
+        raise ValueError("write eps/4 or eps*2")
+    pixels = fraction(value)
+    return pixels / eps if eps else 0.0
+
+
+def show_fraction(value: float) -> str:
+    """``8/255 = 0.0314`` where the number is a whole multiple of 1/255, else the number."""
+    scaled = value * 255
+    if value and abs(scaled - round(scaled)) < 1e-6:
+        return f"{round(scaled)}/255 = {value:.4f}"
+    return f"{value:g}"
+
+
+def did_you_mean(name: str, choices: Sequence[str]) -> str:
+    """A remedy: the nearest choice, or all of them."""
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices) or 'none'}"
+
+
+def locate(target: str) -> type:
+    """The class a ``_target_`` names.
+
+    Raises:
+        ValueError: it lies outside the package, does not exist, or is no dataclass.
+    """
+    if not target.startswith(ALLOWED_PREFIX):
+        raise ValueError(f"only classes under {ALLOWED_PREFIX} may be named")
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError("there is no such class") from error
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ValueError("it is not a dataclass")
+    return found
+
+
+@dataclasses.dataclass
+class Parser:
+    """Parse containers along annotations; ``problems`` holds one line per mistake."""
+
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+    def parse(self, hint: Any, value: Any, key: str, eps: float = 0.0) -> Any:
+        """Turn ``value`` into what ``hint`` asks for.
+
+        Args:
+            hint: an annotation, for example ``int``, ``list[float] | None`` or a dataclass.
+            value: plain data: numbers, strings, lists and mappings.
+            key: dotted path, for messages.
+            eps: radius that pixel step sizes are divided by; a node's own ``eps`` takes over.
+
+        Returns:
+            The object; after a problem was recorded, something of no use.
+        """
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if hint is Any:
+            return value
+        if origin is typing.Annotated:
+            return self._number(arguments[1], value, key, eps)
+        if origin in (types.UnionType, typing.Union):
+            return self._union(arguments, value, key, eps)
+        if origin is Literal:
+            return self._choice(arguments, value, key)
+        if origin in (list, tuple, Sequence):
+            return self._sequence(arguments[0], origin, value, key, eps)
+        if origin in (dict, Mapping):
+            return self._mapping(arguments[1], value, key, eps)
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            return self._dataclass(hint, value, key, eps)
+        if hint in (bool, int, float, str):
+            return self._scalar(hint, value, key)
+        return self._part(value, key, eps)
+
+    def _fail(self, key: str, value: Any, remedy: str) -> None:
+        self.problems.append(f"{key}={value!r}: {remedy}")
+
+    def _number(self, kind: str, value: Any, key: str, eps: float) -> float | None:
+        try:
+            return fraction(value) if kind == "fraction" else relative_step(value, eps)
+        except (TypeError, ValueError):
+            examples = "8/255 or 0.03" if kind == "fraction" else "eps/4, 2/255 or 0.01"
+            self._fail(key, value, f"not a number; write for example {examples}")
+            return None
+
+    def _union(self, choices: tuple[Any, ...], value: Any, key: str, eps: float) -> Any:
+        if value is None and type(None) in choices:
+            return None
+        rest = [choice for choice in choices if choice is not type(None)]
+        for choice in rest[:-1]:
+            attempt = Parser()
+            found = attempt.parse(choice, value, key, eps)
+            if not attempt.problems:
+                return found
+        return self.parse(rest[-1], value, key, eps)
+
+    def _choice(self, choices: tuple[Any, ...], value: Any, key: str) -> Any:
+        if value not in choices:
+            self._fail(key, value, did_you_mean(str(value), [str(choice) for choice in choices]))
+        return value
+
+    def _scalar(self, hint: type, value: Any, key: str) -> Any:
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+            if isinstance(value, float) and not math.isfinite(value):
+                self._fail(key, value, "not a finite number")
+            return value
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        self._fail(key, value, f"expected {wanted[hint]}")
+        return None
+
+    def _sequence(self, item: Any, kind: Any, value: Any, key: str, eps: float) -> Any:
+        if not isinstance(value, (list, tuple)):
+            self._fail(key, value, "expected a list, for example [1,2]")
+            return None
+        found = [self.parse(item, entry, f"{key}[{i}]", eps) for i, entry in enumerate(value)]
+        return found if kind is list else tuple(found)
+
+    def _mapping(self, item: Any, value: Any, key: str, eps: float) -> Any:
+        if not isinstance(value, Mapping):
+            self._fail(key, value, "expected a mapping of names")
+            return None
+        return {
+            name: self.parse(item, entry, f"{key}.{name}", eps) for name, entry in value.items()
+        }
+
+    def _part(self, value: Any, key: str, eps: float) -> Any:
+        if not isinstance(value, Mapping) or TARGET not in value:
+            self._fail(key, value, f"expected a part: a mapping with {TARGET}")
+            return None
+        try:
+            cls = locate(str(value[TARGET]))
+        except ValueError as error:
+            self._fail(f"{key}.{TARGET}", value[TARGET], str(error))
+            return None
+        return self._dataclass(cls, value, key, eps)
+
+    def _dataclass(self, cls: type, value: Any, key: str, eps: float) -> Any:
+        if not isinstance(value, Mapping):
+            self._fail(key, value, "expected a mapping of settings")
+            return None
+        before = len(self.problems)
+        hints = typing.get_type_hints(cls, include_extras=True)
+        fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+        for name in value:
+            if name not in fields and name != TARGET:
+                path = f"{key}.{name}" if key else str(name)
+                self._fail(path, value[name], f"unknown key; {did_you_mean(name, list(fields))}")
+        if "eps" in fields and value.get("eps") is not None:
+            own = Parser().parse(hints["eps"], value["eps"], "eps")
+            eps = own if isinstance(own, float) else eps
+        arguments = {}
+        for name, field in fields.items():
+            path = f"{key}.{name}" if key else name
+            entry = value.get(name, _MISSING)
+            if entry is _MISSING or entry == "???":
+                if field.default is dataclasses.MISSING and (
+                    field.default_factory is dataclasses.MISSING
+                ):
+                    self.problems.append(f"{path} is missing: set {path}=...")
+            else:
+                arguments[name] = self.parse(hints[name], entry, path, eps)
+        if len(self.problems) > before:
+            return None
+        try:
+            return cls(**arguments)
+        except ValueError as error:
+            self.problems.append(f"{key}: {error}" if key else str(error))
+            return None
+
+
+def plain(value: Any, part: bool = False) -> Any:
+    """The canonical container of a parsed object: every field, parts with their ``_target_``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        hints = typing.get_type_hints(cls, include_extras=True)
+        fields = {
+            field.name: plain(getattr(value, field.name), _holds_part(hints[field.name]))
+            for field in dataclasses.fields(cls)
+            if field.init
+        }
+        return {TARGET: _public_name(cls), **fields} if part else fields
+    if isinstance(value, Mapping):
+        return {str(name): plain(entry, part) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry, part) for entry in value]
+    return value
+
+
+def _holds_part(hint: Any) -> bool:
+    """Does the annotation ask for a part (a protocol or Any) rather than a named dataclass?"""
+    arguments = [a for a in typing.get_args(hint) if a is not type(None) and a is not str]
+    if arguments and typing.get_origin(hint) is not Literal:
+        return _holds_part(arguments[-1] if arguments[-1] is not Ellipsis else arguments[0])
+    return not (dataclasses.is_dataclass(hint) or hint in (bool, int, float, str))
+
+
+def _public_name(cls: type) -> str:
+    """The shortest import path of a class: ``ablation.terms.KL`` rather than its file."""
+    package = ".".join(cls.__module__.split(".")[:2])
+    exported = getattr(importlib.import_module(package), cls.__name__, None)
+    return f"{package if exported is cls else cls.__module__}.{cls.__name__}"

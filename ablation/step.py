@@ -1,0 +1,279 @@
+"""One training step: craft, forward, loss, backward, in the order the method's passes give."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ablation.method import CLEAN, CRAFT, REPLAY, STEP, Method
+from ablation.models.net import Net
+from ablation.modes import BatchNormReplay, crafting, mode
+from ablation.random import generator
+from ablation.types import Batch, Clock, Crafted, EvalView, Output
+
+Precision = Callable[[], AbstractContextManager[object]]
+
+
+class StepViews:
+    """The views of one step on one network; implements ``types.Views``.
+
+    Args:
+        net: the network that passes run on.
+        batch: the mini-batch.
+        clock: where training stands.
+        precision: context of every forward, for autocast.
+        crafted: points found so far, shared between the networks of a step.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        batch: Batch,
+        clock: Clock,
+        precision: Precision,
+        crafted: dict[str, Crafted] | None = None,
+    ) -> None:
+        self.net, self.batch, self.clock = net, batch, clock
+        self._precision = precision
+        self._crafted = {} if crafted is None else crafted
+        self._outputs: dict[str, Output] = {}
+        self._evaluated: dict[tuple[str, bool, bool], EvalView] = {}
+        self._replays: dict[str, BatchNormReplay] = {}
+
+    def on(self, net: Net) -> StepViews:
+        """The same points seen by other weights: no pass is done yet."""
+        return StepViews(net, self.batch, self.clock, self._precision, self._crafted)
+
+    def add(self, name: str, crafted: Crafted) -> None:
+        """Store what a crafter found."""
+        self._crafted[name] = crafted
+
+    def crafted(self, name: str) -> Crafted:
+        """The result of ``craft:<name>``."""
+        return self._crafted[name]
+
+    def x(self, name: str) -> Tensor:
+        """Points of a view [R, C, H, W]."""
+        return self.batch.x if name == CLEAN else self._crafted[name].x
+
+    def _rows(self, name: str) -> Tensor | None:
+        return None if name == CLEAN else self._crafted[name].rows
+
+    def y(self, name: str) -> Tensor:
+        """Labels of a view's points [R]."""
+        rows = self._rows(name)
+        return self.batch.y if rows is None else self.batch.y[rows]
+
+    def scatter(self, name: str, values: Tensor) -> Tensor:
+        """Spread values [R] of a view's points over the batch [N], zero elsewhere."""
+        rows = self._rows(name)
+        if rows is None:
+            return values
+        return values.new_zeros(len(self.batch.y)).index_put((rows,), values)
+
+    def run(self, name: str, remember: bool = False) -> None:
+        """The train-mode pass of a view; ``remember`` prepares a later ``bn:<view>``.
+
+        An empty set of points passes without a forward: BatchNorm cannot normalise nothing.
+        """
+        x = self.x(name)
+        if len(x) == 0:
+            classes = self.eval(CLEAN).output.logits.shape[1]
+            self._outputs[name] = Output(x.new_zeros(0, classes), x.new_zeros(0, 1))
+            return
+        if remember:
+            self._replays[name] = BatchNormReplay(self.net)
+        with self._precision():
+            self._outputs[name] = self.net.output(x)
+        if remember:
+            self._replays[name].mark()
+
+    def replay(self, name: str) -> None:
+        """``bn:<view>``."""
+        if name in self._replays:
+            self._replays[name].replay()
+
+    def done(self, name: str) -> bool:
+        """Has the pass of this view been made?"""
+        return name in self._outputs
+
+    def logits(self, name: str) -> Tensor:
+        """Plain train-mode logits [R, K]."""
+        return self._outputs[name].logits
+
+    def loss_logits(self, name: str) -> Tensor:
+        """Train-mode logits for classification terms [R, K]."""
+        output = self._outputs[name]
+        return self.net.loss_logits(output, self.y(name)) if len(output.logits) else output.logits
+
+    def nothing(self) -> Tensor:
+        """A loss of 0 that still reaches the parameters: all gates are closed."""
+        return sum((out.logits.sum() * 0.0 for out in self._outputs.values()), torch.zeros(()))
+
+    def eval(self, name: str, input_grad: bool = False) -> EvalView:
+        """Evaluation-mode forward, memoised per view and gradient mode."""
+        key = (name, input_grad, torch.is_grad_enabled())
+        if key not in self._evaluated:
+            x = self.x(name).detach()
+            if input_grad:
+                x.requires_grad_(True)
+            with mode(self.net, training=False), self._precision():
+                self._evaluated[key] = EvalView(x, self.net.output(x))
+        return self._evaluated[key]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of arbitrary points in the mode of the running pass."""
+        with self._precision():
+            logits: Tensor = self.net(x)
+        return logits
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """What a step leaves behind: device tensors, never synchronised here.
+
+    Attributes:
+        loss: total loss, scalar.
+        parts: weighted terms, scalars.
+        grad_norm: norm of the whole gradient before clipping, scalar.
+        correct: view -> number of correct predictions of the training pass.
+    """
+
+    loss: Tensor
+    parts: Mapping[str, Tensor]
+    grad_norm: Tensor
+    correct: Mapping[str, Tensor]
+
+
+def total_loss(
+    method: Method, views: StepViews, only: Sequence[str] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of the method's terms over the batch: the one place where sum/N is taken.
+
+    Args:
+        method: its terms.
+        views: with all passes done.
+        only: restrict to these terms.
+
+    Returns:
+        The total and each term's share in it, scalars.
+    """
+    count = len(views.batch.y)
+    parts: dict[str, Tensor] = {}
+    for name, slot in method.terms.items():
+        factor = slot.factor(views.clock)
+        if factor == 0 or (only is not None and name not in only):
+            continue
+        loss = slot.term(views)
+        if slot.weight is not None:
+            loss = slot.weight(views) * loss
+        parts[name] = factor * (loss.sum() / count)
+    if not parts:
+        return views.nothing(), parts
+    return torch.stack(list(parts.values())).sum(), parts
+
+
+def craft(method: Method, views: StepViews, name: str, eps: Tensor, seed: int) -> None:
+    """``craft:<name>``: search in the crafter's mode, with its own random stream."""
+    crafter, batch = method.crafters[name], views.batch
+    rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device)
+    with crafting(views.net, crafter.bn):
+        views.add(name, crafter(views, eps, rng))
+
+
+def train_step(
+    method: Method,
+    net: Net,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    clock: Clock,
+    *,
+    seed: int,
+    precision: Precision = contextlib.nullcontext,
+    clip: float | None = None,
+) -> tuple[StepLog, StepViews]:
+    """Run one step of a method.
+
+    Args:
+        method: what to do.
+        net: trained in place; in train mode.
+        optimizer: holds its parameters.
+        batch: on the network's device.
+        clock: where training stands.
+        seed: of the run; every random draw is keyed by it, the crafter's name and the step.
+        precision: context of every forward.
+        clip: largest norm of the gradient, or ``None``.
+
+    Returns:
+        What to log, and the views for parts that remember.
+    """
+    at = list(method.passes).index(STEP)
+    passes, trailing = method.passes[:at], method.passes[at + 1 :]
+    views = StepViews(net, batch, clock, precision)
+    with torch.no_grad():
+        eps = method.budget(views)
+    last_craft = max((i for i, t in enumerate(passes) if t.startswith(CRAFT)), default=-1)
+    for token in passes[: last_craft + 1]:
+        if token.startswith(CRAFT):
+            craft(method, views, token.removeprefix(CRAFT), eps, seed)
+        else:
+            _pass(views, token, passes)
+    latest = views
+
+    def closure(
+        net: nn.Module, terms: Sequence[str] | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        nonlocal latest
+        if method.ascent is None:
+            remaining = passes[last_craft + 1 :]
+        else:  # the weights moved since the passes before the last craft: make them anew
+            latest, remaining = views.on(cast(Net, net)), passes
+        for token in remaining:
+            if not token.startswith(CRAFT):
+                _pass(latest, token, passes)
+        return total_loss(method, latest, terms)
+
+    moved = (
+        contextlib.nullcontext() if method.ascent is None else method.ascent(net, closure, clock)
+    )
+    optimizer.zero_grad(set_to_none=True)
+    with moved:
+        loss, parts = closure(net)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = _grad_norm(net, clip)
+        optimizer.step()
+    with torch.no_grad():
+        for token in trailing:
+            _pass(views, token, trailing)
+    return StepLog(loss.detach(), _detached(parts), norm, _correct(latest)), latest
+
+
+def _pass(views: StepViews, token: str, passes: Sequence[str]) -> None:
+    if token.startswith(REPLAY):
+        views.replay(token.removeprefix(REPLAY))
+    else:
+        views.run(token, remember=REPLAY + token in passes)
+
+
+def _grad_norm(net: nn.Module, clip: float | None) -> Tensor:
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(net.parameters(), clip, norm)
+    return norm
+
+
+def _detached(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: part.detach() for name, part in parts.items()}
+
+
+@torch.no_grad()
+def _correct(views: StepViews) -> dict[str, Tensor]:
+    names = [name for name in (CLEAN, "adv") if views.done(name)]
+    return {name: (views.logits(name).argmax(1) == views.y(name)).sum() for name in names}

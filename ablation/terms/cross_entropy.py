@@ -1,0 +1,27 @@
+"""Cross-entropy of a view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ablation.functional import cross_entropy
+from ablation.types import Views
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-log p_y(view), shape [N]: standard training on ``nat``, PGD-AT (Madry et al.) on ``adv``."""
+
+    view: str
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Train-mode views it reads."""
+        return (self.view,)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Loss per sample [N]."""
+        loss = cross_entropy(views.loss_logits(self.view), views.y(self.view))
+        return views.scatter(self.view, loss)

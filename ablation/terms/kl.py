@@ -1,0 +1,37 @@
+"""The divergence between the predictions at two views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ablation.functional import Constants, kl_divergence, kl_divergence_official
+from ablation.types import Views
+
+
+@dataclass(frozen=True)
+class KL:
+    """KL(p(target) || p(view)), shape [N]: TRADES' second term (eq. 5) and MART's (eq. 8).
+
+    Gradient flows through both arguments: neither official code detaches the clean prediction.
+
+    Args:
+        target: the view whose prediction is the target, the clean one.
+        view: the view that is pulled towards it.
+        constants: ``official`` adds mart.py's 1e-12 inside log p(view); TRADES has none.
+    """
+
+    target: str = "nat"
+    view: str = "adv"
+    constants: Constants = "exact"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Train-mode views it reads."""
+        return (self.target, self.view)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Loss per sample [N]."""
+        divergence = kl_divergence if self.constants == "exact" else kl_divergence_official
+        return divergence(views.logits(self.target), views.logits(self.view))

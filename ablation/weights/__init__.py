@@ -1,0 +1,5 @@
+"""Weights: how much each example counts in a term."""
+
+from ablation.weights.mart import OneMinusTrueProbability
+
+__all__ = ["OneMinusTrueProbability"]
