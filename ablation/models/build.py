@@ -53,8 +53,8 @@ def build_model(
 ) -> Net:
     """Build a network and initialise it from ``seed`` alone.
 
-    The weights are drawn on the CPU, so a run starts equal on every device, from a stream of their
-    own: the global generators are as before. The body is drawn before the head, so another
+    The weights are drawn on the CPU, so that a run starts equal on every device, from a stream of
+    their own: the global generators are as before. The body is drawn before the head, so another
     head leaves its weights as they are. Under ``torch.device("meta")`` nothing is allocated.
 
     Args:

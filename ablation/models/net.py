@@ -84,7 +84,9 @@ class Net(nn.Module):
 
 
 def _per_channel(values: Sequence[float] | None) -> Tensor | None:
-    return None if values is None else torch.tensor(values).view(1, -1, 1, 1)
+    if values is None:
+        return None
+    return torch.tensor(values, dtype=torch.get_default_dtype()).view(1, -1, 1, 1)
 
 
 def _single(values: Tensor) -> Tensor:

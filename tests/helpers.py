@@ -1,0 +1,19 @@
+"""Composing a config as the command line does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ablation import cli
+from ablation.config import Config, load
+from hydra import compose, initialize_config_dir
+
+
+def compose_plain(*overrides: str, config_name: str = "config") -> dict[str, Any]:
+    cli.register_components(cli.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.conf_dir())):
+        return cli.to_plain(compose(config_name, list(overrides)))
+
+
+def compose_config(*overrides: str) -> Config:
+    return load(compose_plain(*overrides))
