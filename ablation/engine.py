@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from ablation.checkpoint import Snapshot, load_into
 from ablation.data.loader import DeviceLoader
 from ablation.errors import InterruptedRunError, NonFiniteError
+from ablation.folding import Folded
 from ablation.method import Phase
 from ablation.models.net import Net
 from ablation.step import Precision, StepLog, StepViews, train_step
@@ -73,6 +73,7 @@ class Recipe:
         seed: keys every random draw.
         precision: context of every training forward.
         select_every: epochs between two validations; the last epoch is always validated.
+        fold: search on a copy with BatchNorm folded into the convolutions.
     """
 
     phases: Sequence[Phase]
@@ -83,6 +84,7 @@ class Recipe:
     seed: int
     precision: Precision
     select_every: int
+    fold: bool = True
 
 
 Validate = Callable[[torch.nn.Module], Mapping[str, float]]
@@ -198,6 +200,7 @@ class Engine:
         self.average: Average | None = recipe.average.attach(net) if recipe.average else None
         self.position = Position()
         self._optimizer = recipe.optim.build(net, recipe.lr)
+        self._folded = Folded(net) if recipe.fold else None
         self._sums: EpochSums | None = None
         self._device = next(net.parameters()).device
 
@@ -275,6 +278,7 @@ class Engine:
                 seed=self.recipe.seed,
                 precision=self.recipe.precision,
                 clip=self.recipe.optim.clip,
+                folded=self._folded,
             )
             self._after_step(log, views, clock, len(batch.y))
         self._end_of_epoch(started, first)
@@ -437,10 +441,3 @@ class Engine:
             self._sums = EpochSums(state["sums"]["names"], self._device)
             self._sums.total += state["sums"]["total"].to(self._device)
         self._store.rewind_metrics(self._total_epoch)
-
-
-def precision_context(kind: Literal["fp32", "tf32", "bf16"], device: torch.device) -> Precision:
-    """The context of training forwards: autocast to bfloat16, or nothing."""
-    if kind == "bf16":
-        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext

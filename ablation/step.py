@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from ablation.folding import Folded
 from ablation.method import CLEAN, CRAFT, REPLAY, STEP, Method
 from ablation.models.net import Net
 from ablation.modes import BatchNormReplay, crafting, mode
 from ablation.random import generator
-from ablation.types import Batch, Clock, Crafted, EvalView, Output
+from ablation.types import AttackMode, Batch, Clock, Crafted, EvalView, Output
 
 Precision = Callable[[], AbstractContextManager[object]]
+"""Opens the context of one training forward."""
+
+
+def precision_context(kind: Literal["fp32", "tf32", "bf16"], device: torch.device) -> Precision:
+    """The context of training forwards: autocast to bfloat16, or nothing."""
+    if kind == "bf16":
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext
 
 
 class StepViews:
@@ -41,6 +50,7 @@ class StepViews:
     ) -> None:
         self.net, self.batch, self.clock = net, batch, clock
         self._precision = precision
+        self._searched = net
         self._crafted = {} if crafted is None else crafted
         self._outputs: dict[str, Output] = {}
         self._evaluated: dict[tuple[str, bool, bool], EvalView] = {}
@@ -130,8 +140,19 @@ class StepViews:
     def forward(self, x: Tensor) -> Tensor:
         """Logits of arbitrary points in the mode of the running pass."""
         with self._precision():
-            logits: Tensor = self.net(x)
+            logits: Tensor = self._searched(x)
         return logits
+
+    @contextlib.contextmanager
+    def searching(self, bn: AttackMode, folded: Folded | None) -> Iterator[None]:
+        """``forward`` in the mode of a search; evaluation mode takes the folded copy if given."""
+        if bn == "eval" and folded is not None:
+            self._searched = folded.refresh()
+            yield
+        else:
+            with crafting(self.net, bn):
+                yield
+        self._searched = self.net
 
 
 @dataclass(frozen=True)
@@ -179,11 +200,13 @@ def total_loss(
     return torch.stack(list(parts.values())).sum(), parts
 
 
-def craft(method: Method, views: StepViews, name: str, eps: Tensor, seed: int) -> None:
+def craft(
+    method: Method, views: StepViews, name: str, eps: Tensor, seed: int, folded: Folded | None
+) -> None:
     """``craft:<name>``: search in the crafter's mode, with its own random stream."""
     crafter, batch = method.crafters[name], views.batch
     rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device)
-    with crafting(views.net, crafter.bn):
+    with views.searching(crafter.bn, folded):
         views.add(name, crafter(views, eps, rng))
 
 
@@ -197,6 +220,7 @@ def train_step(
     seed: int,
     precision: Precision = contextlib.nullcontext,
     clip: float | None = None,
+    folded: Folded | None = None,
 ) -> tuple[StepLog, StepViews]:
     """Run one step of a method.
 
@@ -209,6 +233,7 @@ def train_step(
         seed: of the run; every random draw is keyed by it, the crafter's name and the step.
         precision: context of every forward.
         clip: largest norm of the gradient, or ``None``.
+        folded: copy of ``net`` for searches in evaluation mode; ``None`` searches on ``net``.
 
     Returns:
         What to log, and the views for parts that remember.
@@ -221,7 +246,7 @@ def train_step(
     last_craft = max((i for i, t in enumerate(passes) if t.startswith(CRAFT)), default=-1)
     for token in passes[: last_craft + 1]:
         if token.startswith(CRAFT):
-            craft(method, views, token.removeprefix(CRAFT), eps, seed)
+            craft(method, views, token.removeprefix(CRAFT), eps, seed, folded)
         else:
             _pass(views, token, passes)
     latest = views
