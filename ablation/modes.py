@@ -70,7 +70,7 @@ def buffers(net: nn.Module) -> list[Tensor]:
 def restore_buffers(net: nn.Module, saved: list[Tensor]) -> None:
     """Undo every change since ``buffers(net)``."""
     for buffer, value in zip(net.buffers(), saved, strict=True):
-        buffer.copy_(value)
+        buffer.data.copy_(value)  # .data: earlier train-mode passes may still be differentiated
 
 
 class BatchNormReplay:
@@ -96,7 +96,10 @@ class BatchNormReplay:
         self._after: list[Tensor] = []
 
     def _statistics(self, clone: bool) -> list[Tensor]:
-        found = [s for m in self._layers for s in (m.running_mean, m.running_var) if s is not None]
+        # .data: a backward pass uses batch statistics, yet would object to a change of these
+        found = [
+            s.data for m in self._layers for s in (m.running_mean, m.running_var) if s is not None
+        ]
         return [s.clone() for s in found] if clone else found
 
     def mark(self) -> None:
