@@ -6,36 +6,52 @@ it learns is on disk before it is printed.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from ablation import config as configuration
-from ablation.checkpoint import Snapshot, load_into
-from ablation.config import CheckpointName, Config, EvaluationConfig, digest, load
-from ablation.data import DeviceLoader, ImageSet, Split, check_labels, load_split, save_split
-from ablation.data import stratified_split
-from ablation.engine import Engine, Recipe, precision_context
-from ablation.errors import DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
-from ablation.errors import InterruptedRunError, NonFiniteError
+from ablation.checkpoint import Snapshot, load_into, load_weights_file
+from ablation.config import CheckpointName, Config, EvaluationConfig, Weights, digest, load
+from ablation.data import (
+    DeviceLoader,
+    ImageSet,
+    Split,
+    check_labels,
+    load_split,
+    save_split,
+    stratified_split,
+)
+from ablation.engine import Engine, Recipe, Validate
+from ablation.errors import (
+    DONE,
+    INTERRUPTED,
+    JOB_FAILED,
+    ConfigError,
+    InputError,
+    InterruptedRunError,
+    NonFiniteError,
+)
 from ablation.evaluation import Pgd, Request, evaluate
+from ablation.method import Method
 from ablation.models import Net, build_model
 from ablation.progress import Progress, summary_table
-from ablation.runs import Run, stop_on_signals
+from ablation.runs import Run, State, stop_on_signals
 from ablation.schema import plain, show_fraction
-from ablation.tracking import Tracker, start
+from ablation.step import precision_context
+from ablation.tracking import Tracker, TrackingConfig, start
+from ablation.types import Norm
 
-STREAM_SUBSET = "selection"
+EVAL_BATCH = 500
+"""Images attacked at once during selection."""
 
 
 def check(container: Mapping[str, Any]) -> list[str]:
@@ -92,3 +108,413 @@ def eval_id(evaluation: EvaluationConfig, eps: float, norm: str) -> str:
     node = plain(evaluation)
     del node["checkpoints"]
     return digest({**node, "eps": eps, "norm": norm})
+
+
+@dataclass(frozen=True)
+class Images:
+    """The data of a run: whole training set on the device, the rest on the host until needed."""
+
+    train: ImageSet
+    test: ImageSet
+    split: Split
+
+    def of(self, name: str) -> ImageSet:
+        """Images of a split: ``test``, ``val`` or ``train``."""
+        if name == "test":
+            return self.test
+        return self.train.subset(self.split.val if name == "val" else self.split.train)
+
+
+def load_images(config: Config, device: torch.device) -> Images:
+    """Read, check and split.
+
+    Raises:
+        InputError: the data do not fit the config.
+    """
+    node = config.data
+    train, test = node.source.load(Path(config.data_dir))
+    for images in (train, test):
+        check_labels(images, node.classes, "data.classes")
+    channels = train.images.shape[1]
+    if config.model.normalize and len(node.mean) != channels:
+        raise InputError(
+            f"data.mean has {len(node.mean)} entries, the images have {channels} channels; "
+            f"give data.mean and data.std one entry per channel"
+        )
+    split = stratified_split(train.labels, node.val_size, node.split_seed, node.train_size)
+    return Images(train.to(device), test, split)
+
+
+def build_net(config: Config, images: ImageSet, method: Method, device: torch.device) -> Net:
+    """The model for these images, initialised from the seed, on the device."""
+    node = config.model
+    net = build_model(
+        node.spec,
+        channels=images.images.shape[1],
+        size=images.images.shape[2],
+        classes=config.data.classes,
+        head=method.head or node.head,
+        mean=config.data.mean if node.normalize else None,
+        std=config.data.std if node.normalize else None,
+        seed=config.seed,
+    ).to(device)
+    if config.runtime.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
+
+
+class RunStore:
+    """``engine.Store`` in a run directory."""
+
+    def __init__(self, run: Run, model: str) -> None:
+        self._run, self._model = run, model
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Make a resumable checkpoint durable."""
+        self._run.checkpoints.save(snapshot)
+
+    def load(self) -> Snapshot | None:
+        """The newest intact one; says so if it had to fall back."""
+        found = self._run.checkpoints.load_latest()
+        if found is None:
+            return None
+        snapshot, warnings = found
+        for warning in warnings:
+            sys.stderr.write(f"warning: {warning}\n")
+        return snapshot
+
+    def keep_weights(
+        self, name: str, net: Net, average: torch.nn.Module | None, epoch: int, step: int
+    ) -> None:
+        """Write ``best_robust``, ``best_clean`` or ``last``."""
+        averaged = None if average is None else average.state_dict()
+        meta = {"epoch": str(epoch), "step": str(step), "model": self._model}
+        self._run.checkpoints.save_weights(name, net.state_dict(), averaged, meta=meta)
+
+    def rewind_metrics(self, epoch: int) -> None:
+        """Drop the lines of this epoch and later ones."""
+        self._run.truncate_metrics(epoch)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Write the line of an epoch."""
+        self._run.log_metrics(row)
+
+    def beat(self) -> None:
+        """A sign of life."""
+        self._run.heartbeat()
+
+
+def validator(config: Config, images: Images) -> Validate:
+    """Clean accuracy on all validation images, PGD accuracy on a fixed set of them."""
+    val = images.of("val") if config.data.val_size else None
+
+    def validate(net: torch.nn.Module) -> Mapping[str, float]:
+        if val is None:
+            return {}
+        node = config.selection
+        attack = Pgd(node.attack.steps, node.attack.step_size, node.attack.start)
+        common = Request({}, config.eps, config.norm, None, EVAL_BATCH, config.seed, "val")
+        clean = replace(common, attacks={"clean": None})
+        robust = replace(common, attacks={"pgd": attack}, n=node.n)
+        return {
+            name: evaluate(net, val.images, val.labels, request).entries[0].value
+            for name, request in (("val_clean", clean), ("val_robust", robust))
+        }
+
+    return validate
+
+
+def train(container: Mapping[str, Any]) -> int:
+    """Train and evaluate one config, or continue, or show what is there.
+
+    Returns:
+        An exit code; see ``ablation.errors``.
+
+    Raises:
+        InputError: something the user gave cannot be used.
+    """
+    problems = check(container)
+    if problems:
+        raise ConfigError(problems)
+    config = load(container)
+    run = Run(config.run_dir, config.train_id)
+    status = run.status()
+    if status is not None and status.state == "done" and not missing(config, run):
+        sys.stdout.write(f"{config.run_name} is done\n{result_table(run)}\n")
+        return DONE
+    if status is not None and status.state == "failed" and not config.retry:
+        sys.stderr.write(
+            f"{config.run_name} failed before: {status.error}\n"
+            f"change the config, or run the same command with retry=true to train it again\n"
+        )
+        return JOB_FAILED
+    with run.open(yaml.safe_dump(config.container(), sort_keys=False)):
+        return supervised(run, lambda stop: train_and_evaluate(config, run, stop))
+
+
+def supervised(
+    run: Run, work: Callable[[Callable[[], bool]], None], training: bool = True
+) -> int:
+    """Do the work of a run and record how it ended.
+
+    Args:
+        run: its directory, locked.
+        work: gets a function that says whether a signal asked to stop.
+        training: false leaves the run's status alone: a later evaluation cannot fail a run.
+
+    Returns:
+        An exit code.
+    """
+
+    def record(state: State, **facts: str) -> None:
+        if training:
+            run.set_status(state, **facts)
+
+    try:
+        with stop_on_signals() as signals:
+            record("running")
+            work(lambda: signals.requested)
+    except InterruptedRunError as error:
+        record("interrupted", error=str(error))
+        sys.stderr.write(f"{error}\n")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        record("interrupted", error="stopped at once by a second Ctrl-C")
+        return INTERRUPTED
+    except NonFiniteError as error:
+        record("failed", error=str(error), term=error.term)
+        sys.stderr.write(f"failed: {error}; this run has no result\n")
+        return JOB_FAILED
+    except InputError as error:
+        record("interrupted", error=str(error))
+        raise
+    except Exception as error:
+        record("failed", error=f"{type(error).__name__}: {error}")
+        sys.stderr.write(traceback.format_exc())
+        return JOB_FAILED
+    record("done")
+    return DONE
+
+
+def checkpoints(config: Config) -> list[CheckpointName]:
+    """The weights that the config asks to evaluate."""
+    return config.evaluation.checkpoints or [config.selected]
+
+
+def missing(config: Config, run: Run) -> list[CheckpointName]:
+    """Checkpoints whose evaluation is not on disk."""
+    if not config.evaluation.attacks:
+        return []
+    key = eval_id(config.evaluation, config.eps, config.norm)
+    return [name for name in checkpoints(config) if not run.has_evaluation(name, key)]
+
+
+def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> None:
+    """The work of a run, from wherever it stands."""
+    device = pick_device(config.runtime.device)
+    announce(config, run, device)
+    images = load_images(config, device)
+    run.check_data(images.train.fingerprint())
+    if run.split_path.is_file():
+        check_split(run.split_path, images.split)
+    else:
+        save_split(run.split_path, images.split)
+    net = build_net(config, images.train, config.phases[-1].method, device)
+    tracker = start_tracking(config.tracking, config, run, "train")
+    code = JOB_FAILED
+    try:
+        with numerics(config.runtime):
+            fit(config, run, net, images, stop, tracker)
+        del net
+        for name in missing(config, run):
+            evaluate_checkpoint(config, run, name, images, device, stop, tracker)
+        code = DONE
+    finally:
+        tracker.finish(code)
+    sys.stdout.write(f"{result_table(run)}\nresults in {run.path}\n")
+
+
+def fit(
+    config: Config,
+    run: Run,
+    net: Net,
+    images: Images,
+    stop: Callable[[], bool],
+    tracker: Tracker,
+) -> None:
+    """Train to the end of the last phase."""
+    if config.init_from is not None and not run.checkpoints.has("last"):
+        start_from(net, Path(config.init_from))
+    if config.runtime.compile:
+        net.body.compile()
+    device = next(net.parameters()).device
+    loader = DeviceLoader(
+        images.train,
+        images.split.train,
+        config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        drop_last=config.data.drop_last,
+        device=device,
+        channels_last=config.runtime.channels_last,
+    )
+    recipe = Recipe(
+        phases=config.phases,
+        optim=config.optim,
+        schedule=config.schedule,
+        lr=config.lr,
+        average=config.average,
+        seed=config.seed,
+        precision=precision_context(config.runtime.precision, device),
+        select_every=config.selection.every,
+    )
+
+    def on_epoch(row: Mapping[str, Any], model: torch.nn.Module) -> None:
+        del model
+        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
+        tracker.log(numbers, epoch=row["epoch"])
+
+    store = RunStore(run, config.model.name)
+    validate = validator(config, images)
+    Engine(net, loader, recipe, validate, store, Progress(), stop, on_epoch).fit()
+
+
+def start_from(net: Net, source: Path) -> None:
+    """Take another run's last weights (averaged, where it averaged)."""
+    folder = source / "checkpoints"
+    averaged = folder / "last-average.safetensors"
+    path = averaged if averaged.is_file() else folder / "last.safetensors"
+    weights, _ = load_weights_file(path)
+    load_into(net, weights, str(path))
+
+
+def check_split(path: Path, split: Split) -> None:
+    """A resumed run must see the same images."""
+    before = load_split(path)
+    if not (torch.equal(before.train, split.train) and torch.equal(before.val, split.val)):
+        raise InputError(f"{path} holds another split: the data changed; set runs_dir=... anew")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is attacked and how: a named set of weights, the threat, the evaluation.
+
+    Attributes:
+        checkpoint: name in the records.
+        weights: raw or average.
+        eps: radius unless the evaluation has its own.
+        norm: likewise.
+        evaluation: the attacks.
+    """
+
+    checkpoint: str
+    weights: Weights
+    eps: float
+    norm: Norm
+    evaluation: EvaluationConfig
+
+    @property
+    def key(self) -> str:
+        """``eval_id``."""
+        return eval_id(self.evaluation, self.eps, self.norm)
+
+    def record(
+        self, run: Run, net: Net, images: ImageSet, stop: Callable[[], bool]
+    ) -> Mapping[str, float]:
+        """Attack, write the result into a run directory, return metric -> value."""
+        node = self.evaluation
+        request = Request(
+            attacks=node.attacks,
+            eps=self.eps if node.eps is None else node.eps,
+            norm=self.norm if node.norm is None else node.norm,
+            n=node.n,
+            batch_size=node.batch_size,
+            seed=node.seed,
+            split=node.split,
+        )
+        found = evaluate(
+            net, images.images, images.labels, request, progress=report, should_stop=stop
+        )
+        entries = [
+            {"checkpoint": self.checkpoint, "weights": self.weights, **asdict(entry)}
+            for entry in found.entries
+        ]
+        seconds = {"seconds": dict(found.seconds)}
+        run.add_evaluation(
+            self.checkpoint, self.key, entries, found.examples, list(found.flags), seconds
+        )
+        return {entry.metric: entry.value for entry in found.entries}
+
+
+def report(metric: str, done: int, total: int) -> None:
+    """One line when an attack has seen all images."""
+    if done == total:
+        sys.stderr.write(f"  {metric}: {total} images\n")
+
+
+def evaluate_checkpoint(
+    config: Config,
+    run: Run,
+    name: CheckpointName,
+    images: Images,
+    device: torch.device,
+    stop: Callable[[], bool],
+    tracker: Tracker,
+) -> None:
+    """Attack one checkpoint of a run and add the result to its records."""
+    node = config.evaluation
+    weights = node.weights or ("average" if config.average is not None else "raw")
+    net = build_net(config, images.train, config.phases[-1].method, device)
+    load_into(net, run.checkpoints.load_weights(name, weights == "average"), name)
+    subject = Subject(name, weights, config.eps, config.norm, node)
+    values = subject.record(run, net, images.of(node.split), stop)
+    tracker.summary({f"{name}/{metric}": value for metric, value in values.items()})
+
+
+def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str) -> Tracker:
+    """W&B beside the local files: seeds of one arm form a group."""
+    suffix = "" if job_type == "train" else f"-{job_type}"
+    return start(
+        node,
+        run_dir=run.path,
+        run_id=config.run_name + suffix,
+        name=config.run_name + suffix,
+        group=config.arm_id,
+        job_type=job_type,
+        tags=node.tags,
+        settings=config.container(),
+    )
+
+
+def announce(config: Config, run: Run, device: torch.device) -> None:
+    """What is about to happen, in a few lines."""
+    phases = " + ".join(f"{phase.epochs} {phase.name}" for phase in config.phases)
+    switched = [name for name, component in config.component.items() if component is not None]
+    lines = [
+        f"run     {run.path}",
+        f"method  {config.method.name}" + (f" with {', '.join(switched)}" if switched else ""),
+        f"data    {config.data.name}, model {config.model.name}, {phases} epochs on {device}",
+        f"threat  {config.norm}, eps {show_fraction(config.eps)}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def result_table(run: Run) -> str:
+    """The entries of a run as aligned text, warnings below."""
+    result = run.result() or {"entries": [], "flags": []}
+    rows = [
+        (
+            entry["checkpoint"] + ("" if entry["weights"] == "raw" else " (average)"),
+            entry["metric"],
+            entry["split"],
+            f"{entry['value']:.2f}",
+            entry["unit"],
+            str(entry["n"]),
+            show_fraction(float(entry["params"].get("eps") or 0.0)),
+        )
+        for entry in result["entries"]
+    ]
+    header = ("checkpoint", "metric", "split", "value", "unit", "n", "eps")
+    table = summary_table(run.path.name, rows, header)
+    return "\n".join([table, *(f"warning: {flag}" for flag in result["flags"])])

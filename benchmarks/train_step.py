@@ -205,7 +205,10 @@ def make_steps(
                 composed, net, opt, fast, clock, seed=0, precision=context, folded=folded
             ),
         ),
-        "by hand": (hand_net, lambda: by_hand_step(name, hand_net, hand_opt, fast, context)),
+        "by hand": (
+            hand_net,
+            lambda: by_hand_step(name, hand_net, hand_folded, hand_opt, fast, context),
+        ),
     }
 
 

@@ -1,0 +1,109 @@
+"""Training and validation indices, stratified by class and reproducible from a seed."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ablation.errors import InputError
+from ablation.random import generator
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions in the full training set: int64, sorted, disjoint.
+
+    Attributes:
+        train: what is trained on, shape [N_train].
+        val: what selects the model, shape [N_val]; may be empty.
+    """
+
+    train: Tensor
+    val: Tensor
+
+
+def stratified_split(
+    labels: Tensor, val_size: int, seed: int, train_size: int | None = None
+) -> Split:
+    """Hold out validation images, each class in proportion to its size.
+
+    A class's share is rounded so that the sizes are exact (largest remainder; ties go to the lower
+    class), hence off by less than 1. The validation set does not depend on ``train_size``.
+
+    Args:
+        labels: classes, shape [N], int64, counted from 0.
+        val_size: images held out, 0 for none.
+        seed: of the draw, ``data.split_seed``.
+        train_size: stratified subset of what remains; ``None`` means all of it.
+
+    Raises:
+        InputError: a size does not fit the set, or is less than one image per class.
+    """
+    labels = labels.cpu()
+    counts = torch.bincount(labels)
+    rest = len(labels) - val_size
+    classes = int((counts > 0).sum())
+    _check_size("data.val_size", val_size, len(labels) - 1, classes, "0 for no validation")
+    val_share = largest_remainder(counts, val_size)
+    left = counts - val_share
+    if train_size is not None:
+        present = int((left > 0).sum())
+        _check_size("data.train_size", train_size, rest, present, "null for all", zero=False)
+    train_share = largest_remainder(left, rest if train_size is None else train_size)
+
+    shuffled = torch.randperm(len(labels), generator=generator(seed, "split"))
+    order = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    class_of = labels[order]
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[class_of]
+    val = rank < val_share[class_of]
+    train = ~val & (rank < (val_share + train_share)[class_of])
+    return Split(order[train].sort().values, order[val].sort().values)
+
+
+def _check_size(key: str, size: int, most: int, least: int, none: str, zero: bool = True) -> None:
+    if (size == 0 and zero) or least <= size <= most:
+        return
+    raise InputError(
+        f"{key}={size}: this training set allows {least} (one per class) to {most}; "
+        f"choose a number in between, or {none}"
+    )
+
+
+def largest_remainder(counts: Tensor, size: int) -> Tensor:
+    """Share ``size`` among classes in proportion to ``counts`` [K]; the shares sum to ``size``."""
+    total = int(counts.sum())
+    shares = counts * size // total
+    remainders = counts * size % total
+    missing = size - int(shares.sum())
+    shares[torch.argsort(remainders, descending=True, stable=True)[:missing]] += 1
+    return shares
+
+
+def save_split(path: Path, split: Split) -> None:
+    """Write ``train`` and ``val`` to an ``.npz``; readers never see half a file."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, train=split.train.cpu().numpy(), val=split.val.cpu().numpy())
+    partial.replace(path)
+
+
+def load_split(path: Path) -> Split:
+    """Read what ``save_split`` wrote.
+
+    Raises:
+        InputError: the file is missing, damaged or something else.
+    """
+    try:
+        with np.load(path) as file:
+            train, val = (torch.from_numpy(file[name]) for name in ("train", "val"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        raise InputError(
+            f"{path}: not a readable split ({type(error).__name__}); "
+            f"delete the file to draw it again from data.split_seed"
+        ) from error
+    return Split(train, val)

@@ -1,0 +1,437 @@
+"""Robust evaluation of one network: every attack of a request, on the same images.
+
+An example counts as robust under an attack iff it is classified correctly and the attack found no
+misclassified point within eps. Attacks see correctly classified images only, gathered into full
+batches. Their points are judged here, by a forward pass of our own in fp32, and a point outside
+the ball or the pixel range is an error, never a result.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ablation.errors import InputError, InterruptedRunError, NonFiniteError
+from ablation.evaluation import auto, checks
+from ablation.evaluation.attacks import Attack, Described, Ensemble, RandomStart
+from ablation.evaluation.guards import check_points, distinct, exact_arithmetic, warnings_of
+from ablation.functional import cross_entropy
+from ablation.modes import evaluating
+from ablation.random import generator
+from ablation.schema import show_fraction
+from ablation.types import Norm
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Progress = Callable[[str, int, int], None]
+"""Called with the metric (and part), examples done and examples to attack."""
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate.
+
+    Attributes:
+        attacks: metric name to attack, in order; ``None`` is clean accuracy.
+        eps: radius in pixels, at least 0; with 0 the accuracies are the clean one.
+        norm: of the ball. Attacks may override both.
+        n: a random subset, a function of ``seed`` alone, so that arms share it; ``None`` means
+            all. A smaller ``n`` gives a subset of a larger one's; so does an attack's own ``n``,
+            which is a cap.
+        batch_size: images attacked at once.
+        seed: of the subset, of starts and of the attacks.
+        split: which images these are; recorded.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    attacks: Mapping[str, Attack | None]
+    eps: float
+    norm: Norm = "linf"
+    n: int | None = None
+    batch_size: int = 500
+    seed: int = 0
+    split: Literal["test", "val", "train"] = "test"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise InputError(f"evaluation.eps={self.eps}: write a radius of 0 or more, as 8/255")
+        if self.batch_size < 1:
+            raise InputError(f"evaluation.batch_size={self.batch_size}: at least 1")
+        if self.n is not None and self.n < 1:
+            raise InputError(f"evaluation.n={self.n}: at least 1; null takes all images")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number.
+
+    Attributes:
+        metric: its name, for example ``pgd20``.
+        split: ``test``, ``val`` or ``train``.
+        value: for example robust accuracy in percent.
+        unit: of ``value``.
+        n: examples it is taken over.
+        params: what the name leaves open; plain data.
+    """
+
+    metric: str
+    split: str
+    value: float
+    unit: str = "percent"
+    n: int = 0
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of a request.
+
+    Attributes:
+        entries: one per metric, in the request's order.
+        examples: one row per image. ``index`` in the split, ``label``, ``prediction``,
+            ``clean_correct``; ``zero_gradient`` if attacks were run (grad_x CE is exactly zero);
+            per attack ``<metric>_robust``, missing where the attack's own ``n`` left it out; per
+            ensemble ``<metric>_broken_by``, the part that broke it; ``first_broken_by``, the
+            first metric that did. The last two are ``clean`` for misclassified images and missing
+            for robust ones.
+        flags: warnings about the evaluation's trustworthiness, each once; to be shown.
+        seconds: per metric; the forward pass of all images is ``clean``.
+    """
+
+    entries: tuple[Entry, ...]
+    examples: pd.DataFrame
+    flags: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+def evaluate(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    request: Request,
+    *,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = never,
+) -> Evaluation:
+    """Attack a network.
+
+    Evaluation mode, frozen parameters, plain fp32 (fp64 if the weights are); modes, gradients
+    flags, global generators and backend switches are afterwards as before.
+
+    Args:
+        net: images [N, C, H, W] in [0, 1] to logits [N, K]; on any device.
+        images: [N, C, H, W], uint8, or float in [0, 1].
+        labels: [N], integers in 0..K-1.
+        request: what to run.
+        progress: called after every batch.
+        should_stop: asked before every batch.
+
+    Raises:
+        InputError: the images, labels or request do not fit the network or each other.
+        NonFiniteError: logits are NaN or infinite.
+        AttackError: an attack left its ball.
+        InterruptedRunError: ``should_stop`` said so.
+    """
+    device, dtype = _place(net, images)
+    order = _subset(images, labels, request)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(net))
+        stack.enter_context(exact_arithmetic(device))
+        subject = _Subject(net, images, labels.long(), device, dtype)
+        session = _Session(subject, request, order, progress, should_stop)
+        return session.run()
+
+
+def _place(net: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Where the network lives and what it computes in."""
+    for weight in net.parameters():
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            raise InputError(f"evaluation is in fp32, the weights are {weight.dtype}: net.float()")
+        if weight.is_floating_point():
+            return weight.device, weight.dtype
+    return images.device, images.dtype if images.is_floating_point() else torch.float32
+
+
+def _subset(images: Tensor, labels: Tensor, request: Request) -> Tensor:
+    """Indices of the evaluated images, in random order."""
+    total = len(images)
+    if images.dim() != 4 or total == 0:
+        raise InputError(f"images: shape {tuple(images.shape)}; give [N, C, H, W] with N > 0")
+    if images.is_floating_point():
+        low, high = images.amin().item(), images.amax().item()
+        if not (low >= 0 and high <= 1):
+            raise InputError(
+                f"images: pixels in [{low:g}, {high:g}]; give uint8, or floats in [0, 1] "
+                "(normalisation belongs inside the network)"
+            )
+    elif images.dtype != torch.uint8:
+        raise InputError(f"images: {images.dtype}; give uint8, or floats in [0, 1]")
+    if labels.shape != (total,) or labels.is_floating_point():
+        raise InputError(f"labels: {labels.dtype} {tuple(labels.shape)}; give {total} integers")
+    if request.n is not None and request.n > total:
+        raise InputError(
+            f"evaluation.n={request.n}: the {request.split} split has {total} images; "
+            f"set evaluation.n={total} or null"
+        )
+    return torch.randperm(total, generator=generator(request.seed, "evaluation"))[: request.n]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The network and its images."""
+
+    net: nn.Module
+    images: Tensor
+    labels: Tensor
+    device: torch.device
+    dtype: torch.dtype
+
+    def predict(self, x: Tensor) -> Tensor:
+        z: Tensor = self.net(x.to(self.dtype))
+        return z
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.images[rows.to(self.images.device)].to(self.device)
+        x = x.to(self.dtype) if x.is_floating_point() else x.to(self.dtype) / 255
+        return x, self.labels[rows.to(self.labels.device)].to(self.device)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What an attack did: the images it saw, [all] robust, [all] which of ``names`` broke it."""
+
+    chosen: Tensor
+    robust: Tensor
+    names: list[str]
+    broken_by: Tensor
+
+
+class _Session:
+    """One evaluation; arrays over all images, on the CPU."""
+
+    def __init__(
+        self,
+        subject: _Subject,
+        request: Request,
+        order: Tensor,
+        progress: Progress | None,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.subject, self.request, self.order = subject, request, order
+        self.rows = order.sort().values
+        self._progress, self._should_stop = progress, should_stop
+        total = len(subject.images)
+        self.prediction = torch.zeros(total, dtype=torch.long)
+        self.correct = torch.zeros(total, dtype=torch.bool)
+        self.zero_gradient = torch.zeros(total, dtype=torch.bool)
+        self.classes = 0
+        self.raw_flags: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> Evaluation:
+        attacks = {name: attack for name, attack in self.request.attacks.items() if attack}
+        with self._timed("clean"):
+            self._clean(gradients=bool(attacks))
+        params = {name: self._describe(attack) for name, attack in attacks.items()}
+        if any(isinstance(attack, auto.PACKAGE) for attack in attacks.values()):
+            with self._flagged("pyautoattack"):
+                auto.inspect(
+                    self.subject.predict, *self.subject.batch(self.rows[: self.request.batch_size])
+                )
+        entries: list[Entry] = []
+        verdicts: dict[str, _Verdict] = {}
+        for metric, attack in self.request.attacks.items():
+            if attack is None:
+                chosen, robust = self.rows, self.correct
+            else:
+                with self._timed(metric):
+                    verdicts[metric] = self._attack(metric, attack)
+                chosen, robust = verdicts[metric].chosen, verdicts[metric].robust
+            value = 100 * robust[chosen].double().mean().item()
+            facts = params.get(metric, {})
+            entries.append(Entry(metric, self.request.split, value, n=len(chosen), params=facts))
+        examples = self._table(verdicts)
+        flags = distinct([*self.raw_flags, *checks.diagnose(entries, examples)])
+        return Evaluation(tuple(entries), examples, flags, self.seconds)
+
+    def _threat(self, attack: Attack) -> tuple[float, Norm]:
+        eps, norm = getattr(attack, "eps", None), getattr(attack, "norm", None)
+        return self.request.eps if eps is None else eps, norm or self.request.norm
+
+    def _describe(self, attack: Attack) -> dict[str, Any]:
+        """What an entry's name leaves open.
+
+        Raises:
+            InputError: the attack cannot be run on this network.
+        """
+        eps, norm = self._threat(attack)
+        if isinstance(attack, Described):
+            facts = attack.describe(eps, self.classes)
+        else:
+            facts = dict(getattr(attack, "__dict__", {}))
+        return {
+            "attack": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(attack).__name__).lower(),
+            "norm": norm,
+            **facts,
+            "eps": eps,
+            "eps_text": show_fraction(eps).split(" = ")[0],
+            "seed": self.request.seed,
+            "batch_size": self.request.batch_size,
+        }
+
+    def _batches(self, name: str, rows: Tensor) -> Iterator[Tensor]:
+        """Split into batches; progress and the wish to stop live here."""
+        done = 0
+        if not len(rows):
+            return  # torch.split would yield one empty batch
+        for batch in torch.split(rows, self.request.batch_size):
+            if self._should_stop():
+                raise InterruptedRunError(
+                    f"stopped during the evaluation ({name}, {done} of {len(rows)} images); "
+                    "run the same command to repeat it"
+                )
+            yield batch
+            done += len(batch)
+            if self._progress is not None:
+                self._progress(name, done, len(rows))
+
+    def _clean(self, *, gradients: bool) -> None:
+        """Predictions, and where the cross-entropy has no gradient at the image."""
+        top = self.subject.labels.max().item()
+        if self.subject.labels.min() < 0:
+            raise InputError("labels: a label is negative")
+        for rows in self._batches("clean", self.rows):
+            x, y = self.subject.batch(rows)
+            with torch.set_grad_enabled(gradients):
+                z = self.subject.predict(x.requires_grad_(gradients))
+            self._finite(z, rows, "clean images")
+            self.classes = z.shape[1]
+            if top >= self.classes:
+                raise InputError(f"labels: {top} is not among the model's {self.classes} classes")
+            self.prediction[rows] = z.argmax(1).cpu()
+            if z.requires_grad:
+                (grad,) = torch.autograd.grad(cross_entropy(z, y).sum(), x)
+                self.zero_gradient[rows] = grad.flatten(1).eq(0).all(1).cpu()
+            elif gradients:
+                self.zero_gradient[rows] = True
+        labels = self.subject.labels.cpu()
+        self.correct[self.rows] = (self.prediction == labels)[self.rows]
+
+    def _attack(self, metric: str, attack: Attack) -> _Verdict:
+        """Run an attack, or the parts of an ensemble, on what is still robust."""
+        eps, norm = self._threat(attack)
+        chosen = self.order[: getattr(attack, "n", None)].sort().values
+        verdict = _Verdict(chosen, self.correct.clone(), [], torch.full_like(self.prediction, -1))
+        if eps == 0:
+            return verdict
+        parts: Mapping[str, Attack] = {metric: attack}
+        if isinstance(attack, Ensemble):
+            with self._flagged(metric):
+                parts = attack.parts(self.classes)
+        for name, part in parts.items():
+            title = metric if part is attack else f"{metric}/{name}"
+            verdict.names.append(name)
+            with self._flagged(title):
+                for rows in self._batches(title, chosen[verdict.robust[chosen]]):
+                    fallen = rows[self._broken(title, part, rows, eps, norm)]
+                    verdict.robust[fallen] = False
+                    verdict.broken_by[fallen] = len(verdict.names) - 1
+        return verdict
+
+    def _broken(self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm) -> Tensor:
+        """Attack one batch and judge it: [len(rows)], on the CPU."""
+        x, y = self.subject.batch(rows)
+        predict, seed = self.subject.predict, self.request.seed
+        # The same seed for every batch, as in the package's loop: no batch depends on another.
+        rng = torch.Generator(x.device).manual_seed(seed)
+        if isinstance(attack, RandomStart):
+            x_adv = attack(predict, x, y, eps, norm, rng, self._starts(attack, x, rows, eps, norm))
+        else:
+            x_adv = attack(predict, x, y, eps, norm, rng)
+        x_adv = x_adv.detach().to(x.dtype)
+        check_points(x_adv, x, eps, norm, title)
+        with torch.no_grad():
+            z = self.subject.predict(x_adv)
+        self._finite(z, rows, f"points found by {title}")
+        return (z.argmax(1) != y).cpu()
+
+    def _starts(
+        self, attack: RandomStart, x: Tensor, rows: Tensor, eps: float, norm: Norm
+    ) -> Tensor | None:
+        """Starts minus images [restarts, N, ...]; each image's from a stream of its own."""
+        like = torch.zeros((1, *x.shape[1:]), dtype=x.dtype)
+        drawn = []
+        for index in rows.tolist():
+            rng = generator(self.request.seed, "evaluation/start", index)
+            offset = attack.offsets(like, eps, norm, rng)
+            if offset is None:
+                return None
+            drawn.append(offset)
+        return torch.cat(drawn, 1).to(x.device)
+
+    def _finite(self, z: Tensor, rows: Tensor, where: str) -> None:
+        bad = ~z.detach().isfinite().all(1).cpu()
+        if bad.any():
+            first = int(rows[bad][0])
+            raise NonFiniteError(
+                "logits", f"{int(bad.sum())} of {len(rows)} {where}; first at index {first}"
+            )
+
+    def _table(self, verdicts: Mapping[str, _Verdict]) -> pd.DataFrame:
+        # Slow to import, and not needed before there is a result.
+        import pandas as pd
+
+        wrong = ~self.correct
+        columns = {
+            "index": torch.arange(len(wrong)),
+            "label": self.subject.labels.cpu(),
+            "prediction": self.prediction,
+            "clean_correct": self.correct,
+        }
+        if verdicts:
+            columns["zero_gradient"] = self.zero_gradient
+        table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+        first = pd.Series(pd.NA, table.index, dtype="string").mask(wrong.numpy(), "clean")
+        for metric, verdict in verdicts.items():
+            seen = torch.zeros_like(wrong)
+            seen[verdict.chosen] = True
+            robust = pd.Series(verdict.robust.numpy())
+            if len(verdict.chosen) < len(self.rows):
+                robust = robust.astype("boolean").where(seen.numpy())
+            table[f"{metric}_robust"] = robust
+            fallen = (verdict.broken_by >= 0).numpy()
+            if isinstance(self.request.attacks[metric], Ensemble):
+                names = [*verdict.names, None]  # -1, not broken, is the last
+                part = pd.Series([names[i] for i in verdict.broken_by.tolist()], dtype="string")
+                table[f"{metric}_broken_by"] = part.mask((wrong & seen).numpy(), "clean")
+            first = first.mask(fallen & first.isna(), metric)
+        table["first_broken_by"] = first
+        return table.iloc[self.rows.numpy()].reset_index(drop=True)
+
+    @contextmanager
+    def _flagged(self, title: str) -> Iterator[None]:
+        with warnings_of(auto.LOGGER) as found:
+            yield
+        self.raw_flags += [f"{title}: {message}" for message in found]
+
+    @contextmanager
+    def _timed(self, metric: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[metric] = self.seconds.get(metric, 0.0) + time.perf_counter() - begun

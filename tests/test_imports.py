@@ -1,0 +1,66 @@
+"""Who may import whom (read from the source, so that a breach fails before it grows)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ablation
+
+ROOT = Path(ablation.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+PARTS = ("crafters", "budgets", "terms", "weights", "ascents", "averages")
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def area(path: Path) -> str:
+    """``terms`` for ablation/terms/kl.py, ``engine`` for ablation/engine.py."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def users(package: str) -> set[str]:
+    return {
+        area(path)
+        for path in FILES
+        if any(name == package or name.startswith(package + ".") for name in imported(path))
+    }
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_import_types_functional_and_their_own_kind(part):
+    allowed = ("ablation.types", "ablation.functional", f"ablation.{part}")
+    for path in (ROOT / part).glob("*.py"):
+        ours = {name for name in imported(path) if name.startswith("ablation.")}
+        assert all(name.startswith(allowed) for name in ours), path
+
+
+@pytest.mark.parametrize("core", ["method", "engine", "step"])
+def test_the_core_imports_no_part(core):
+    names = imported(ROOT / f"{core}.py")
+    assert not any(name.startswith(f"ablation.{part}") for name in names for part in PARTS)
+
+
+def test_each_outside_library_has_its_place():
+    assert users("hydra") <= {"cli", "train", "evaluate", "report"}
+    assert users("omegaconf") <= {"cli", "config", "train", "evaluate", "report"}
+    assert users("wandb") == {"tracking"}
+    assert users("pyautoattack") == {"evaluation"}
+    assert users("pandas") <= {"evaluation", "runs", "report", "tables", "plots"}
+
+
+def test_the_command_line_starts_without_torch_and_wandb():
+    names = imported(ROOT / "cli.py") | imported(ROOT / "errors.py")
+    assert not any(name.split(".")[0] in ("torch", "wandb") for name in names)
+    assert users("torch") & {"cli", "errors", "schema"} == set()
