@@ -120,13 +120,14 @@ def preflight(
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         return [_one_line(error)]
-    search = [f"hydra.searchpath=[file://{Path(options.config_dir).resolve()}]"]
+    extra = []
+    if options.config_dir:
+        extra = [f"hydra.searchpath=[file://{Path(options.config_dir).resolve()}]"]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
             loader = GlobalHydra.instance().config_loader()
             problems, usable = _sift(parsed, loader)
-            extra = search if options.config_dir else []
             container = to_plain(compose(config_name, [*extra, *usable]))
     except ConfigError as error:
         return [*problems, *error.problems]

@@ -314,6 +314,7 @@ class Engine:
     def _end_of_epoch(self, started: float, first: int) -> None:
         assert self._sums is not None  # noqa: S101  an epoch has at least one step
         self._sums.check()
+        trained = time.perf_counter() - started
         row = self._row()
         done = self._total_epoch + 1
         last = done == sum(phase.epochs for phase in self.recipe.phases)
@@ -321,11 +322,10 @@ class Engine:
             self._prepare_average()
             row |= self._validate(self.evaluated)
         self._select(row)
-        seconds = time.perf_counter() - started
         steps = self.position.step_in_epoch - first
-        row["seconds"] = round(seconds, 3)
         images = steps * self._sums_value("images") / max(1, self.position.step_in_epoch)
-        row["images_per_second"] = round(images / seconds, 1)
+        row["seconds"] = round(time.perf_counter() - started, 3)
+        row["images_per_second"] = round(images / trained, 1)
         self._store.log(row)
         self._on_epoch(row, self.evaluated)
         self._reporter.epoch_end({k: v for k, v in row.items() if isinstance(v, (int, float))})

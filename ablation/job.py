@@ -29,6 +29,7 @@ from ablation.data import (
     load_split,
     save_split,
     stratified_split,
+    to_float,
 )
 from ablation.engine import Engine, Recipe, Validate
 from ablation.errors import (
@@ -43,11 +44,13 @@ from ablation.errors import (
 from ablation.evaluation import Pgd, Request, evaluate
 from ablation.method import Method
 from ablation.models import Net, build_model
+from ablation.modes import evaluating
 from ablation.progress import Progress, summary_table
+from ablation.random import generator
 from ablation.runs import Run, State, stop_on_signals
 from ablation.schema import plain, show_fraction
 from ablation.step import precision_context
-from ablation.tracking import Tracker, TrackingConfig, start
+from ablation.tracking import Panel, Tracker, TrackingConfig, start
 from ablation.types import Norm
 
 EVAL_BATCH = 500
@@ -252,9 +255,7 @@ def train(container: Mapping[str, Any]) -> int:
         return supervised(run, lambda stop: train_and_evaluate(config, run, stop))
 
 
-def supervised(
-    run: Run, work: Callable[[Callable[[], bool]], None], training: bool = True
-) -> int:
+def supervised(run: Run, work: Callable[[Callable[[], bool]], None], training: bool = True) -> int:
     """Do the work of a run and record how it ended.
 
     Args:
@@ -328,6 +329,7 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
         del net
         for name in missing(config, run):
             evaluate_checkpoint(config, run, name, images, device, stop, tracker)
+        show_examples(config, run, images, device, tracker)
         code = DONE
     finally:
         tracker.finish(code)
@@ -471,6 +473,32 @@ def evaluate_checkpoint(
     tracker.summary({f"{name}/{metric}": value for metric, value in values.items()})
 
 
+def show_examples(
+    config: Config, run: Run, images: Images, device: torch.device, tracker: Tracker
+) -> None:
+    """A few adversarial images of the selected weights, for the dashboard; never test images."""
+    count = config.tracking.images
+    if config.tracking.mode == "disabled" or count == 0:
+        return
+    net = build_net(config, images.train, config.phases[-1].method, device)
+    load_into(net, run.checkpoints.load_weights(config.selected, False), config.selected)
+    index = (images.split.val if config.data.val_size else images.split.train)[:count]
+    chosen = images.train.subset(index.to(images.train.images.device))
+    x, y = to_float(chosen.images.to(device)), chosen.labels.to(device)
+    attack = Pgd(20, config.selection.attack.step_size, "uniform")
+    with evaluating(net):
+        rng = generator(config.seed, "panels", 0, device)
+        x_adv = attack(net, x, y, config.eps, config.norm, rng)
+        before, after = net(x).argmax(1).tolist(), net(x_adv).argmax(1).tolist()
+    panels = [
+        Panel(clean.cpu(), adversarial.cpu(), f"label {label}: {was} -> {became}")
+        for clean, adversarial, label, was, became in zip(
+            x, x_adv, y.tolist(), before, after, strict=True
+        )
+    ]
+    tracker.images("adversarial", panels)
+
+
 def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str) -> Tracker:
     """W&B beside the local files: seeds of one arm form a group."""
     suffix = "" if job_type == "train" else f"-{job_type}"
@@ -511,7 +539,7 @@ def result_table(run: Run) -> str:
             f"{entry['value']:.2f}",
             entry["unit"],
             str(entry["n"]),
-            show_fraction(float(entry["params"].get("eps") or 0.0)),
+            show_fraction(entry["params"]["eps"]) if "eps" in entry["params"] else "",
         )
         for entry in result["entries"]
     ]

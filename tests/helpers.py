@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+
 from ablation import cli
 from ablation.config import Config, load
-from hydra import compose, initialize_config_dir
 
 
 def compose_plain(*overrides: str, config_name: str = "config") -> dict[str, Any]:

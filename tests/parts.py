@@ -147,7 +147,9 @@ class Prelude:
     def arrange(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
         from ablation.terms import CrossEntropy
 
-        plain = Method({}, phases[0].method.budget, ("nat", "step"), {"ce": Slot(CrossEntropy("nat"))})
+        plain = Method(
+            {}, phases[0].method.budget, ("nat", "step"), {"ce": Slot(CrossEntropy("nat"))}
+        )
         return (Phase("prelude", self.epochs, plain, "keep", selectable=False), *phases)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from torch import nn
 
 from ablation.errors import InputError
@@ -27,6 +28,7 @@ from ablation.evaluation import (
 from ablation.functional import lp_norm, margin
 from ablation.random import generator
 from ablation.schema import Parser
+from ablation.types import Norm
 
 CONF = Path(__file__).parents[1] / "conf" / "evaluation"
 F64 = torch.float64
@@ -245,7 +247,7 @@ def test_wrong_hyperparameters_are_refused(make, message):
         make()
 
 
-def standard_package(attack: Attack, norm: str):
+def standard_package(attack: Attack, norm: Norm):
     """The same attack inside pyautoattack's standard version."""
     import pyautoattack
 
@@ -266,7 +268,12 @@ def standard_package(attack: Attack, norm: str):
 @pytest.mark.parametrize("attack", [ApgdCe(), ApgdT(), FabT(), Square()], ids=str)
 def test_parts_are_built_as_the_standard_version_builds_them(attack, norm, monkeypatch):
     built = []
-    monkeypatch.setattr(auto, "_perturb", lambda made, x, y: built.append(made) or x)
+
+    def keep(made, x, y):
+        built.append(made)
+        return x
+
+    monkeypatch.setattr(auto, "_perturb", keep)
     x = torch.rand(2, 1, 3, 3)
     model = Linear(torch.rand(10, 9))
     attack(model, x, torch.zeros(2).long(), 0.1, norm, torch.Generator().manual_seed(3))
@@ -364,9 +371,15 @@ CONTRACT = {
 }
 
 
-def parsed(path: Path, eps: float = 8 / 255):
+def read(path: Path) -> dict[str, Any]:
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
+def parsed(path: Path, eps: float = 8 / 255) -> dict[str, Any]:
     parser = Parser()
-    node = yaml.safe_load(path.read_text())["attacks"]
+    node = read(path)["attacks"]
     found = {
         name: None if value is None else parser.parse(Attack, value, name, eps)
         for name, value in node.items()
@@ -378,7 +391,7 @@ def parsed(path: Path, eps: float = 8 / 255):
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_parse_and_use_the_contracts_names(path):
     assert set(parsed(path)) <= CONTRACT
-    node = yaml.safe_load(path.read_text())
+    node = read(path)
     wanted = (
         "attacks",
         "n",

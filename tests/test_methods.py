@@ -16,7 +16,7 @@ from ablation.step import StepViews, total_loss, train_step
 from ablation.types import Batch, Clock, Output
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net
-from tests.test_functional import Y, Z, Z_ADV
+from tests.test_functional import Z_ADV, Y, Z
 
 
 def preset(name: str, *overrides: str) -> Method:
@@ -161,7 +161,7 @@ def test_three_steps_follow_the_official_code(
 
 
 def test_the_natural_looking_passes_are_not_trades():
-    """Leaving out the third clean pass changes BatchNorm's statistics, as the presets' header says."""
+    """Without the third clean pass BatchNorm has other statistics, as the header says."""
     nets = []
     for passes in ("[craft:adv,nat,adv,bn:nat,step]", "[craft:adv,nat,adv,step]"):
         net = small_net()

@@ -11,7 +11,9 @@ from ablation.schedules import Constant, Cosine, OneCycle, Piecewise
 def test_cosine_with_floor_has_the_dose_values():
     schedule = Cosine(floor=0.001)
     found = [schedule.lr(0.1, epoch, 200) for epoch in (0, 1, 50, 100, 150, 199)]
-    assert found == pytest.approx([0.1, 0.0999939, 0.0855018, 0.0505, 0.0154982, 0.0010061], abs=1e-7)
+    assert found == pytest.approx(
+        [0.1, 0.0999939, 0.0855018, 0.0505, 0.0154982, 0.0010061], abs=1e-7
+    )
 
 
 def test_cosine_moves_once_per_epoch_unless_told_otherwise():
@@ -36,7 +38,9 @@ def test_one_cycle_is_torchs():
 
 def test_piecewise_counts_from_zero():
     schedule = Piecewise([74, 89])
-    assert [schedule.lr(1, e, 120) for e in (73.99, 74, 88, 89)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert [schedule.lr(1, e, 120) for e in (73.99, 74, 88, 89)] == pytest.approx(
+        [1, 0.1, 0.1, 0.01]
+    )
 
 
 def test_piecewise_refuses_milestones_out_of_order():

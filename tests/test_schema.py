@@ -121,7 +121,12 @@ def test_what_is_no_number_is_refused(text):
 def test_numbers_are_written_in_many_ways():
     assert fraction("8/255") == fraction(8 / 255) == 8 / 255
     assert fraction("1e-3") == 0.001
-    assert [relative_step(t, 0.1) for t in ("eps", "eps/4", "eps*2", "eps * 0.5")] == [1, 0.25, 2, 0.5]
+    assert [relative_step(t, 0.1) for t in ("eps", "eps/4", "eps*2", "eps * 0.5")] == [
+        1,
+        0.25,
+        2,
+        0.5,
+    ]
     assert relative_step(0.01, 0.1) == pytest.approx(0.1)
     assert relative_step(0.01, 0.0) == 0.0
     assert show_fraction(8 / 255) == "8/255 = 0.0314"

@@ -41,9 +41,7 @@ def at(**changes: object) -> Method:
 
 def step(method: Method, net=None, batch=None, clock=CLOCK, **options):
     net = net or small_net()
-    log, views = train_step(
-        method, net, sgd(net), batch or small_batch(), clock, seed=0, **options
-    )
+    log, views = train_step(method, net, sgd(net), batch or small_batch(), clock, seed=0, **options)
     return net, log, views
 
 
@@ -237,7 +235,9 @@ def test_clipping_bounds_the_step():
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     log, _ = train_step(at(), net, optimizer, small_batch(), CLOCK, seed=0, clip=1e-3)
     assert log.grad_norm > 1e-3
-    moved = torch.cat([(p - q).flatten() for p, q in zip(net.parameters(), small_net().parameters())])
+    moved = torch.cat(
+        [(p - q).flatten() for p, q in zip(net.parameters(), small_net().parameters(), strict=True)]
+    )
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-4)
 
 
@@ -256,7 +256,9 @@ def test_adding_a_crafter_moves_no_other_draw():
 
 def test_duplicating_the_batch_leaves_the_loss_unchanged():
     batch = small_batch()
-    twice = replace(batch, x=batch.x.repeat(2, 1, 1, 1), y=batch.y.repeat(2), index=batch.index.repeat(2))
+    twice = replace(
+        batch, x=batch.x.repeat(2, 1, 1, 1), y=batch.y.repeat(2), index=batch.index.repeat(2)
+    )
     losses = []
     for b in (batch, twice):
         views = StepViews(small_net(), b, CLOCK, nullcontext)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ablation.data.images import reason
+from ablation.data.problems import reason
 from ablation.errors import InputError
 
 Mode = Literal["RGB", "L"]

@@ -64,7 +64,7 @@ class ImageSet:
         """16 hex digits of a SHA-256 over shape, labels and pixels, in order."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         for tensor in (self.labels, self.images):
-            digest.update(tensor.cpu().contiguous().numpy())
+            digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 
@@ -115,22 +115,18 @@ def check_labels(data: ImageSet, classes: int, key: str) -> None:
     """
     found = int(data.labels.max()) + 1
     if found > classes:
-        raise InputError(
-            f"labels out of range: found {found}, {key}={classes}; set {key}={found}"
-        )
+        raise InputError(f"labels out of range: found {found}, {key}={classes}; set {key}={found}")
 
 
-def require(problems: list[str]) -> None:
-    """Raise the problems of ``Source.check`` as one line.
+def same_shape(train: ImageSet, test: ImageSet, where: str) -> None:
+    """Compare the images of two sets; ``where`` names the test set in the message.
 
     Raises:
-        InputError: there is one.
+        InputError: channels, height or width differ.
     """
-    if problems:
-        raise InputError("; ".join(problems))
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an exception's text, or its name: messages are one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .") if lines else type(error).__name__
+    (c, h, w), (channels, height, width) = test.images.shape[1:], train.images.shape[1:]
+    if (c, h, w) != (channels, height, width):
+        raise InputError(
+            f"{where}: test images have {c} channels and {w}x{h} pixels, training images "
+            f"{channels} channels and {width}x{height}; give both one form"
+        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ablation.data.images import ImageSet, reason, require
+from ablation.data.images import ImageSet
+from ablation.data.problems import absent, download_lock, missing_files, reason, require
 from ablation.errors import InputError
 
-_MNIST = tuple(
-    f"MNIST/raw/{part}"
-    for part in (
-        "train-images-idx3-ubyte",
-        "train-labels-idx1-ubyte",
-        "t10k-images-idx3-ubyte",
-        "t10k-labels-idx1-ubyte",
-    )
+MNIST_FILES = tuple(
+    f"MNIST/raw/{part}-ubyte"
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 )
-_CIFAR10 = tuple(
+CIFAR10_FILES = tuple(
     f"cifar-10-batches-py/{part}"
     for part in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 )
-_CIFAR100 = tuple(f"cifar-100-python/{part}" for part in ("train", "test", "meta"))
-_SVHN = ("train_32x32.mat", "test_32x32.mat")
+CIFAR100_FILES = tuple(f"cifar-100-python/{part}" for part in ("train", "test", "meta"))
+SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,10 @@ class Mnist:
     download: bool = True
 
     def check(self, root: Path) -> list[str]:
-        """Are the four files of ``<root>/MNIST/raw`` there, and as long as they say?"""
-        return _missing(root, _MNIST, self.download) or [
-            problem for name in _MNIST for problem in _idx_problems(root / name)
-        ]
+        """Are the files of ``<root>/MNIST/raw`` there, and as long as their headers say?"""
+        problems = missing_files(root, MNIST_FILES, self.download)
+        there = [root / name for name in MNIST_FILES if (root / name).is_file()]
+        return problems or [problem for path in there for problem in _idx_problems(path)]
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set, uint8 [N, 1, 28, 28].
@@ -55,12 +52,159 @@ class Mnist:
             InputError: files are missing or damaged, or the download failed.
         """
         require(self.check(root))
-        with _reading("MNIST", root, lambda: (root / name for name in _MNIST)):
+        with _torchvision("MNIST", root, MNIST_FILES, self.download):
             from torchvision.datasets import MNIST
 
-            train = MNIST(root, train=True, download=self.download)
-            test = MNIST(root, train=False)
-            return (
-                ImageSet(train.data[:, None], train.targets.long()),
-                ImageSet(test.data[:, None], test.targets.long()),
-            )
+            sets = MNIST(root, train=True, download=self.download), MNIST(root, train=False)
+        train, test = (ImageSet(s.data[:, None], s.targets.long()) for s in sets)
+        return train, test
+
+
+@dataclass(frozen=True)
+class Cifar10:
+    """CIFAR-10: 50,000 + 10,000 photographs, 32x32 RGB, 10 classes (Krizhevsky, 2009).
+
+    Attributes:
+        download: fetch the files where they are missing.
+    """
+
+    download: bool = True
+
+    def check(self, root: Path) -> list[str]:
+        """Is ``<root>/cifar-10-batches-py``, the official Python version, there?"""
+        return missing_files(root, CIFAR10_FILES, self.download)
+
+    def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
+        """Training and test set, uint8 [N, 3, 32, 32].
+
+        Raises:
+            InputError: files are missing or damaged, or the download failed.
+        """
+        require(self.check(root))
+        with _torchvision("CIFAR10", root, CIFAR10_FILES, self.download):
+            from torchvision.datasets import CIFAR10
+
+            sets = CIFAR10(root, train=True, download=self.download), CIFAR10(root, train=False)
+        return _cifar(sets[0]), _cifar(sets[1])
+
+
+@dataclass(frozen=True)
+class Cifar100:
+    """CIFAR-100: 50,000 + 10,000 photographs, 32x32 RGB, 100 classes (Krizhevsky, 2009).
+
+    Attributes:
+        download: fetch the files where they are missing.
+    """
+
+    download: bool = True
+
+    def check(self, root: Path) -> list[str]:
+        """Is ``<root>/cifar-100-python``, the official Python version, there?"""
+        return missing_files(root, CIFAR100_FILES, self.download)
+
+    def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
+        """Training and test set with the fine labels, uint8 [N, 3, 32, 32].
+
+        Raises:
+            InputError: files are missing or damaged, or the download failed.
+        """
+        require(self.check(root))
+        with _torchvision("CIFAR100", root, CIFAR100_FILES, self.download):
+            from torchvision.datasets import CIFAR100
+
+            sets = CIFAR100(root, train=True, download=self.download), CIFAR100(root, train=False)
+        return _cifar(sets[0]), _cifar(sets[1])
+
+
+@dataclass(frozen=True)
+class Svhn:
+    """SVHN: 73,257 + 26,032 house numbers, 32x32 RGB, 10 classes, no extra set (Netzer, 2011).
+
+    Attributes:
+        download: fetch the files where they are missing.
+    """
+
+    download: bool = True
+
+    def check(self, root: Path) -> list[str]:
+        """Are ``train_32x32.mat`` and ``test_32x32.mat`` in ``root``?"""
+        return missing_files(root, SVHN_FILES, self.download)
+
+    def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
+        """Training and test set, uint8 [N, 3, 32, 32]; the files' class 10 is the digit 0.
+
+        Raises:
+            InputError: files are missing or damaged, or the download failed.
+        """
+        require(self.check(root))
+        with _torchvision("SVHN", root, SVHN_FILES, self.download):
+            from torchvision.datasets import SVHN
+
+            sets = [SVHN(root, split=name, download=self.download) for name in ("train", "test")]
+        train, test = (
+            ImageSet(torch.from_numpy(np.ascontiguousarray(s.data)), torch.from_numpy(s.labels))
+            for s in sets
+        )
+        return train, test
+
+
+def _cifar(found: Any) -> ImageSet:
+    # torchvision turns the files' [N, C, H, W] into [N, H, W, C]: turning back copies nothing
+    pixels = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))
+    return ImageSet(torch.from_numpy(pixels), torch.tensor(found.targets))
+
+
+def _idx_problems(path: Path) -> list[str]:
+    """An IDX file starts with 0, 0, type, rank and the big-endian sizes; it must hold as much."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    rank = head[3] if len(head) == 16 and head[:3] == b"\0\0\x08" else 0
+    if rank not in (1, 3):
+        return [f"{path}: not an IDX file of bytes; delete it to download it again"]
+    sizes = [int.from_bytes(head[i : i + 4], "big") for i in range(4, 4 * rank + 4, 4)]
+    expected, found = 4 + 4 * rank + math.prod(sizes), path.stat().st_size
+    if found == expected:
+        return []
+    return [f"{path}: {found} bytes instead of {expected}; delete it to download it again"]
+
+
+@contextmanager
+def _torchvision(name: str, root: Path, files: Sequence[str], download: bool) -> Iterator[None]:
+    """One download at a time, and every failure a line that names file and remedy."""
+    needed = download and bool(absent(root, files))
+    try:
+        with download_lock(root, name, needed), warnings.catch_warnings():
+            # the official CIFAR pickles say align=0, for which NumPy now wants False
+            warnings.filterwarnings("ignore", message=r"dtype\(\): align")
+            yield
+    except Exception as error:  # torchvision, urllib, tarfile, pickle and scipy each have their own
+        gone = absent(root, files)
+        if gone:
+            raise InputError(
+                f"{gone[0]}: {name} could not be downloaded ({reason(error)}); check the network, "
+                f"or put the files there by hand"
+            ) from error
+        damaged = _damaged(name, root)
+        raise InputError(
+            f"{damaged or root}: {name} could not be read ({reason(error)}); delete "
+            f"{damaged or 'the damaged file'} and run again with data.source.download=true"
+        ) from error
+
+
+def _damaged(name: str, root: Path) -> Path | None:
+    """The first file whose checksum is not the one torchvision knows."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    if name == "MNIST":
+        return None  # torchvision knows the sums of the archives only
+    known = getattr(datasets, name)
+    if name == "SVHN":
+        sums = [known.split_list[split][1:] for split in ("train", "test")]
+        folder = root
+    else:
+        sums = [*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])]
+        folder = root / known.base_folder
+    return next(
+        (folder / file for file, md5 in sums if not check_integrity(folder / file, md5)), None
+    )

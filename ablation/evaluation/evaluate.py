@@ -326,7 +326,8 @@ class _Session:
                 raise InputError(f"labels: {top} is not among the model's {self.classes} classes")
             self.prediction[rows] = z.argmax(1).cpu()
             if z.requires_grad:
-                (grad,) = torch.autograd.grad(cross_entropy(z, y).sum(), x)
+                with torch.enable_grad():
+                    (grad,) = torch.autograd.grad(cross_entropy(z, y).sum(), x)
                 self.zero_gradient[rows] = grad.flatten(1).eq(0).all(1).cpu()
             elif gradients:
                 self.zero_gradient[rows] = True

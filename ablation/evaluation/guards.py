@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,20 +22,29 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
     cuDNN's search for the fastest kernel is off too: robust examples leave a batch one by one, so
     shapes change all the time, each would be searched anew, and the choice would move verdicts.
     """
-    cudnn = torch.backends.cudnn
-    precision, tf32, search = (
-        torch.get_float32_matmul_precision(),
-        cudnn.allow_tf32,
-        cudnn.benchmark,
-    )
-    torch.set_float32_matmul_precision("highest")
-    cudnn.allow_tf32 = cudnn.benchmark = False
+    backends = torch.backends
+    wanted: list[tuple[Any, str, Any]] = [
+        (backends.cuda.matmul, "allow_tf32", False),
+        (backends.cudnn, "allow_tf32", False),
+        (backends.cudnn, "benchmark", False),
+    ]
+    # What set_float32_matmul_precision("medium") does to a CPU; torch before 2.9 cannot tell.
+    for operation in ("matmul", "conv"):
+        owner = getattr(backends.mkldnn, operation, None)
+        if hasattr(owner, "fp32_precision"):
+            wanted.append((owner, "fp32_precision", "ieee"))
+    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
+    _set(wanted)
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
-        cudnn.allow_tf32, cudnn.benchmark = tf32, search
+        _set(saved)
+
+
+def _set(switches: Iterable[tuple[Any, str, Any]]) -> None:
+    for owner, name, value in switches:
+        setattr(owner, name, value)
 
 
 class _Keep(logging.Handler):

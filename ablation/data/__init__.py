@@ -1,0 +1,32 @@
+"""Images: where they come from, how they are split, and how batches are made."""
+
+from ablation.data.digits import Digits
+from ablation.data.image_folder import ImageFolder
+from ablation.data.images import ImageSet, Source, check_labels, to_float
+from ablation.data.loader import Augment, DeviceLoader, crop_flip
+from ablation.data.parquet import Parquet
+from ablation.data.split import Split, load_split, save_split, stratified_split
+from ablation.data.tiny_imagenet import TinyImageNet
+from ablation.data.vision import Cifar10, Cifar100, Mnist, Svhn
+
+__all__ = [
+    "Augment",
+    "Cifar10",
+    "Cifar100",
+    "DeviceLoader",
+    "Digits",
+    "ImageFolder",
+    "ImageSet",
+    "Mnist",
+    "Parquet",
+    "Source",
+    "Split",
+    "Svhn",
+    "TinyImageNet",
+    "check_labels",
+    "crop_flip",
+    "load_split",
+    "save_split",
+    "stratified_split",
+    "to_float",
+]

@@ -1,0 +1,106 @@
+"""One folder per class, one file per image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ablation.data.decode import Format, Mode, decode, in_chunks
+from ablation.data.images import ImageSet, same_shape
+from ablation.data.problems import require
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images as ``<root>/train/<class>/*.png`` and ``<root>/test/<class>/*.png``.
+
+    Classes are the names of the training folders in sorted order, as in torchvision. Other files
+    than images are left out.
+
+    Attributes:
+        train: folder of the training set, below ``data_dir``.
+        test: folder of the test set; ``None`` means ``test``, or ``val`` if there is no ``test``.
+        mode: ``RGB`` or ``L`` (grey); ``None`` means as the first training image.
+        image_size: resize all images to this side length; ``None`` means they are of one size.
+    """
+
+    train: str = "train"
+    test: str | None = None
+    mode: Mode | None = None
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size}: at least 1, or null")
+
+    def check(self, root: Path) -> list[str]:
+        """Are both sets there, with the same classes and an image in each?"""
+        train, test = self._folders(root)
+        problems = _layout_problems(train, "train") or _layout_problems(test, "test")
+        if problems:
+            return problems
+        if train.samefile(test):
+            return [f"{test}: training and test set are one folder; set data.source.test"]
+        odd = sorted({path.name for path in _classes(train)} ^ {p.name for p in _classes(test)})
+        if not odd:
+            return []
+        have, lack = (train, test) if (train / odd[0]).is_dir() else (test, train)
+        return [f"{have / odd[0]}: {lack} has no class {odd[0]!r}; give both the same classes"]
+
+    def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
+        """Training and test set, uint8 [N, 1 or 3, H, W].
+
+        Raises:
+            InputError: the layout is wrong, or an image is damaged, not 8-bit or of another size.
+        """
+        require(self.check(root))
+        folders = self._folders(root)
+        train = _read(folders[0], Format(self.mode, self.image_size))
+        # after colour, grey test images become RGB; after grey, colour ones are an error
+        mode = "RGB" if self.mode is None and train.images.shape[1] == 3 else self.mode
+        test = _read(folders[1], Format(mode, self.image_size))
+        same_shape(train, test, str(folders[1]))
+        return train, test
+
+    def _folders(self, root: Path) -> tuple[Path, Path]:
+        if self.test is not None:
+            return root / self.train, root / self.test
+        found = [name for name in ("test", "val") if (root / name).is_dir()]
+        return root / self.train, root / (found or ["test"])[0]
+
+
+def _classes(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if _is_image(p))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _layout_problems(folder: Path, key: str) -> list[str]:
+    if not folder.is_dir():
+        return [
+            f"{folder} is missing: expected a folder of classes, {key}/<class>/*.png; "
+            f"set data_dir, or data.source.{key} to its name"
+        ]
+    classes = _classes(folder)
+    if not classes:
+        return [f"{folder} holds no class folder: expected {key}/<class>/*.png; set data_dir"]
+    empty = [path for path in classes if not any(_is_image(file) for file in path.iterdir())]
+    if empty:
+        return [f"{empty[0]} holds no image ({', '.join(sorted(SUFFIXES))}); fill or remove it"]
+    return []
+
+
+def _read(folder: Path, wanted: Format) -> ImageSet:
+    files = [(p, number) for number, c in enumerate(_classes(folder)) for p in _images(c)]
+    images = decode(in_chunks([path for path, _ in files]), len(files), wanted)
+    return ImageSet(images, torch.tensor([number for _, number in files]))

@@ -1,0 +1,202 @@
+"""What a person watching sees: a bar on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, TextIO
+
+from tqdm import tqdm
+
+BAR_SECONDS = 0.5
+"""Least time between two redraws of the bar."""
+LINE_SECONDS = 10.0
+"""Least time between two lines within an epoch, where there is no terminal."""
+HIDDEN = ("epoch", "step", "seconds", "images_per_second")
+"""Columns of an epoch's row that the line shows in another way, or not at all."""
+PERCENT = ("train_", "val_", "test_")
+"""Prefixes of accuracies in percent."""
+
+
+class Progress:
+    """Progress of a training run; a step costs a clock reading and waits for no device.
+
+    On a terminal a bar on stderr, with a lasting line per epoch; otherwise lines on stdout: one per
+    epoch, and one every 10 seconds within long epochs. Epochs are counted from 1 here, for people:
+    ``epoch 3/15`` is the third.
+
+    Args:
+        out: where lines go; ``None`` means stdout.
+        bar: where the bar goes; ``None`` means stderr.
+        terminal: draw a bar? ``None`` means if ``bar`` is a terminal.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        bar: TextIO | None = None,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._out = sys.stdout if out is None else out
+        self._bar_file = sys.stderr if bar is None else bar
+        self._terminal = self._bar_file.isatty() if terminal is None else terminal
+        self._clock = clock
+        self._bar: tqdm[NoReturn] | None = None
+        self._epochs = self._steps = self._first = self._done = 0
+        self._images = 0
+        self._row = ""
+        self._began = self._epoch_began = self._last = 0.0
+
+    def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
+        """Before the first step.
+
+        Args:
+            total_epochs: of all phases.
+            steps_per_epoch: at least 1.
+            done_steps: by an earlier process; they count as done but not in the speed.
+        """
+        self.close()
+        self._epochs, self._steps = total_epochs, max(1, steps_per_epoch)
+        self._first = self._done = done_steps
+        self._images, self._row = 0, ""
+        self._began = self._epoch_began = self._last = self._clock()
+        if self._terminal:
+            bar: tqdm[NoReturn] = tqdm(
+                total=total_epochs * self._steps,
+                initial=done_steps,
+                file=self._bar_file,
+                dynamic_ncols=True,
+                leave=False,
+                bar_format="{desc} |{bar}| {percentage:3.0f}% {postfix}",
+            )
+            self._bar = bar
+            self._draw()
+
+    def step(self, n_images: int) -> None:
+        """After each step.
+
+        Args:
+            n_images: in its batch.
+        """
+        self._done += 1
+        self._images += n_images
+        now = self._clock()
+        if now - self._last >= (BAR_SECONDS if self._terminal else LINE_SECONDS):
+            self._last = now
+            if self._terminal:
+                self._draw()
+            elif self._done % self._steps:  # else the epoch's own line comes now
+                at = self._done % self._steps
+                self._line(f"{self._title()}  step {at}/{self._steps}  {self._speed()}")
+
+    def epoch_end(self, row: Mapping[str, float]) -> None:
+        """After each epoch, with its losses, accuracies in percent and the learning rate."""
+        now = self._clock()
+        self._row = describe(row)
+        speed = self._speed(row.get("images_per_second"))
+        number = int(row["epoch"]) + 1 if "epoch" in row else -(-self._done // self._steps)
+        self._line(f"epoch {number}/{self._epochs}  {self._row}  {speed}")
+        self._images, self._epoch_began, self._last = 0, now, now
+        self._draw()
+
+    def close(self) -> None:
+        """At the end, or on the way out; may be called twice."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _title(self) -> str:
+        at = min(self._epochs, self._done // self._steps + 1)
+        return f"epoch {at}/{self._epochs}"
+
+    def _speed(self, rate: float | None = None) -> str:
+        """Images per second in this epoch, and the time to the end at this process's pace.
+
+        The pace counts everything, validation and saving too.
+        """
+        now = self._clock()
+        if rate is None:
+            rate = self._images / max(1e-9, now - self._epoch_began)
+        steps = self._done - self._first
+        left = self._epochs * self._steps - self._done
+        text = f"{rate:.0f} images/s"
+        if steps and left > 0:
+            text += f"  eta {duration((now - self._began) / steps * left)}"
+        return text
+
+    def _draw(self) -> None:
+        if self._bar is None:
+            return
+        self._bar.set_description_str(self._title(), refresh=False)
+        speed = self._speed() if self._images else ""
+        self._bar.set_postfix_str("  ".join(x for x in (speed, self._row) if x), refresh=False)
+        self._bar.n = self._done
+        self._bar.refresh()
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        self._out.write(f"{text}\n")
+        self._out.flush()
+
+
+def describe(row: Mapping[str, float]) -> str:
+    """Numbers of an epoch in the order given: accuracies with one decimal, others with four digits.
+
+    >>> describe({"loss": 1.23456, "val_robust": 31.25})
+    'loss 1.235  val_robust 31.2%'
+    """
+    found = []
+    for name, value in row.items():
+        if name not in HIDDEN:
+            found.append(
+                f"{name} {value:.1f}%" if name.startswith(PERCENT) else f"{name} {value:.4g}"
+            )
+    return "  ".join(found)
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03``, or ``2:03`` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def summary_table(title: str, rows: Sequence[tuple[str, ...]], header: Sequence[str]) -> str:
+    """Aligned plain text: a title, a header, a rule, and the rows; columns of numbers to the right.
+
+    Args:
+        title: the first line; empty for none.
+        rows: cells, as many as in ``header``.
+        header: names of the columns.
+
+    Raises:
+        ValueError: a row has another number of cells.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"row {row} has {len(row)} cells, the header has {len(header)}")
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [bool(rows) and all(_is_number(cell) for cell in c[1:]) for c in columns]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in (header, ["-" * width for width in widths], *rows)
+    ]
+    return "\n".join([title, *lines] if title else lines)
+
+
+def _is_number(cell: str) -> bool:
+    """``93.1``, ``93.1%``, ``93.1 ± 0.2``, ``-`` or nothing."""
+    first = cell.split("±")[0].strip(" %-")
+    try:
+        float(first or 0)
+    except ValueError:
+        return False
+    return True

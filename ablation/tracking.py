@@ -1,0 +1,320 @@
+"""Weights & Biases beside the local files: a mirror that may fail, never a reason to stop.
+
+The only module that imports wandb, and only once tracking is wanted. Results are read from the run
+directory, not from here: a killed process loses what wandb had not written yet.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Mode = Literal["online", "offline", "disabled"]
+ORDER: tuple[Mode, ...] = ("disabled", "offline", "online")
+
+FINISH_TIMEOUT = 10.0
+"""Seconds that the end of a run may wait for an upload; the data stay on disk."""
+DEFAULT_PROJECT = "ablation"
+PANEL_HEIGHT = 96
+"""Small images are enlarged by a whole factor to about this many pixels."""
+LONGEST_ID = 128
+"""Characters of a run id that the server accepts."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the curves go besides the run directory.
+
+    WANDB_* variables are respected: ``WANDB_MODE`` may only take away (disabled before offline
+    before online), ``WANDB_PROJECT`` and ``WANDB_ENTITY`` fill what is not set here.
+
+    Attributes:
+        mode: ``online`` falls back to offline without key or network; ``disabled`` does not import
+            wandb.
+        project: of all runs.
+        entity: user or team; ``None`` means the account's default.
+        tags: added to every run.
+        images: adversarial panels per log; 0 means none.
+        init_timeout: seconds to wait for the server at the start.
+    """
+
+    mode: Mode = "offline"
+    project: str = DEFAULT_PROJECT
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    images: int = 8
+    init_timeout: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.project or set(self.project) & set("/\\#?%:"):
+            raise ValueError(f"project={self.project!r} must be a name without / \\ # ? % :")
+        if self.images < 0:
+            raise ValueError(f"images={self.images} must not be negative; 0 means none")
+        if self.init_timeout <= 0:
+            raise ValueError(f"init_timeout={self.init_timeout:g} must be positive, in seconds")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One adversarial example, to be looked at.
+
+    Attributes:
+        clean: image, shape [C, H, W], in [0, 1].
+        adversarial: the same shape.
+        caption: for example ``7 -> 3``.
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    caption: str
+
+
+class Tracker(Protocol):
+    """What a run tells about itself while it goes on. No method raises or blocks for long."""
+
+    def log(self, row: Mapping[str, float], epoch: int) -> None:
+        """One point of every curve at an epoch."""
+
+    def images(self, name: str, panels: Sequence[Panel], epoch: int | None = None) -> None:
+        """Adversarial examples at an epoch; ``None`` means the one logged last."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Final numbers, by name."""
+
+    def finish(self, exit_code: int) -> None:
+        """The end; 0 is success. May be called twice."""
+
+
+def start(
+    config: TrackingConfig,
+    *,
+    run_dir: Path,
+    run_id: str,
+    name: str,
+    group: str,
+    job_type: str,
+    tags: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Tracker:
+    """Begin or continue a run's record; whatever goes wrong is one line on stderr.
+
+    Args:
+        config: mode, project and limits.
+        run_dir: wandb's files go under it, unless ``WANDB_DIR`` is set.
+        run_id: the same id continues the same record.
+        name: shown in lists.
+        group: the arm: seeds of one configuration.
+        job_type: ``train`` or ``eval``.
+        tags: beside those of ``config``.
+        settings: the resolved config, complete.
+    """
+    mode = narrowed(config.mode, os.environ)
+    if mode == "disabled":
+        return NoTracker()
+    arguments = {
+        "id": run_id[-LONGEST_ID:],
+        "name": name,
+        "group": group,
+        "job_type": job_type,
+        "tags": list(dict.fromkeys([*config.tags, *tags])),
+        "config": dict(settings),
+        "entity": config.entity,
+        "project": config.project,
+    }
+    if config.project == DEFAULT_PROJECT and "WANDB_PROJECT" in os.environ:
+        del arguments["project"]
+    if "WANDB_DIR" not in os.environ:
+        arguments["dir"] = str(run_dir)
+    try:
+        return _start(config, mode, arguments)
+    except Exception as error:  # a mirror must not stop training
+        warn(f"no tracking: {describe(error)}")
+        return NoTracker()
+
+
+def narrowed(mode: Mode, environment: Mapping[str, str]) -> Mode:
+    """The mode after ``WANDB_MODE`` and ``WANDB_DISABLED``, which may only take away."""
+    wanted = environment.get("WANDB_MODE", "online").lower()
+    if environment.get("WANDB_DISABLED", "").lower() in ("true", "1", "t", "yes"):
+        wanted = "disabled"
+    wanted = {"dryrun": "offline"}.get(wanted, wanted)
+    limit = ORDER.index(wanted) if wanted in ORDER else len(ORDER)
+    return ORDER[min(ORDER.index(mode), limit)]
+
+
+class NoTracker:
+    """Tracking that is disabled."""
+
+    def log(self, row: Mapping[str, float], epoch: int) -> None:
+        """Nothing."""
+
+    def images(self, name: str, panels: Sequence[Panel], epoch: int | None = None) -> None:
+        """Nothing."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def finish(self, exit_code: int) -> None:
+        """Nothing."""
+
+
+class WandbTracker:
+    """A W&B run; after the first failure it stays silent.
+
+    Args:
+        run: the ``wandb.Run``.
+        limit: images per log.
+    """
+
+    def __init__(self, run: Any, limit: int) -> None:
+        self._run: Any | None = run
+        self._limit = limit
+        self._epoch = 0
+
+    def log(self, row: Mapping[str, float], epoch: int) -> None:
+        """One point of every curve; the x axis is ``epoch``, never wandb's own step."""
+        self._epoch = epoch
+        values = {key: value for key, value in row.items() if value is not None}
+        self._try(lambda run: run.log({**values, "epoch": epoch}))
+
+    def images(self, name: str, panels: Sequence[Panel], epoch: int | None = None) -> None:
+        """Clean, adversarial and difference side by side, one image per panel."""
+        at, shown = self._epoch if epoch is None else epoch, panels[: self._limit]
+        if not shown:
+            return
+
+        def send(run: Any) -> None:
+            import wandb
+
+            pictures = [render(panel) for panel in shown]
+            found = [wandb.Image(image, caption=caption) for image, caption in pictures]
+            run.log({name: found, "epoch": at})
+
+        self._try(send)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Final numbers."""
+        self._try(lambda run: run.summary.update(dict(values)))
+
+    def finish(self, exit_code: int) -> None:
+        """Close the run; waits at most ``FINISH_TIMEOUT`` for an upload."""
+        self._try(lambda run: run.finish(exit_code=exit_code))
+        self._run = None
+
+    def _try(self, action: Callable[[Any], object]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # a mirror must not stop training
+            self._run = None
+            warn(f"tracking stopped: {describe(error)}; the run directory has everything")
+
+
+def render(panel: Panel) -> tuple[Image.Image, str]:
+    """A panel as one RGB image and its caption.
+
+    The difference is scaled so that its largest entry is black or white, grey meaning none; the
+    caption says by how much.
+    """
+    from PIL import Image
+
+    clean, adversarial = (x.detach().float().cpu() for x in (panel.clean, panel.adversarial))
+    difference = adversarial - clean
+    largest = difference.abs().max().item()
+    factor = 0.5 / largest if largest > 0 else 1.0
+    row = torch.cat([clean, adversarial, 0.5 + factor * difference], dim=2)  # [C, H, 3W]
+    row = row.expand(3, -1, -1) if len(row) == 1 else row[:3]
+    pixels = (row.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    image = Image.fromarray(pixels.numpy())
+    scale = max(1, PANEL_HEIGHT // image.height)
+    size = (image.width * scale, image.height * scale)
+    caption = f"{panel.caption} | clean, adversarial, difference x{factor:.3g}"
+    return image.resize(size, Image.Resampling.NEAREST), caption
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(f"warning: {text}\n")
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error, without the API key."""
+    return str(redact(" ".join(f"{type(error).__name__}: {error}".split())))
+
+
+def redact(value: Any) -> Any:
+    """Nested plain data with the API key of the environment blotted out."""
+    key = os.environ.get("WANDB_API_KEY", "")
+    if isinstance(value, str):
+        return value.replace(key, "***") if key else value
+    if isinstance(value, Mapping):
+        return {name: redact(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact(entry) for entry in value]
+    return value
+
+
+def _start(config: TrackingConfig, mode: Mode, arguments: dict[str, Any]) -> Tracker:
+    import wandb
+
+    arguments["config"] = redact(arguments["config"])
+    options = _settings(config.init_timeout)
+    if mode == "online":
+        try:
+            return WandbTracker(_init(options, "online", arguments), config.images)
+        except Exception as error:  # no key, no network, no server: all the same here
+            # Without the teardown wandb says that the id is in use.
+            wandb.teardown()
+            run = _init(options, "offline", arguments)
+            warn(f"tracking offline ({describe(error)}); later: wandb sync {Path(run.dir).parent}")
+            return WandbTracker(run, config.images)
+    return WandbTracker(_init(options, "offline", arguments), config.images)
+
+
+def _init(options: Mapping[str, Any], mode: Mode, arguments: Mapping[str, Any]) -> Any:
+    import wandb
+
+    # First of all, or wandb talks while it logs in.
+    wandb.setup(settings=wandb.Settings(**options))
+    # Training asks nobody: without a key, wandb.init would wait for one at a terminal.
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise ConnectionError("no API key; run wandb login")
+    run = wandb.init(
+        **arguments,
+        mode=mode,
+        resume="allow",
+        reinit="finish_previous",  # the default hands a crashed job's run to the next job
+        allow_val_change=True,  # another evaluation or tracking mode of the same run
+        settings=wandb.Settings(**options),
+    )
+    run.define_metric("epoch")
+    run.define_metric("*", step_metric="epoch")
+    return run
+
+
+def _settings(init_timeout: float) -> dict[str, Any]:
+    """Ours, less those that the environment sets."""
+    ours = {
+        "silent": True,
+        "show_errors": False,
+        "show_warnings": False,
+        "console": "off",
+        "init_timeout": init_timeout,
+        "login_timeout": init_timeout,
+        "finish_timeout": FINISH_TIMEOUT,
+        "save_code": False,
+        "x_disable_stats": not torch.cuda.is_available(),
+    }
+    names = {key: f"WANDB_{key.upper().replace('X_', '_', 1)}" for key in ours}
+    return {key: value for key, value in ours.items() if names[key] not in os.environ}

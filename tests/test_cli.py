@@ -1,0 +1,187 @@
+"""The command line as a user meets it: help, completion, mistakes, signals, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablation import cli, train
+from tests.helpers import compose_config, compose_plain
+
+BIN = Path(sys.executable).parent
+
+
+def problems(*overrides: str) -> list[str]:
+    cli.register_components(cli.conf_dir())
+    return cli.preflight("config", cli.conf_dir(), overrides, train.check)
+
+
+def shell(*command: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_every_mistake_of_a_command_line_is_reported_at_once():
+    found = "\n".join(
+        problems(
+            *("model=resnet81", "data=cifr10", "epoch=3", "lr=fast", "eps=-8/255"),
+            *("attack.step=2", "method.terms.ce.coeff=2", "component.awp.gamma=0.1", "seed=0,1"),
+        )
+    )
+    for expected in (
+        "model=resnet81: no such option; did you mean resnet18?",
+        "data=cifr10: no such option; did you mean cifar10?",
+        "epoch=3: unknown key; did you mean epochs?",
+        "lr='fast': expected a number",
+        "attack.step=2: unknown key; did you mean steps?",
+        "method.terms.ce.coeff=2: unknown key; did you mean coef?",
+        "component.awp.gamma=0.1: no effect, component.awp is disabled; add component/awp=enabled",
+        "seed=0,1: several values need --multirun (-m)",
+    ):
+        assert expected in found, found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eps=-8/255"], "eps=-8/255 and scale=1 must not be negative"),
+        (["eps=huge"], "eps='huge': not a number; write for example 8/255"),
+        (["norm=l7"], "norm='l7': choose from linf, l2"),
+        (["epochs=0"], "epochs=0: at least 1"),
+        (["model.head=conic"], "model.head='conic'"),
+        (["data.val_size=0"], "set data.val_size=1000 or selection.metric=last"),
+        (["selection.n=9999"], "selection.n=9999: must lie between 1 and data.val_size"),
+        (["evaluation.weights=average"], "set average=ema or weights=raw"),
+        (["method=trades", "attack.start=clean"], "no gradient at the clean image"),
+        (["method.passes=[adv,craft:adv,step]"], "adv comes before craft:adv"),
+        (["~method.terms.ce"], "terms"),
+        (["component/awp=enabled", "component.awp.terms=[kl]"], "the method has ce"),
+        (["data=mnist", "data.source.download=false", "data_dir=nowhere"], "data_dir"),
+        (["runtime.device=cuda:77"], "CUDA devices are visible; set runtime.device=auto"),
+        (["runtime.device=tpu"], "choose auto, cpu, cuda"),
+        (["optim.nesterov=true", "optim.momentum=0.0"], "nesterov=true needs momentum"),
+        (["schedule=piecewise", "schedule.milestones=[9,5]"], "must increase"),
+        (["++method.budget._target_=os.system"], "only classes under ablation."),
+        (["lr="], "lr"),
+        (["init_from=nowhere"], "init_from=nowhere: no finished run there"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(overrides, message):
+    found = problems(*overrides)
+    assert any(message in problem for problem in found), found
+
+
+def test_good_command_lines_have_no_problems():
+    assert problems() == []
+    assert (
+        problems("eps=8/255", "attack.step_size=2/255", "method=mart", "component/awp=enabled")
+        == []
+    )
+
+
+def test_fractions_are_numbers_in_the_config():
+    config = compose_config("eps=8/255", "attack.step_size=2/255")
+    assert config.eps == 8 / 255
+    crafter: Any = config.method.crafters["adv"]
+    assert crafter.step_size == 0.25
+
+
+def test_a_part_can_be_changed_added_and_removed():
+    config = compose_config(
+        "method=trades",
+        "method.terms.kl.coef=3",
+        "~method.roles.classify",
+        "+method.terms.extra={term: {_target_: ablation.terms.BoostedCrossEntropy}, coef: 0.5}",
+    )
+    assert config.method.terms["kl"].coef == 3
+    assert set(config.phases[0].method.terms) == {"ce", "kl", "extra"}
+
+
+def test_component_columns_are_always_complete():
+    assert compose_config().container()["component"]["awp"] == {"enabled": False}
+    assert compose_plain()["component"]["awp"] == {"enabled": False}
+
+
+def test_help_teaches_and_lists_the_groups():
+    found = shell("ablation-train", "--help")
+    assert found.returncode == 0
+    for expected in ("ablation-train method=trades", "method: at, mart, standard, trades", "eps:"):
+        assert expected in found.stdout
+    assert "component/awp: disabled, enabled" in found.stdout
+    assert shell("ablation-evaluate", "--help").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("method=t", "method=trades"), ("attack.st", "attack.steps=")]
+)
+def test_shell_completion_answers(typed, expected):
+    line = f"ablation-train {typed}"
+    found = shell(
+        "ablation-train",
+        "-sc",
+        "query=bash",
+        COMP_LINE=line,
+        COMP_POINT=str(len(line)),
+        _HYDRA_OLD_COMP="1",
+    )
+    assert expected in found.stdout.split()
+
+
+def test_bad_input_exits_with_1_before_anything_starts(tmp_path):
+    found = shell("ablation-train", "epochs=many", "modle=mlp", cwd=tmp_path)
+    assert found.returncode == 1
+    assert "2 problems in the configuration; nothing was started" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_saves_exits_with_75_and_the_same_command_resumes(tmp_path):
+    command = [
+        str(BIN / "ablation-train"),
+        *("epochs=400", "evaluation=none", "tracking.mode=disabled", "runs_dir=runs"),
+        *("attack.steps=1", "selection.every=1000"),
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("runs/*/metrics.jsonl")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    (run,) = tmp_path.glob("runs/*-*")
+    assert '"interrupted"' in (run / "status.json").read_text()
+    done = len((run / "metrics.jsonl").read_text().splitlines())
+    again = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if len((run / "metrics.jsonl").read_text().splitlines()) > done:
+            break
+        time.sleep(0.1)
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=60)
+    assert again.returncode == 75
+    epochs = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(epochs) == len(set(epochs)) > done
+
+
+def test_a_read_only_folder_is_one_line(tmp_path):
+    blocked = tmp_path / "runs"
+    blocked.write_text("a file where the folder should be")
+    found = shell("ablation-train", "epochs=1", "tracking.mode=disabled", cwd=tmp_path)
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: ")
+    assert "runs" in found.stderr
+    assert "Traceback" not in found.stderr

@@ -1,0 +1,147 @@
+"""Every YAML option composes, validates and trains; every part keeps the contract of its kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import ablation
+from ablation import cli
+from ablation.method import Method
+from ablation.step import StepViews, train_step
+from ablation.types import Clock
+from tests.helpers import compose_config
+from tests.parts import largest_difference, sgd, small_batch, small_net
+
+CONF = cli.conf_dir()
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+METHODS = options("method")
+COMPONENTS = [
+    f"component/{path.parent.name}={path.stem}"
+    for path in sorted(CONF.glob("component/*/*.yaml"))
+    if path.stem != "disabled"
+]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{g}={o}"
+        for g in ("model", "optim", "schedule", "average", "evaluation")
+        for o in options(g)
+    ]
+    + COMPONENTS,
+)
+def test_every_option_composes_and_validates(override):
+    compose_config(override)
+
+
+@pytest.mark.parametrize("name", options("data"))
+def test_every_data_option_validates(name):
+    config = compose_config(f"data={name}", "selection.n=null")
+    assert config.data.name == name
+
+
+@pytest.mark.parametrize("component", ["none", *COMPONENTS])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_with_every_component_and_repeats_its_bits(method, component):
+    overrides = [] if component == "none" else [component]
+    composed = compose_config(f"method={method}", *overrides).phases[-1].method
+    nets = []
+    for _ in range(2):
+        net = small_net()
+        optimizer = sgd(net)
+        for step in range(2):
+            log, _ = train_step(composed, net, optimizer, small_batch(step), Clock(0, step), seed=0)
+            assert log.loss.isfinite()
+        nets.append(net)
+    assert largest_difference(*nets) == 0
+    assert largest_difference(nets[0], small_net()) > 0
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("method", METHODS)
+def test_crafted_points_stay_in_the_ball_and_leave_no_trace(method, norm):
+    from ablation.functional import lp_norm
+    from ablation.modes import buffers
+    from ablation.step import craft
+
+    composed = compose_config(f"method={method}", f"norm={norm}", "eps=0.3").phases[0].method
+    net, batch = small_net(), small_batch()
+    views = StepViews(net, batch, Clock(0, 0), torch.enable_grad)
+    eps = composed.budget(views)
+    before = buffers(net)
+    for name in composed.crafters:
+        craft(composed, views, name, eps, 0, None)
+        x = views.x(name)
+        assert (lp_norm(x - batch.x, norm) <= eps + 1e-12).all()
+        assert ((x >= 0) & (x <= 1)).all()
+        assert not x.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(before, net.buffers(), strict=True))
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_terms_and_weights_are_per_sample_and_permute_with_the_batch(method):
+    composed = compose_config(f"method={method}").phases[0].method
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    values = []
+    for permute in (False, True):
+        batch = small_batch()
+        if permute:
+            batch = dataclasses.replace(batch, x=batch.x[order], y=batch.y[order])
+        views = _views(composed, batch)
+        values.append(
+            {
+                f"{name}{kind}": part(views)
+                for name, slot in composed.terms.items()
+                for kind, part in (("", slot.term), ("_weight", slot.weight))
+                if part is not None
+            }
+        )
+    for name, value in values[0].items():
+        assert value.shape == (8,)
+        assert value.requires_grad
+        torch.testing.assert_close(values[1][name], value[order], atol=1e-12, rtol=0)
+
+
+def _views(method: Method, batch: object) -> StepViews:
+    """Crafted points are the clean ones moved by a fixed shift, so that they permute too."""
+    from ablation.types import Crafted
+
+    views = StepViews(small_net().eval(), batch, Clock(0, 0), torch.enable_grad)  # type: ignore[arg-type]
+    for name in method.crafters:
+        views.add(name, Crafted((views.batch.x + 0.02).clamp(0, 1)))
+    for name in ("nat", *method.crafters):
+        views.run(name)
+    return views
+
+
+def test_presets_explain_themselves():
+    for name in METHODS:
+        text = (CONF / "method" / f"{name}.yaml").read_text()
+        assert text.startswith("# "), name
+    for path in CONF.glob("*/**/*.yaml"):
+        if "hydra" not in path.parts:
+            assert path.read_text().startswith("#"), f"{path} has no comment"
+
+
+def test_no_option_is_named_like_a_boolean():
+    for path in CONF.glob("**/*.yaml"):
+        assert path.stem not in ("on", "off", "yes", "no", "true", "false"), path
+
+
+def test_everything_public_has_a_docstring():
+    for module in pkgutil.walk_packages([str(Path(ablation.__file__).parent)], "ablation."):
+        found = importlib.import_module(module.name)
+        assert found.__doc__, module.name

@@ -1,0 +1,135 @@
+"""The bar, the lines and the tables that a person reads."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from ablation.progress import Progress, describe, duration, summary_table
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+ROW = {"epoch": 0, "step": 4, "lr": 0.1, "loss": 1.23456, "loss_kl": 0.5, "train_robust": 31.25}
+
+
+def lines(step_seconds: float, *, epochs: int = 2, steps: int = 4, done: int = 0) -> list[str]:
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(out, io.StringIO(), terminal=False, clock=clock)
+    progress.start(epochs, steps, done)
+    for step in range(done, epochs * steps):
+        clock.now += step_seconds
+        progress.step(50)
+        if (step + 1) % steps == 0:
+            progress.epoch_end({**ROW, "epoch": step // steps})
+    progress.close()
+    progress.close()
+    return out.getvalue().splitlines()
+
+
+def test_a_log_file_gets_one_line_per_short_epoch():
+    assert lines(1.0) == [
+        "epoch 1/2  lr 0.1  loss 1.235  loss_kl 0.5  train_robust 31.2%  50 images/s  eta 0:04",
+        "epoch 2/2  lr 0.1  loss 1.235  loss_kl 0.5  train_robust 31.2%  50 images/s",
+    ]
+
+
+def test_a_long_epoch_reports_every_ten_seconds():
+    found = lines(4.0, epochs=1, steps=8)
+    assert found[:2] == [
+        "epoch 1/1  step 3/8  12 images/s  eta 0:20",
+        "epoch 1/1  step 6/8  12 images/s  eta 0:08",
+    ]
+    assert len(found) == 3
+
+
+def test_a_resumed_run_counts_on_and_measures_only_itself():
+    found = lines(2.0, epochs=3, steps=4, done=6)
+    assert found[0].startswith("epoch 2/3 ")
+    assert found[0].endswith("25 images/s  eta 0:08")
+    assert found[1].startswith("epoch 3/3 ")
+
+
+def test_the_engines_own_speed_wins_and_seconds_are_not_shown():
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(out, io.StringIO(), terminal=False, clock=clock)
+    progress.start(1, 1, 0)
+    clock.now += 1
+    progress.step(10)
+    progress.epoch_end({"epoch": 0, "seconds": 9.0, "images_per_second": 77.0, "loss": 2.0})
+    assert out.getvalue() == "epoch 1/1  loss 2  77 images/s\n"
+
+
+def test_a_terminal_gets_a_bar_with_speed_eta_and_the_last_epoch():
+    clock, out, bar = Clock(), io.StringIO(), io.StringIO()
+    progress = Progress(out, bar, terminal=True, clock=clock)
+    progress.start(2, 4, 0)
+    for _ in range(4):
+        clock.now += 1
+        progress.step(50)
+    progress.epoch_end(ROW)
+    clock.now += 1
+    progress.step(50)
+    drawn = bar.getvalue().split("\r")
+    assert any("epoch 1/2" in text and "38%" in text and "50 images/s" in text for text in drawn)
+    assert "epoch 2/2" in drawn[-1]
+    assert "62%" in drawn[-1]
+    assert "eta 0:03" in drawn[-1]
+    assert "loss 1.235" in drawn[-1]
+    progress.close()
+    assert out.getvalue().count("\n") == 1
+
+
+def test_a_step_does_not_redraw_within_half_a_second():
+    clock, bar = Clock(), io.StringIO()
+    progress = Progress(io.StringIO(), bar, terminal=True, clock=clock)
+    progress.start(1, 1000, 0)
+    before = bar.getvalue()
+    for _ in range(400):
+        clock.now += 0.001
+        progress.step(10)
+    assert bar.getvalue() == before
+    progress.close()
+
+
+def test_stdout_and_stderr_are_the_defaults(capsys):
+    progress = Progress()
+    progress.start(1, 1, 0)
+    progress.step(5)
+    progress.epoch_end({"epoch": 0, "loss": 1.0})
+    progress.close()
+    captured = capsys.readouterr()
+    assert captured.out.startswith("epoch 1/1  loss 1 ")
+    assert captured.err == ""
+
+
+def test_numbers_and_times():
+    assert describe({"loss": float("nan"), "val_clean": 100.0}) == "loss nan  val_clean 100.0%"
+    assert [duration(x) for x in (0, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
+
+
+def test_a_table_is_aligned_numbers_to_the_right():
+    rows = [("best_robust", "pgd20", "51.20"), ("last", "clean", "7.1 ± 0.2"), ("last", "aa", "-")]
+    assert summary_table("results", rows, ("checkpoint", "metric", "value")) == "\n".join(
+        [
+            "results",
+            "checkpoint   metric      value",
+            "-----------  ------  ---------",
+            "best_robust  pgd20       51.20",
+            "last         clean   7.1 ± 0.2",
+            "last         aa              -",
+        ]
+    )
+
+
+def test_a_table_may_be_empty_but_not_ragged():
+    assert summary_table("", [], ("a", "b")) == "a  b\n-  -"
+    with pytest.raises(ValueError, match="has 1 cells"):
+        summary_table("t", [("1",)], ("a", "b"))
