@@ -441,9 +441,9 @@ class Subject:
             {"checkpoint": self.checkpoint, "weights": self.weights, **asdict(entry)}
             for entry in found.entries
         ]
-        seconds = {"seconds": dict(found.seconds)}
+        meta = {"seconds": dict(found.seconds), "scale": "full", "deviations": []}
         run.add_evaluation(
-            self.checkpoint, self.key, entries, found.examples, list(found.flags), seconds
+            self.checkpoint, self.key, entries, found.examples, list(found.flags), meta
         )
         return {entry.metric: entry.value for entry in found.entries}
 

@@ -233,7 +233,7 @@ def plain(value: Any, part: bool = False) -> Any:
         cls = type(value)
         hints = typing.get_type_hints(cls, include_extras=True)
         fields = {
-            field.name: plain(getattr(value, field.name), _holds_part(hints[field.name]))
+            field.name: _plain_field(getattr(value, field.name), hints[field.name])
             for field in dataclasses.fields(cls)
             if field.init
         }
@@ -243,6 +243,13 @@ def plain(value: Any, part: bool = False) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(entry, part) for entry in value]
     return value
+
+
+def _plain_field(value: Any, hint: Any) -> Any:
+    """Step sizes say that they are relative; a bare number would be read as pixels."""
+    if typing.get_origin(hint) is typing.Annotated and hint.__metadata__ == ("step_size",):
+        return f"eps*{value!r}"
+    return plain(value, _holds_part(hint))
 
 
 def _holds_part(hint: Any) -> bool:

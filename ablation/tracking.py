@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 Mode = Literal["online", "offline", "disabled"]
 ORDER: tuple[Mode, ...] = ("disabled", "offline", "online")
@@ -229,14 +229,16 @@ def render(panel: Panel) -> tuple[Image.Image, str]:
     """
     from PIL import Image
 
-    clean, adversarial = (x.detach().float().cpu() for x in (panel.clean, panel.adversarial))
+    clean, adversarial = (
+        image.detach().float().cpu().numpy() for image in (panel.clean, panel.adversarial)
+    )
     difference = adversarial - clean
-    largest = difference.abs().max().item()
+    largest = float(np.abs(difference).max())
     factor = 0.5 / largest if largest > 0 else 1.0
-    row = torch.cat([clean, adversarial, 0.5 + factor * difference], dim=2)  # [C, H, 3W]
-    row = row.expand(3, -1, -1) if len(row) == 1 else row[:3]
-    pixels = (row.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    image = Image.fromarray(pixels.numpy())
+    row = np.concatenate([clean, adversarial, 0.5 + factor * difference], axis=2)  # [C, H, 3W]
+    row = np.repeat(row, 3, axis=0) if len(row) == 1 else row[:3]
+    pixels = (row.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = max(1, PANEL_HEIGHT // image.height)
     size = (image.width * scale, image.height * scale)
     caption = f"{panel.caption} | clean, adversarial, difference x{factor:.3g}"
@@ -305,6 +307,8 @@ def _init(options: Mapping[str, Any], mode: Mode, arguments: Mapping[str, Any]) 
 
 def _settings(init_timeout: float) -> dict[str, Any]:
     """Ours, less those that the environment sets."""
+    import torch
+
     ours = {
         "silent": True,
         "show_errors": False,

@@ -57,7 +57,7 @@ def test_every_mistake_of_a_command_line_is_reported_at_once():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["eps=-8/255"], "eps=-8/255 and scale=1 must not be negative"),
+        (["eps=-8/255"], "eps=-0.0313725 and scale=1 must not be negative"),
         (["eps=huge"], "eps='huge': not a number; write for example 8/255"),
         (["norm=l7"], "norm='l7': choose from linf, l2"),
         (["epochs=0"], "epochs=0: at least 1"),

@@ -29,10 +29,20 @@ from ablation.evaluation import (
 )
 from ablation.evaluation.checks import diagnose
 from ablation.functional import pgd
+from ablation.modes import frozen_parameters
 from ablation.random import generator
 
 EPS = 0.05
 SIDE, CLASSES = 6, 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small only wait for their threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make_images(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -160,6 +170,31 @@ def test_the_first_metric_that_broke_an_example_is_named(result):
             assert pd.isna(name)
 
 
+class Wrapped(nn.Module):
+    """Something wrong with a good network."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.spoil(self.net(x), x)
+
+    def spoil(self, z: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Scaled(Wrapped):
+    """At 1e4, softmax in fp32 is exactly one-hot: the loss has no gradient, the margin has."""
+
+    def __init__(self, net: nn.Module, factor: float) -> None:
+        super().__init__(net)
+        self.factor = factor
+
+    def spoil(self, z, x):
+        return self.factor * z
+
+
 def package_reference(net, images, y, norm, eps, attack, batch_size):
     """pyautoattack's own loop, its parts shortened if asked to."""
     import pyautoattack
@@ -178,24 +213,23 @@ def package_reference(net, images, y, norm, eps, attack, batch_size):
 
 
 @pytest.mark.parametrize(
-    ("norm", "eps", "attack", "n"),
+    ("norm", "eps", "attack", "scale", "n"),
     [
-        ("linf", EPS, AutoAttack("custom", n_iter=6, queries=40), 120),
-        ("l2", 0.2, AutoAttack("custom", n_iter=6, queries=40), 120),
-        pytest.param("linf", EPS, AutoAttack(), 30, marks=pytest.mark.slow),
-        pytest.param("l2", 0.2, AutoAttack(), 30, marks=pytest.mark.slow),
+        ("linf", EPS, AutoAttack("custom", n_iter=6, queries=40), 1.0, 120),
+        ("l2", 0.2, AutoAttack("custom", n_iter=6, queries=40), 1.0, 120),
+        pytest.param("linf", EPS, AutoAttack(), 1e3, 40, marks=pytest.mark.slow),
+        pytest.param("l2", 0.3, AutoAttack(), 1e3, 40, marks=pytest.mark.slow),
     ],
 )
-def test_verdicts_are_those_of_the_packages_own_loop(trained, data, norm, eps, attack, n):
+def test_verdicts_are_those_of_the_packages_own_loop(trained, data, norm, eps, attack, scale, n):
+    """Large logits stall APGD-CE, so that later parts have something to do."""
     images, y = data[0][:n], data[1][:n]
-    for parameter in trained.parameters():
-        parameter.requires_grad_(False)
-    robust = package_reference(trained, images, y, norm, eps, attack, batch_size=37)
-    for parameter in trained.parameters():
-        parameter.requires_grad_(True)
-    found = run(trained, (images, y), {"aa": attack}, eps, norm=norm, batch_size=37)
+    net = Scaled(trained, scale).eval()
+    with frozen_parameters(net):
+        robust = package_reference(net, images, y, norm, eps, attack, batch_size=17)
+    found = run(net, (images, y), {"aa": attack}, eps, norm=norm, batch_size=17)
     assert found.examples["aa_robust"].tolist() == robust.tolist()
-    assert len(set(found.examples["aa_broken_by"].dropna())) > 2
+    assert len(set(found.examples["aa_broken_by"].dropna()) - {"clean"}) > 1
 
 
 def test_radius_zero_is_clean_accuracy(trained, data):
@@ -300,30 +334,9 @@ def test_double_weights_are_evaluated_in_double(dtype, trained, data):
     assert set(seen) == {dtype}
 
 
-class Wrapped(nn.Module):
-    """Something wrong with a good network."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.spoil(self.net(x), x)
-
-    def spoil(self, z: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
 class Softmaxed(Wrapped):
     def spoil(self, z, x):
         return z.softmax(1)
-
-
-class Saturated(Wrapped):
-    """Softmax in fp32 is exactly one-hot: the loss has no gradient, the margin has."""
-
-    def spoil(self, z, x):
-        return 1e4 * z
 
 
 class Flat(Wrapped):
@@ -352,7 +365,7 @@ def test_a_randomised_model_is_flagged(trained, data):
 
 def test_saturation_is_seen_as_gradient_masking(trained, data):
     attacks = {"pgd20": Pgd(20, 0.25, "clean"), "aa": SMALL, "square": Square(60)}
-    found = run(Saturated(trained), data, attacks)
+    found = run(Scaled(trained, 1e4), data, attacks)
     text = "\n".join(found.flags)
     assert found.examples["zero_gradient"].mean() > 0.5
     assert "have a zero input gradient of the cross-entropy" in text

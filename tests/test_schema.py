@@ -70,6 +70,8 @@ def test_plain_is_complete_canonical_and_a_fixed_point():
         "scale": 1.0,
     }
     assert container["limit"] is None
+    assert container["inner"]["step_size"] == "eps*0.25"
+    assert plain(parse(container)[0]) == container
 
 
 def test_every_mistake_is_reported_at_once_with_key_value_and_remedy():

@@ -1,12 +1,13 @@
 """Reads what an offline W&B run wrote: the records of ``run-<id>.wandb``.
 
-The file is a LevelDB log: a 7-byte header, then blocks of 32 KiB holding chunks, each with a CRC-32,
-a length and a type that says whether a record is whole or goes on in the next block. A record is a
-protocol buffer.
+The file is a LevelDB log: a 7-byte header, then blocks of 32 KiB holding chunks, each with a
+CRC-32, a length and a type that says whether a record is whole or goes on in the next block. A
+record is a protocol buffer.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import zlib
@@ -41,7 +42,8 @@ class Logged:
 def chunks(content: bytes) -> Iterator[bytes]:
     """The records' bytes."""
     assert content.startswith(MAGIC)
-    at, parts = len(MAGIC), []
+    at = len(MAGIC)
+    parts: list[bytes] = []
     while at < len(content):
         if BLOCK - at % BLOCK < HEADER.size:  # the rest of a block is padding
             at += BLOCK - at % BLOCK
@@ -58,11 +60,11 @@ def chunks(content: bytes) -> Iterator[bytes]:
 
 def read(path: Path) -> Logged:
     """Everything a file holds that tests ask for."""
-    from wandb.proto import wandb_internal_pb2
-
+    # Its classes are made at import time, so mypy knows none of them.
+    protocol: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     found = Logged()
     for data in chunks(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = protocol.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "run":

@@ -99,7 +99,7 @@ def load_split(path: Path) -> Split:
         InputError: the file is missing, damaged or something else.
     """
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             train, val = (torch.from_numpy(file[name]) for name in ("train", "val"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
         raise InputError(

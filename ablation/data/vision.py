@@ -158,8 +158,8 @@ def _idx_problems(path: Path) -> list[str]:
     """An IDX file starts with 0, 0, type, rank and the big-endian sizes; it must hold as much."""
     with path.open("rb") as file:
         head = file.read(16)
-    rank = head[3] if len(head) == 16 and head[:3] == b"\0\0\x08" else 0
-    if rank not in (1, 3):
+    rank = head[3] if head[:3] == b"\0\0\x08" and len(head) > 3 else 0
+    if rank not in (1, 3) or len(head) < 4 + 4 * rank:
         return [f"{path}: not an IDX file of bytes; delete it to download it again"]
     sizes = [int.from_bytes(head[i : i + 4], "big") for i in range(4, 4 * rank + 4, 4)]
     expected, found = 4 + 4 * rank + math.prod(sizes), path.stat().st_size

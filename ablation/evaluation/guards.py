@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -23,23 +23,31 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
     shapes change all the time, each would be searched anew, and the choice would move verdicts.
     """
     backends = torch.backends
-    wanted: list[tuple[Any, str, Any]] = [
+    switches: list[tuple[Any, str, Any]] = [
         (backends.cuda.matmul, "allow_tf32", False),
         (backends.cudnn, "allow_tf32", False),
         (backends.cudnn, "benchmark", False),
     ]
-    # What set_float32_matmul_precision("medium") does to a CPU; torch before 2.9 cannot tell.
-    for operation in ("matmul", "conv"):
-        owner = getattr(backends.mkldnn, operation, None)
-        if hasattr(owner, "fp32_precision"):
-            wanted.append((owner, "fp32_precision", "ieee"))
-    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
-    _set(wanted)
+    # set_float32_matmul_precision reaches CPUs through these; torch before 2.9 has them not.
+    operations = [getattr(backends.mkldnn, name, None) for name in ("matmul", "conv")]
+    cpu = [(o, "fp32_precision", "ieee") for o in operations if hasattr(o, "fp32_precision")]
+    saved, saved_cpu = _values(switches), _values(cpu)
+    precision = None
+    with suppress(RuntimeError):  # contradictory switches cannot be read as one
+        precision = torch.get_float32_matmul_precision()
+    _set([*switches, *cpu])
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
         _set(saved)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        _set(saved_cpu)
+
+
+def _values(switches: Iterable[tuple[Any, str, Any]]) -> list[tuple[Any, str, Any]]:
+    return [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
 
 
 def _set(switches: Iterable[tuple[Any, str, Any]]) -> None:

@@ -1,0 +1,12 @@
+"""Tests run on one thread each: they share a machine, and small tensors gain nothing from more."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for the processes that tests start
+os.environ["WANDB_MODE"] = "offline"
+
+import torch
+
+torch.set_num_threads(1)

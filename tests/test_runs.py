@@ -1,0 +1,541 @@
+"""Run directories: one process at a time, records that survive, results that are never lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ablation import runs
+from ablation.errors import InputError, InterruptedRunError, NonFiniteError
+from ablation.runs import Run, find_runs, finite, first_difference, stop_on_signals
+
+TRAIN_ID = "0123456789"
+CONFIG = "lr: 0.1\nmodel: {name: cnn}\ntracking: {mode: offline}\n"
+DEAD = 2**22 + 1
+"""No process has this number: Linux counts to 2**22."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "runs" / f"digits-cnn-at-s0-{TRAIN_ID}", TRAIN_ID)
+
+
+def fail_with(number: int):
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def status_json(run: Run) -> dict:
+    return json.loads((run.path / "status.json").read_text())
+
+
+def state(run: Run) -> str | None:
+    status = run.status()
+    return None if status is None else status.state
+
+
+@contextmanager
+def elsewhere(run: Run) -> Iterator[int]:
+    """Another process has the run open; it is killed at the end."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with run.open(CONFIG):
+                os.write(writer, b"x")
+                time.sleep(60)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    assert os.read(reader, 1) == b"x"
+    os.close(reader)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+# The directory, its lock and its state
+
+
+def test_a_new_run_records_config_state_and_versions(run):
+    assert run.status() is None
+    with run.open(CONFIG):
+        assert run.config_path.read_text() == CONFIG
+        assert state(run) == "running"
+        run.set_status("running", device="cpu")
+        run.set_status("done")
+    status = run.status()
+    assert status.state == "done"
+    assert (status.pid, status.host) == (os.getpid(), socket.gethostname())
+    assert status.started <= status.heartbeat <= status.finished
+    assert status.finished.endswith("+00:00")
+    assert status.facts["device"] == "cpu"
+    assert status.facts["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert status.facts["versions"].keys() >= {"python", "ablation", "cuda", "pyautoattack"}
+    assert set(status.facts["git"]) == {"commit", "dirty"}
+
+
+def test_a_run_that_nobody_holds_was_interrupted(run):
+    with run.open(CONFIG):
+        pass
+    assert status_json(run)["state"] == "running"
+    assert state(run) == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message", "term"),
+    [
+        (InterruptedRunError("stopped and saved"), "interrupted", "stopped and saved", None),
+        (InputError("no space left"), "interrupted", "no space left", None),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt", None),
+        (NonFiniteError("kl", "step 3"), "failed", "kl is not finite (step 3)", "kl"),
+        (RuntimeError("out of\nmemory"), "failed", "RuntimeError: out of memory", None),
+    ],
+)
+def test_an_exception_is_recorded_and_passes(run, error, expected, message, term):
+    with pytest.raises(type(error)), run.open(CONFIG):
+        raise error
+    status = run.status()
+    assert (status.state, status.error, status.term) == (expected, message, term)
+
+
+def test_what_the_caller_recorded_stays(run):
+    with pytest.raises(ValueError, match="x"), run.open(CONFIG):
+        run.set_status("failed", error="mine")
+        raise ValueError("x")
+    assert run.status().error == "mine"
+    with run.open(CONFIG):
+        assert status_json(run)["error"] is None
+
+
+def test_a_second_process_is_refused_and_a_killed_one_is_interrupted(run):
+    with elsewhere(run) as pid:
+        assert state(run) == "running"
+        with pytest.raises(InputError) as caught, run.open(CONFIG):
+            pass
+        message = str(caught.value)
+        assert f"by pid {pid} on host {socket.gethostname()} since 20" in message
+        assert message.endswith("wait for it or stop it")
+        with pytest.raises(InputError, match=f"pid {pid}"), run.reopen():
+            pass
+    assert state(run) == "interrupted"
+    assert run.status().error == "the process was killed"
+    with run.open(CONFIG):
+        assert run.status().pid == os.getpid()
+
+
+def test_the_same_process_cannot_open_a_run_twice(run):
+    with run.open(CONFIG):
+        with pytest.raises(InputError, match=f"by pid {os.getpid()}"), run.open(CONFIG):
+            pass
+        assert state(run) == "running"
+
+
+def test_a_silent_machine_is_believed_for_two_minutes(run, monkeypatch):
+    with run.open(CONFIG):
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        run.set_status("running")
+        monkeypatch.undo()
+    assert state(run) == "running"
+    monkeypatch.setattr(runs, "STALE_SECONDS", -1.0)
+    assert state(run) == "interrupted"
+
+
+def test_reopening_keeps_state_and_config(run):
+    with pytest.raises(InputError, match="is no run"), run.reopen():
+        pass
+    with run.open(CONFIG):
+        run.set_status("done")
+    before = status_json(run)
+    with run.reopen():
+        assert state(run) == "done"
+    after = status_json(run)
+    del before["owner"], after["owner"]
+    assert before == after
+
+
+def test_another_config_is_refused_and_kept(run):
+    with run.open(CONFIG):
+        run.set_status("done")
+    other = CONFIG.replace("cnn", "mlp").replace("0.1", "0.2")
+    with pytest.raises(InputError, match=r"lr is 0.1 there and 0.2 in this command; move"):
+        with run.open(other):
+            pass
+    assert run.config_path.read_text() == CONFIG
+    assert state(run) == "done"
+
+
+def test_what_changes_nothing_trained_may_differ(run):
+    with run.open(CONFIG):
+        pass
+    other = CONFIG.replace("offline", "disabled") + "evaluation: {n: 3}\nruntime: {device: cuda}\n"
+    with run.open(other):
+        pass
+    assert run.config_path.read_text() == CONFIG
+    with pytest.raises(InputError, match=r"tracking.mode is 'offline' there"):
+        with run.open(other, ignore=("evaluation", "runtime")):
+            pass
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe"])
+def test_an_unreadable_config_is_not_overwritten(run, content):
+    run.path.mkdir(parents=True)
+    run.config_path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read") as caught, run.open(CONFIG):
+        pass
+    assert "\n" not in str(caught.value)
+    assert run.config_path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"state": "odd"}', b"\xff"])
+def test_an_unreadable_status_is_none(run, content):
+    run.path.mkdir(parents=True)
+    (run.path / "status.json").write_bytes(content)
+    assert run.status() is None
+    with run.open(CONFIG):
+        assert state(run) == "running"
+
+
+def test_opening_sweeps_what_killed_processes_left(run):
+    with run.open(CONFIG):
+        pass
+    left = [
+        run.path / f"status.json.tmp-{DEAD}",
+        run.evaluations / f"last-1.json.tmp-{DEAD}",
+        run.checkpoints.folder / f"last.safetensors.tmp-{DEAD}",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    with run.open(CONFIG):
+        assert not any(path.exists() for path in left)
+
+
+def test_a_heartbeat_is_written_now_and_then(run, monkeypatch):
+    clock = [1000.0]
+    with run.open(CONFIG):
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        run.set_status("running")
+        stamp = ["2030-01-01T00:00:00+00:00"]
+        monkeypatch.setattr(runs, "utc_now", lambda: stamp[0])
+        for second, written in ((5, False), (14, False), (16, True), (20, False), (32, True)):
+            stamp[0] = f"2030-01-01T00:00:{second:02d}+00:00"
+            clock[0] = 1000.0 + second
+            run.heartbeat()
+            assert (run.status().heartbeat == stamp[0]) is written
+        clock[0] += 100
+        monkeypatch.setattr(os, "write", fail_with(errno.ENOSPC))
+        run.heartbeat()
+
+
+def test_other_data_are_refused(run):
+    with run.open(CONFIG):
+        run.check_data("abc")
+        run.check_data("abc")
+        run.set_status("done")
+    with run.open(CONFIG):
+        run.check_data("abc")
+        with pytest.raises(InputError, match=r"trained on other data \(fingerprint abc, now def"):
+            run.check_data("def")
+
+
+# Disks that fail
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, r"no space left on .* set runs_dir="),
+        (errno.EROFS, r"cannot be written .* set runs_dir="),
+    ],
+)
+@pytest.mark.parametrize("call", ["mkdir", "open", "write", "replace"])
+def test_a_failing_disk_is_one_line(run, monkeypatch, call, number, message):
+    (run.path.parent).mkdir()
+    monkeypatch.setattr(os, call, fail_with(number))
+    with pytest.raises(InputError, match=message) as caught, run.open(CONFIG):
+        pass
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    with run.open(CONFIG):
+        assert run.config_path.read_text() == CONFIG
+
+
+def test_a_file_as_runs_dir_is_named(run):
+    run.path.parent.write_text("")
+    with pytest.raises(InputError, match=r"runs is a file where a folder is needed"):
+        with run.open(CONFIG):
+            pass
+    with pytest.raises(InputError, match=r"runs_dir=.*cannot be listed"):
+        list(find_runs(run.path.parent))
+
+
+def test_a_full_disk_during_training_leaves_the_run_resumable(run, monkeypatch):
+    with pytest.raises(InputError), run.open(CONFIG):
+        run.log_metrics({"epoch": 0})
+        monkeypatch.setattr(os, "write", fail_with(errno.ENOSPC))
+        run.log_metrics({"epoch": 1})
+    monkeypatch.undo()
+    assert state(run) == "interrupted"
+    assert run.read_metrics() == [{"epoch": 0}]
+
+
+# Metrics
+
+
+def test_metrics_are_lines_and_never_hold_a_nan(run):
+    assert run.read_metrics() == []
+    row = {"epoch": 0, "loss": math.nan, "grad": -math.inf, "lr": np.float32(0.5), "phase": "main"}
+    run.log_metrics(row)
+    text = run.metrics_path.read_text()
+    assert text.count("\n") == 1
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "epoch": 0,
+        "loss": None,
+        "loss_reason": "nan",
+        "grad": None,
+        "grad_reason": "-inf",
+        "lr": 0.5,
+        "phase": "main",
+    }
+
+
+def test_a_resumed_run_has_one_line_per_epoch_like_an_uninterrupted_one(run):
+    straight = Run(run.path.with_name("straight"), TRAIN_ID)
+    rows = [{"epoch": epoch, "loss": 1 / (epoch + 3), "phase": "main"} for epoch in range(5)]
+    for row in rows:
+        straight.log_metrics(row)
+    for row in rows[:4]:
+        run.log_metrics(row)
+    with run.metrics_path.open("ab") as file:
+        file.write(b'{"epoch": 4, "lo')
+    assert run.read_metrics() == rows[:4]
+    run.truncate_metrics(2)
+    assert run.read_metrics() == rows[:2]
+    for row in rows[2:]:
+        run.log_metrics(row)
+    assert run.metrics_path.read_bytes() == straight.metrics_path.read_bytes()
+
+
+def test_a_torn_line_goes_when_the_next_is_written(run):
+    run.log_metrics({"epoch": 0})
+    with run.metrics_path.open("ab") as file:
+        file.write(b'{"epoch": 1}')
+    assert run.read_metrics() == [{"epoch": 0}]
+    run.log_metrics({"epoch": 1})
+    assert run.metrics_path.read_bytes() == b'{"epoch": 0}\n{"epoch": 1}\n'
+
+
+def test_truncating_nothing_writes_nothing(run, monkeypatch):
+    run.truncate_metrics(0)
+    run.log_metrics({"epoch": 0})
+    monkeypatch.setattr(os, "write", fail_with(errno.ENOSPC))
+    run.truncate_metrics(1)
+    with pytest.raises(InputError):
+        run.truncate_metrics(0)
+    assert run.read_metrics() == [{"epoch": 0}]
+
+
+def test_a_half_written_line_is_taken_back(run, monkeypatch):
+    run.log_metrics({"epoch": 0})
+    write = os.write
+
+    def half(handle: int, content: bytes) -> int:
+        if len(content) < 5:
+            raise OSError(errno.ENOSPC, "full")
+        return write(handle, content[: len(content) // 2])
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(InputError, match=r"no space left on .* while writing metrics.jsonl"):
+        run.log_metrics({"epoch": 1})
+    monkeypatch.undo()
+    assert run.metrics_path.read_bytes() == b'{"epoch": 0}\n'
+
+
+def test_a_damaged_line_in_the_middle_is_named(run):
+    run.path.mkdir(parents=True)
+    run.metrics_path.write_bytes(b'{"epoch": 0}\n\0\0\0\n{"epoch": 2}\n')
+    with pytest.raises(InputError, match="line 2 is damaged"):
+        run.read_metrics()
+    run.metrics_path.write_bytes(b'{"epoch": 0}\n\0\0\0\n')
+    assert run.read_metrics() == [{"epoch": 0}]
+
+
+# Evaluations
+
+
+def entry(**changes: object) -> dict:
+    fields = {"checkpoint": "last", "weights": "raw", "metric": "pgd20", "split": "test"}
+    numbers = {"value": 51.5, "unit": "percent", "n": 100, "params": {"eps": 8 / 255}}
+    return {**fields, **numbers, **changes}
+
+
+EXAMPLES = pd.DataFrame({"index": [3, 5], "pgd20_robust": [True, False]})
+
+
+def test_evaluations_add_up_to_a_result(run):
+    assert run.result() is None
+    assert not run.has_evaluation("last", "aaaa")
+    with run.open(CONFIG):
+        meta = {"scale": "full", "deviations": ["fewer epochs"], "seconds": {"pgd20": 1.5}}
+        run.add_evaluation("last", "bbbb", [entry()], EXAMPLES, ["weak attack"], meta)
+        clean = entry(metric="clean", value=math.nan)
+        run.add_evaluation("last", "aaaa", [clean], EXAMPLES, ["weak attack", "few images"], meta)
+    assert run.has_evaluation("last", "aaaa")
+    expected = {
+        "run": run.path.name,
+        "train_id": TRAIN_ID,
+        "scale": "full",
+        "flags": ["weak attack", "few images"],
+        "deviations": ["fewer epochs"],
+        "entries": [entry(metric="clean", value=None, value_reason="nan"), entry()],
+    }
+    assert run.result() == expected
+    assert json.loads(run.result_path.read_text()) == expected
+    found = pd.read_parquet(run.evaluations / "last-bbbb.parquet")
+    pd.testing.assert_frame_equal(found, EXAMPLES)
+    record = json.loads((run.evaluations / "last-bbbb.json").read_text())
+    assert record["meta"]["seconds"] == {"pgd20": 1.5}
+
+
+def test_an_evaluation_is_never_overwritten(run):
+    run.add_evaluation("last", "aaaa", [entry()], EXAMPLES)
+    run.add_evaluation("last", "aaaa", [entry(value=1.0)], EXAMPLES[:1])
+    assert run.result()["entries"] == [entry()]
+    assert len(pd.read_parquet(run.evaluations / "last-aaaa.parquet")) == 2
+
+
+def test_one_smoke_evaluation_marks_the_result(run):
+    run.add_evaluation("last", "aaaa", [entry()], EXAMPLES, meta={"scale": "full"})
+    run.add_evaluation("last", "bbbb", [entry()], EXAMPLES, meta={"scale": "smoke"})
+    assert run.result()["scale"] == "smoke"
+
+
+def test_an_entry_without_its_unit_is_refused(run):
+    incomplete = entry()
+    del incomplete["unit"], incomplete["n"]
+    with pytest.raises(ValueError, match="lacks n, unit"):
+        run.add_evaluation("last", "aaaa", [incomplete], EXAMPLES)
+    assert run.result() is None
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_full_disk_while_evaluating_keeps_the_earlier_results(run, monkeypatch, fails_at):
+    run.add_evaluation("last", "aaaa", [entry()], EXAMPLES)
+    replace, calls = os.replace, []
+
+    def sometimes(*args: object) -> None:
+        calls.append(args)
+        if len(calls) >= fails_at:
+            raise OSError(errno.ENOSPC, "full")
+        replace(*args)
+
+    monkeypatch.setattr(os, "replace", sometimes)
+    with pytest.raises(InputError, match="no space left"):
+        run.add_evaluation("last", "bbbb", [entry(metric="clean")], EXAMPLES)
+    monkeypatch.undo()
+    assert len(json.loads(run.result_path.read_text())["entries"]) == 1
+    assert run.has_evaluation("last", "bbbb") is (fails_at == 3)
+    run.add_evaluation("last", "bbbb", [entry(metric="clean")], EXAMPLES)
+    assert len(json.loads(run.result_path.read_text())["entries"]) == 2
+
+
+def test_opening_heals_a_result_that_a_kill_left_behind(run):
+    with run.open(CONFIG):
+        run.add_evaluation("last", "aaaa", [entry()], EXAMPLES)
+    run.result_path.unlink()
+    with run.reopen():
+        assert run.result_path.is_file()
+
+
+def test_a_damaged_evaluation_is_named(run):
+    run.add_evaluation("last", "aaaa", [entry()], EXAMPLES)
+    (run.evaluations / "last-aaaa.json").write_text("{")
+    with pytest.raises(InputError, match=r"last-aaaa.json is damaged"):
+        run.result()
+
+
+def test_runs_are_found_by_name(tmp_path):
+    assert list(find_runs(tmp_path / "none")) == []
+    names = [f"digits-cnn-at-s{seed}-{seed:010x}" for seed in (1, 0)]
+    for name in names:
+        with Run(tmp_path / name, name[-10:]).open(CONFIG):
+            pass
+    (tmp_path / "digits-cnn-at-s0-aaaaaaaaaa").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    found = list(find_runs(tmp_path))
+    assert [run.path.name for run in found] == sorted(names)
+    assert [run.train_id for run in found] == [f"{seed:010x}" for seed in (0, 1)]
+
+
+# Signals
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_sets_the_flag_and_handlers_come_back(name, capfd):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with stop_on_signals() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        assert stop.name == name
+    assert signal.getsignal(number) is before
+    assert capfd.readouterr().err.startswith(f"{name}: stopping after this step")
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.name == "SIGTERM"
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_install_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work() -> None:
+        with stop_on_signals() as stop:
+            seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+# Small parts
+
+
+def test_the_first_difference_is_found_in_order():
+    old = {"b": {"x": 1, "y": [1, 2]}, "a": 1, "n": math.nan}
+    assert first_difference(old, {"a": 1.0, "b": {"y": [1, 2], "x": 1}, "n": math.nan}) is None
+    assert first_difference(old, {**old, "b": {"x": 1}}) == ("b.y", [1, 2], "(absent)")
+    assert first_difference({"a": 1}, {"a": True}) == ("a", 1, True)
+    assert first_difference(old, {**old, "b": 0}, ignore=("b",)) is None
+
+
+def test_finite_reaches_into_everything():
+    value = {"a": [1.0, math.inf, {"b": np.float64("nan")}], "c": torch.tensor(2), 3: (True,)}
+    assert finite(value) == {"a": [1.0, None, {"b": None, "b_reason": "nan"}], "c": 2, "3": [True]}
