@@ -93,7 +93,7 @@ def _checkpoint_problems(config: AssessConfig) -> list[str]:
     if not Path(str(config.checkpoint)).is_file():
         problems.append(f"checkpoint={config.checkpoint}: no such file")
     if config.data is not None:
-        problems += config.data.source.check(Path(config.data_dir or "data"))
+        problems += config.data.source.check(Path(config.data_dir or "data").expanduser())
     if config.evaluation.split != "test":
         problems.append("evaluation.split: a bare checkpoint has no split of its own; use test")
     return problems
@@ -130,7 +130,7 @@ def _run(request: AssessConfig) -> int:
         data_dir=request.data_dir or config.data_dir,
         runs_dir=str(path.parent),
     )
-    problems = config.data.source.check(Path(config.data_dir)) + _weights_problems(config, path)
+    problems = config.data.source.check(config.data_root) + _weights_problems(config, path)
     if problems:
         raise ConfigError(problems)
     trained = Run(path, config.train_id)
@@ -172,7 +172,7 @@ def _checkpoint(request: AssessConfig) -> int:
     path, data, model = Path(str(request.checkpoint)), request.data, request.model
     weights, _ = load_weights_file(path)
     device = pick_device(request.device)
-    _, test = data.source.load(Path(request.data_dir or "data"))
+    _, test = data.source.load(Path(request.data_dir or "data").expanduser())
     check_labels(test, data.classes, "data.classes")
     net = build_model(
         model.spec,

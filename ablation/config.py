@@ -262,7 +262,12 @@ class Config:
     @property
     def run_dir(self) -> Path:
         """Where the run lives."""
-        return Path(self.runs_dir) / self.run_name
+        return Path(self.runs_dir).expanduser() / self.run_name
+
+    @property
+    def data_root(self) -> Path:
+        """Where the images lie."""
+        return Path(self.data_dir).expanduser()
 
     def identity(self) -> dict[str, Any]:
         """The container that ``train_id`` hashes: no paths, tracking, device or evaluation.

@@ -61,7 +61,7 @@ def check(container: Mapping[str, Any]) -> list[str]:
     """Problems of a composed config, its data folder and device; nothing is read or started."""
     config, problems = configuration.check(container)
     if config is not None:
-        problems += config.data.source.check(Path(config.data_dir))
+        problems += config.data.source.check(config.data_root)
         problems += device_problems(config.runtime.device)
     return problems
 
@@ -135,7 +135,7 @@ def load_images(config: Config, device: torch.device) -> Images:
         InputError: the data do not fit the config.
     """
     node = config.data
-    train, test = node.source.load(Path(config.data_dir))
+    train, test = node.source.load(config.data_root)
     for images in (train, test):
         check_labels(images, node.classes, "data.classes")
     channels = train.images.shape[1]
@@ -162,7 +162,7 @@ def build_net(config: Config, images: ImageSet, method: Method, device: torch.de
         seed=config.seed,
     ).to(device)
     if config.runtime.channels_last:
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = net.to(memory_format=torch.channels_last)
     return net
 
 

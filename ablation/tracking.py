@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,7 +209,14 @@ class WandbTracker:
 
     def finish(self, exit_code: int) -> None:
         """Close the run; waits at most ``FINISH_TIMEOUT`` for an upload."""
-        self._try(lambda run: run.finish(exit_code=exit_code))
+
+        def end(run: Any) -> None:
+            began, place = time.monotonic(), Path(run.dir).parent
+            run.finish(exit_code=exit_code)
+            if time.monotonic() - began >= FINISH_TIMEOUT:
+                warn(f"tracking: the upload did not end in time; later: wandb sync {place}")
+
+        self._try(end)
         self._run = None
 
     def _try(self, action: Callable[[Any], object]) -> None:

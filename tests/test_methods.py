@@ -213,8 +213,8 @@ def test_t11_2_awp_on_a_linear_model():
         net.weight.copy_(torch.tensor([[3.0, 0], [0, 4]]))
     x, y = torch.ones(1, 2, dtype=torch.float64), torch.tensor([0])
 
-    def closure(model: nn.Module, terms: object = None) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = F.cross_entropy(model(x), y)
+    def closure(net: nn.Module, terms: object = None) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = F.cross_entropy(net(x), y)
         return loss, {"ce": loss}
 
     assert closure(net)[0].item() == pytest.approx(1.313262, abs=1e-6)
@@ -250,7 +250,7 @@ def test_awp_follows_the_official_code(name):
         parameters = dict(theirs.named_parameters())
         with torch.no_grad():
             for key, move in moves.items():
-                parameters[key] += move
+                parameters[key].add_(move)
         if name == "at":
             loss = F.cross_entropy(theirs(x_adv), batch.y)
         else:
@@ -265,5 +265,5 @@ def test_awp_follows_the_official_code(name):
         other.step()
         with torch.no_grad():
             for key, move in moves.items():
-                parameters[key] -= move
+                parameters[key].sub_(move)
     assert largest_difference(ours, theirs) < 1e-12

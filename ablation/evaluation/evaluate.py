@@ -131,7 +131,7 @@ def evaluate(
 ) -> Evaluation:
     """Attack a network.
 
-    Evaluation mode, frozen parameters, plain fp32 (fp64 if the weights are); modes, gradients
+    Evaluation mode, frozen parameters, plain fp32 (fp64 if the weights are). Modes, gradient
     flags, global generators and backend switches are afterwards as before.
 
     Args:
@@ -241,11 +241,13 @@ class _Session:
         self.correct = torch.zeros(total, dtype=torch.bool)
         self.zero_gradient = torch.zeros(total, dtype=torch.bool)
         self.classes = 0
-        self.raw_flags: list[str] = []
+        self.flags: list[str] = []
         self.seconds: dict[str, float] = {}
 
     def run(self) -> Evaluation:
-        attacks = {name: attack for name, attack in self.request.attacks.items() if attack}
+        attacks = {
+            name: attack for name, attack in self.request.attacks.items() if attack is not None
+        }
         with self._timed("clean"):
             self._clean(gradients=bool(attacks))
         params = {name: self._describe(attack) for name, attack in attacks.items()}
@@ -267,8 +269,8 @@ class _Session:
             facts = params.get(metric, {})
             entries.append(Entry(metric, self.request.split, value, n=len(chosen), params=facts))
         examples = self._table(verdicts)
-        flags = distinct([*self.raw_flags, *checks.diagnose(entries, examples)])
-        return Evaluation(tuple(entries), examples, flags, self.seconds)
+        flags = dict.fromkeys([*self.flags, *checks.diagnose(entries, examples)])
+        return Evaluation(tuple(entries), examples, tuple(flags), self.seconds)
 
     def _threat(self, attack: Attack) -> tuple[float, Norm]:
         eps, norm = getattr(attack, "eps", None), getattr(attack, "norm", None)
@@ -284,11 +286,11 @@ class _Session:
         if isinstance(attack, Described):
             facts = attack.describe(eps, self.classes)
         else:
-            facts = dict(getattr(attack, "__dict__", {}))
+            facts = {k: v for k, v in getattr(attack, "__dict__", {}).items() if k != "n"}
         return {
             "attack": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(attack).__name__).lower(),
-            "norm": norm,
             **facts,
+            "norm": norm,
             "eps": eps,
             "eps_text": show_fraction(eps).split(" = ")[0],
             "seed": self.request.seed,
@@ -429,7 +431,7 @@ class _Session:
     def _flagged(self, title: str) -> Iterator[None]:
         with warnings_of(auto.LOGGER) as found:
             yield
-        self.raw_flags += [f"{title}: {message}" for message in found]
+        self.flags += [f"{title}: {message}" for message in distinct(found)]
 
     @contextmanager
     def _timed(self, metric: str) -> Iterator[None]:
