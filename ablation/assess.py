@@ -190,7 +190,7 @@ def _checkpoint(request: AssessConfig) -> int:
     subject = Subject(path.stem, "raw", eps, request.norm, request.evaluation)
     if not folder.has_evaluation(path.stem, subject.key):
         with folder.open(yaml.safe_dump({"checkpoint": str(path.resolve()), "sha256": digest})):
-            code = supervised(folder, lambda stop: subject.record(folder, net, test, stop) and None)
+            code = supervised(folder, lambda stop: subject.record(folder, net, test, stop))
         if code != DONE:
             return code
     sys.stdout.write(f"{result_table(folder)}\nresults in {folder.path}\n")

@@ -255,7 +255,9 @@ def train(container: Mapping[str, Any]) -> int:
         return supervised(run, lambda stop: train_and_evaluate(config, run, stop))
 
 
-def supervised(run: Run, work: Callable[[Callable[[], bool]], None], training: bool = True) -> int:
+def supervised(
+    run: Run, work: Callable[[Callable[[], bool]], object], training: bool = True
+) -> int:
     """Do the work of a run and record how it ended.
 
     Args:

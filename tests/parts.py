@@ -160,7 +160,7 @@ def sgd(net: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
 def largest_difference(a: nn.Module, b: nn.Module) -> float:
     """Over parameters and buffers."""
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return max((x.double() - y.double()).abs().max().item() for x, y in pairs)
+    return float(max((x.double() - y.double()).abs().max() for x, y in pairs))
 
 
 Attack = Callable[[nn.Module, Batch, int], Tensor]
