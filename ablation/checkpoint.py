@@ -518,14 +518,30 @@ def _encode(weights: Mapping[str, Tensor], meta: Mapping[str, str]) -> bytes:
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in weights.items()
     }
-    return safetensors.torch.save(tensors, {**meta, DIGEST: _digest(tensors, meta)})
+    content = safetensors.torch.save(tensors)
+    # The library writes metadata in an order that changes from call to call; equal weights shall
+    # be equal files, so the header is completed here.
+    header, data = _split(content)
+    head = {
+        "__metadata__": {**dict(sorted(meta.items())), DIGEST: _digest(tensors, meta)},
+        **header,
+    }
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, data])
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Header and data of a safetensors file: its first 8 bytes say where one ends."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8:end])
+    return header, memoryview(content)[end:]
 
 
 def _decode(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = safetensors.torch.load(content)
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])
+        header, _ = _split(content)
     except Exception as error:
         raise DamagedError(_first_line(error)) from error
     meta = {str(key): str(value) for key, value in header.get("__metadata__", {}).items()}

@@ -279,6 +279,7 @@ class Config:
         for key in ("attack", "evaluation", "tracking", "runs_dir", "data_dir", "retry"):
             del full[key]
         del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
+        full["data"]["source"].pop("download", None)
         full["component"] = {k: v for k, v in full["component"].items() if v != DISABLED}
         full["init_from"] = self.init_from and Path(self.init_from).name
         return {"numerics": NUMERICS, **full}

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -210,19 +210,22 @@ class RunStore:
 def validator(config: Config, images: Images) -> Validate:
     """Clean accuracy on all validation images, PGD accuracy on a fixed set of them."""
     val = images.of("val") if config.data.val_size else None
+    node = config.selection
+    attack = Pgd(node.attack.steps, node.attack.step_size, node.attack.start, n=node.n)
+    request = Request(
+        {"val_clean": None, "val_robust": attack},
+        config.eps,
+        config.norm,
+        batch_size=EVAL_BATCH,
+        seed=config.seed,
+        split="val",
+    )
 
     def validate(net: torch.nn.Module) -> Mapping[str, float]:
         if val is None:
             return {}
-        node = config.selection
-        attack = Pgd(node.attack.steps, node.attack.step_size, node.attack.start)
-        common = Request({}, config.eps, config.norm, None, EVAL_BATCH, config.seed, "val")
-        clean = replace(common, attacks={"clean": None})
-        robust = replace(common, attacks={"pgd": attack}, n=node.n)
-        return {
-            name: evaluate(net, val.images, val.labels, request).entries[0].value
-            for name, request in (("val_clean", clean), ("val_robust", robust))
-        }
+        found = evaluate(net, val.images, val.labels, request)
+        return {entry.metric: entry.value for entry in found.entries}
 
     return validate
 
@@ -352,6 +355,11 @@ def fit(
     if config.runtime.compile:
         net.body.compile()
     device = next(net.parameters()).device
+    if len(images.split.train) % config.batch_size == 1 and not config.data.drop_last:
+        raise InputError(
+            f"batch_size={config.batch_size}: the last batch of {len(images.split.train)} images "
+            f"would hold a single one, which BatchNorm cannot normalise; set data.drop_last=true"
+        )
     loader = DeviceLoader(
         images.train,
         images.split.train,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,7 @@ class Progress:
     ) -> None:
         self._out = sys.stdout if out is None else out
         self._bar_file = sys.stderr if bar is None else bar
-        self._terminal = self._bar_file.isatty() if terminal is None else terminal
+        self._terminal = drawable(self._bar_file) if terminal is None else terminal
         self._clock = clock
         self._bar: tqdm[NoReturn] | None = None
         self._epochs = self._steps = self._first = self._done = 0
@@ -70,7 +71,7 @@ class Progress:
                 file=self._bar_file,
                 dynamic_ncols=True,
                 leave=False,
-                bar_format="{desc} |{bar}| {percentage:3.0f}% {postfix}",
+                bar_format="{desc} |{bar:20}| {percentage:3.0f}%{postfix}",
             )
             self._bar = bar
             self._draw()
@@ -141,6 +142,14 @@ class Progress:
             self._bar.clear()
         self._out.write(f"{text}\n")
         self._out.flush()
+
+
+def drawable(stream: TextIO) -> bool:
+    """Is it a terminal with a size? Some pseudo-terminals of containers have none: no bar fits."""
+    try:
+        return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 0
+    except OSError:
+        return False
 
 
 def describe(row: Mapping[str, float]) -> str:

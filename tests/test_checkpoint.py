@@ -327,6 +327,17 @@ def test_weights_come_back_with_their_metadata(store):
         store.load_weights("last", average=True)
 
 
+def test_equal_weights_are_equal_files(tmp_path):
+    weights = {f"layer{i}": torch.randn(3, generator=generator(0, "w", i)) for i in range(9)}
+    meta = {f"key{i}": str(i) for i in range(9)}
+    contents = set()
+    for order in (meta, dict(reversed(meta.items()))):
+        for folder in (tmp_path / "a", tmp_path / "b"):
+            Checkpoints(folder, "0123456789").save_weights("last", weights, meta=order)
+            contents.add((folder / "last.safetensors").read_bytes())
+    assert len(contents) == 1
+
+
 def test_damaged_weights_are_refused(store):
     store.save_weights("last", {"w": torch.randn(64)}, meta={"epoch": "1"})
     path = store.folder / "last.safetensors"

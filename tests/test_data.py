@@ -253,6 +253,8 @@ def test_samples_of_one_batch_get_different_crops():
     loader = DeviceLoader(data, torch.arange(64), 64, seed=0, augment="crop_flip", device="cpu")
     (batch,) = loader.epoch(0)
     assert len(batch.x.flatten(1).unique(dim=0)) > 40  # of 81 crops, mirrored or not
+    (later,) = loader.epoch(1)
+    assert not torch.equal(later.x, batch.x)
 
 
 def test_crops_and_flips_are_uniform():
@@ -615,6 +617,8 @@ def test_parquet_spans_several_pieces(tmp_path, monkeypatch):
     expected = np.stack([files.pixels(6, 6, 3, seed=i).transpose(2, 0, 1) for i in range(10)])
     assert np.array_equal(train.images.numpy(), expected)
     assert train.labels.tolist() == list(range(10))
+    files.parquet(tmp_path / "train.parquet", [*encoded(7), b"text"], [0] * 8)
+    assert "train.parquet, row 7: not an image" in refusal(Parquet(), tmp_path)
 
 
 def test_parquet_makes_all_grey_or_all_colour(tmp_path):

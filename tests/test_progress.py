@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import termios
 
 import pytest
 
-from ablation.progress import Progress, describe, duration, summary_table
+from ablation.progress import Progress, describe, drawable, duration, summary_table
 
 
 class Clock:
@@ -108,6 +113,17 @@ def test_stdout_and_stderr_are_the_defaults(capsys):
     captured = capsys.readouterr()
     assert captured.out.startswith("epoch 1/1  loss 1 ")
     assert captured.err == ""
+
+
+@pytest.mark.parametrize(("size", "expected"), [((40, 120), True), ((0, 0), False)])
+def test_only_a_terminal_with_a_size_gets_a_bar(size, expected):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    with open(theirs, "w") as stream:  # noqa: PTH123  it takes a descriptor
+        assert drawable(stream) is expected
+    os.close(ours)
+    with io.StringIO() as stream:
+        assert not drawable(stream)
 
 
 def test_numbers_and_times():

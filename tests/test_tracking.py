@@ -63,8 +63,8 @@ def begin(folder: Path, config: TrackingConfig | None = None, **changes: Any) ->
     return start(config or TrackingConfig(), **{**arguments, **changes})
 
 
-def panel(channels: int = 3) -> Panel:
-    clean = torch.full((channels, 8, 8), 0.5)
+def panel(channels: int = 3, level: float = 0.5) -> Panel:
+    clean = torch.full((channels, 8, 8), level)
     adversarial = clean.clone()
     adversarial[:, 0, 0] += 0.03125
     adversarial[:, 7, 7] -= 0.03125
@@ -77,7 +77,7 @@ def test_an_offline_run_holds_everything_that_was_logged(wandb, tmp_path, monkey
     tracker = begin(tmp_path / "run", config, settings={**SETTINGS, "leak": f"key {KEY}"})
     for epoch in range(3):
         tracker.log({"epoch": epoch, "loss": 1 / (epoch + 1), "val_robust": 30.0}, epoch)
-        tracker.images("adversarial", [panel()] * 3)
+        tracker.images("adversarial", [panel(level=x / 10) for x in (epoch, 5 + epoch, 9)])
     tracker.summary({"best_robust/pgd20": 51.5})
     tracker.finish(75)
     tracker.finish(0)
@@ -109,6 +109,7 @@ def test_jobs_of_one_process_get_runs_of_their_own_and_one_resumes(wandb, tmp_pa
     tracker = begin(second, run_id="second")
     tracker.log({"loss": 2.0}, 0)
     tracker.finish(0)
+    time.sleep(1)  # wandb names its folder by the second
     again = begin(first, run_id="first", settings={"lr": 0.2})
     again.log({"loss": 0.5}, 1)
     again.finish(0)
@@ -226,10 +227,13 @@ def test_the_environment_says_where_and_under_which_project(wandb, tmp_path, mon
     calls: list[dict[str, Any]] = []
 
     class Metrics:
+        def __init__(self, **options: Any) -> None:
+            calls.append(options)
+
         def define_metric(self, *args: Any, **options: Any) -> None:
             pass
 
-    monkeypatch.setattr(wandb, "init", lambda **options: calls.append(options) or Metrics())
+    monkeypatch.setattr(wandb, "init", Metrics)
     monkeypatch.setattr(wandb, "setup", lambda **options: None)
     begin(tmp_path / "run")
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
@@ -257,7 +261,7 @@ def test_a_start_that_fails_altogether_is_one_line(wandb, tmp_path, monkeypatch,
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(wandb, "init", fail)
     for mode in ("online", "offline"):
-        tracker = begin(tmp_path / "run", TrackingConfig(mode=mode))  # type: ignore[arg-type]
+        tracker = begin(tmp_path / "run", TrackingConfig(mode=mode))
         assert isinstance(tracker, NoTracker)
         error = capsys.readouterr().err
         assert error == "warning: no tracking: RuntimeError: broken with ***\n"

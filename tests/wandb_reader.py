@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,17 +41,21 @@ class Logged:
 
 
 def chunks(content: bytes) -> Iterator[bytes]:
-    """The records' bytes."""
-    assert content.startswith(MAGIC)
+    """The records' bytes, as far as they are written."""
+    assert content.startswith(MAGIC[: len(content)])
     at = len(MAGIC)
     parts: list[bytes] = []
     while at < len(content):
         if BLOCK - at % BLOCK < HEADER.size:  # the rest of a block is padding
             at += BLOCK - at % BLOCK
             continue
-        crc, length, kind = HEADER.unpack_from(content, at)
         start = at + HEADER.size
+        if start > len(content):
+            return
+        crc, length, kind = HEADER.unpack_from(content, at)
         data = content[start : start + length]
+        if len(data) < length:
+            return
         assert zlib.crc32(bytes([kind]) + data) == crc
         parts = [data] if kind in (FULL, FIRST) else [*parts, data]
         if kind in (FULL, LAST):
@@ -92,6 +97,15 @@ def items(entries: Any) -> dict[str, Any]:
     }
 
 
-def read_all(folder: Path) -> list[Logged]:
-    """The offline runs under a run directory, oldest first."""
-    return [read(path) for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+def read_all(folder: Path, timeout: float = 20.0) -> list[Logged]:
+    """The finished offline runs under a run directory, oldest first.
+
+    W&B's service writes the last records a moment after ``finish`` has returned.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        found = [read(path) for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+        if found and all(run.exit_code is not None for run in found):
+            return found
+        assert time.monotonic() < deadline, f"{folder} holds no finished run"
+        time.sleep(0.02)

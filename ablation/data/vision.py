@@ -174,7 +174,7 @@ def _torchvision(name: str, root: Path, files: Sequence[str], download: bool) ->
     needed = download and bool(absent(root, files))
     try:
         with download_lock(root, name, needed), warnings.catch_warnings():
-            # the official CIFAR pickles say align=0, for which NumPy now wants False
+            # NumPy 2.4.0 to 2.4.4 warn of align=0, which the official CIFAR pickles say
             warnings.filterwarnings("ignore", message=r"dtype\(\): align")
             yield
     except Exception as error:  # torchvision, urllib, tarfile, pickle and scipy each have their own
