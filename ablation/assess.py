@@ -133,7 +133,8 @@ def _run(request: AssessConfig) -> int:
     problems = config.data.source.check(config.data_root) + _weights_problems(config, path)
     if problems:
         raise ConfigError(problems)
-    trained = Run(path, config.train_id)
+    # The name, not the config: an id that this version would compute differently stays valid.
+    trained = Run(path, path.name.rpartition("-")[2])
     names = missing(config, trained)
     if names:
         with trained.reopen():

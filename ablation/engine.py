@@ -374,7 +374,7 @@ class Engine:
         for name, score in scores.items():
             if score > self.position.best.get(name, [-1.0]):
                 self.position.best[name] = score
-                self._keep(name)
+                self._keep(name, self._total_epoch)
 
     def _prepare_average(self) -> None:
         if self.average is not None:
@@ -384,9 +384,9 @@ class Engine:
         for batch in self.loader.epoch(self._total_epoch):
             yield batch.x
 
-    def _keep(self, name: str) -> None:
+    def _keep(self, name: str, epoch: int) -> None:
         average = None if self.average is None else self.average.model
-        self._store.keep_weights(name, self.net, average, self._total_epoch, self.position.step)
+        self._store.keep_weights(name, self.net, average, epoch, self.position.step)
 
     def _parts(self) -> list[Remembers]:
         """Parts of the present method that remember, in a fixed order."""
@@ -403,7 +403,7 @@ class Engine:
     def _save(self, last: bool = False) -> None:
         place = self.position
         if last:
-            self._keep("last")
+            self._keep("last", self._total_epoch - 1)
         average = None if self.average is None else self.average.model.state_dict()
         sums = self._sums
         train = {

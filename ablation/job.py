@@ -255,11 +255,19 @@ def train(container: Mapping[str, Any]) -> int:
         )
         return JOB_FAILED
     with run.open(yaml.safe_dump(config.container(), sort_keys=False)):
-        return supervised(run, lambda stop: train_and_evaluate(config, run, stop))
+        finished = status is not None and status.state == "done"
+        return supervised(
+            run,
+            lambda stop: train_and_evaluate(config, run, stop),
+            stand="done" if finished else "interrupted",
+        )
 
 
 def supervised(
-    run: Run, work: Callable[[Callable[[], bool]], object], training: bool = True
+    run: Run,
+    work: Callable[[Callable[[], bool]], object],
+    training: bool = True,
+    stand: State = "interrupted",
 ) -> int:
     """Do the work of a run and record how it ended.
 
@@ -267,6 +275,7 @@ def supervised(
         run: its directory, locked.
         work: gets a function that says whether a signal asked to stop.
         training: false leaves the run's status alone: a later evaluation cannot fail a run.
+        stand: the state to go back to if something the user gave cannot be used.
 
     Returns:
         An exit code.
@@ -292,7 +301,7 @@ def supervised(
         sys.stderr.write(f"failed: {error}; this run has no result\n")
         return JOB_FAILED
     except InputError as error:
-        record("interrupted", error=str(error))
+        record(stand, error=str(error))
         raise
     except Exception as error:
         record("failed", error=f"{type(error).__name__}: {error}")
@@ -318,6 +327,7 @@ def missing(config: Config, run: Run) -> list[CheckpointName]:
 def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> None:
     """The work of a run, from wherever it stands."""
     device = pick_device(config.runtime.device)
+    run.set_status("running", device=str(device))
     announce(config, run, device)
     images = load_images(config, device)
     run.check_data(images.train.fingerprint())

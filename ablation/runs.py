@@ -53,7 +53,7 @@ LOCK_SECONDS = 0.5
 """How long a start waits for the lock: longer than a ``status`` of another process holds it."""
 VOLATILE = (
     *("attack", "evaluation", "tracking", "runs_dir", "data_dir", "retry", "init_from"),
-    *("runtime.device", "data.eps", "data.augment"),
+    *("runtime.device", "data.eps", "data.augment", "data.source.download"),
 )
 """Keys in which a command may differ from a run's ``config.yaml``: they change nothing that was
 trained, or act through other keys that are compared."""
