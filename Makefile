@@ -27,10 +27,10 @@ demo: $(READY)  ## train and attack a classifier on the embedded digits
 	$(BIN)/ablation-train method=trades epochs=15 tracking.mode=disabled
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY)  ## run the slow tests too
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -n auto -m ""
 
 lint: $(READY)  ## ruff: lint and formatting
 	$(BIN)/ruff check .
