@@ -349,6 +349,8 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
     finally:
         tracker.finish(code)
     sys.stdout.write(f"{result_table(run)}\nresults in {run.path}\n")
+    if config.tracking.mode == "offline":
+        sys.stdout.write(f"to see it in W&B: wandb sync {run.path / 'wandb'}/offline-run-*\n")
 
 
 def fit(
@@ -550,7 +552,9 @@ def announce(config: Config, run: Run, device: torch.device) -> None:
 
 def result_table(run: Run) -> str:
     """The entries of a run as aligned text, warnings below."""
-    result = run.result() or {"entries": [], "flags": []}
+    result = run.result()
+    if result is None:
+        return f"{run.path.name}: nothing is evaluated yet"
     rows = [
         (
             entry["checkpoint"] + ("" if entry["weights"] == "raw" else " (average)"),
