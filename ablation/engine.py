@@ -73,7 +73,7 @@ class Recipe:
         seed: keys every random draw.
         precision: context of every training forward.
         select_every: epochs between two validations; the last epoch is always validated.
-        fold: search on a copy with BatchNorm folded into the convolutions.
+        compile: torch.compile the body, and its folded copy that attacks search on.
     """
 
     phases: Sequence[Phase]
@@ -84,7 +84,7 @@ class Recipe:
     seed: int
     precision: Precision
     select_every: int
-    fold: bool = True
+    compile: bool = False
 
 
 Validate = Callable[[torch.nn.Module], Mapping[str, float]]
@@ -200,7 +200,10 @@ class Engine:
         self.average: Average | None = recipe.average.attach(net) if recipe.average else None
         self.position = Position()
         self._optimizer = recipe.optim.build(net, recipe.lr)
-        self._folded = Folded(net) if recipe.fold else None
+        self._folded = Folded(net)
+        if recipe.compile:
+            for body in (net.body, self._folded.net.body):
+                body.compile()
         self._sums: EpochSums | None = None
         self._device = next(net.parameters()).device
 

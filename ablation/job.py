@@ -364,8 +364,6 @@ def fit(
     """Train to the end of the last phase."""
     if config.init_from is not None and not run.checkpoints.has("last"):
         start_from(net, Path(config.init_from))
-    if config.runtime.compile:
-        net.body.compile()
     device = next(net.parameters()).device
     if len(images.split.train) % config.batch_size == 1 and not config.data.drop_last:
         raise InputError(
@@ -391,6 +389,7 @@ def fit(
         seed=config.seed,
         precision=precision_context(config.runtime.precision, device),
         select_every=config.selection.every,
+        compile=config.runtime.compile,
     )
 
     def on_epoch(row: Mapping[str, Any], model: torch.nn.Module) -> None:
