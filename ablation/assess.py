@@ -146,10 +146,11 @@ def _run(request: AssessConfig) -> int:
 
 
 def _weights_problems(config: Config, path: Path) -> list[str]:
+    """Only a run that is trained to the end (it has ``last``) stands for its best weights."""
     folder = path / "checkpoints"
     return [
-        f"run={path}: it has no {name} weights yet; finish its training first"
-        for name in (config.evaluation.checkpoints or [config.selected])
+        f"run={path}: it has no {name} weights; finish its training first"
+        for name in ("last", *(config.evaluation.checkpoints or [config.selected]))
         if not (folder / f"{name}.safetensors").is_file()
     ]
 

@@ -455,8 +455,15 @@ class Subject:
             seed=node.seed,
             split=node.split,
         )
+        partial = run.evaluations / f"{self.checkpoint}-{self.key}.partial"
         found = evaluate(
-            net, images.images, images.labels, request, progress=report, should_stop=stop
+            net,
+            images.images,
+            images.labels,
+            request,
+            progress=report,
+            should_stop=stop,
+            partial=partial,
         )
         entries = [
             {"checkpoint": self.checkpoint, "weights": self.weights, **asdict(entry)}
@@ -466,6 +473,7 @@ class Subject:
         run.add_evaluation(
             self.checkpoint, self.key, entries, found.examples, list(found.flags), meta
         )
+        partial.unlink(missing_ok=True)
         return {entry.metric: entry.value for entry in found.entries}
 
 

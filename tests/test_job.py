@@ -325,3 +325,52 @@ def test_a_compiled_like_runtime_changes_the_identity_but_paths_do_not(tmp_path)
     for override in (*other, "component/awp=enabled", "attack.steps=3", "selection.n=41"):
         assert load(plain(tmp_path, override)).train_id != base.train_id, override
     assert load(plain(tmp_path, "seed=1")).arm_id == base.arm_id
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    container = plain(tmp_path, "epochs=1", "evaluation=none")
+    job.train(container)
+    whole = plain(tmp_path, "epochs=1", "evaluation=standard", "~evaluation.attacks.pgd100")
+    attacked: list[str] = []
+    from ablation.evaluation import evaluate as module
+
+    session: Any = module.__globals__["_Session"]
+    original = session._batches
+
+    def batches(self: Any, name: str, rows: torch.Tensor) -> Any:
+        if name != "clean" and len(rows) > 0:
+            attacked.append(name)
+        return original(self, name, rows)
+
+    monkeypatch.setattr(session, "_batches", batches)
+    stop = {"after": 3}
+    monkeypatch.setattr(
+        job, "report", lambda metric, done, total: stop.update(after=stop["after"] - 1)
+    )
+    with monkeypatch.context() as patch:
+        requested = property(lambda self: stop["after"] <= 0, lambda self, value: None)
+        patch.setattr("ablation.runs.Stop.requested", requested, raising=False)
+        assert job.train(whole) == INTERRUPTED
+    run = run_of(container)
+    assert attacked == ["fgsm", "pgd20", "cw"]  # the third was stopped before its first batch
+    assert run.result() is None
+    assert job.train(whole) == DONE
+    assert attacked == ["fgsm", "pgd20", "cw", "cw", "apgd_ce"]
+    resumed = (run.result() or {})["entries"]
+    assert not list(run.evaluations.glob("*.partial"))
+
+    fresh = plain(tmp_path / "fresh", "epochs=1", "evaluation=standard")
+    fresh["evaluation"] = whole["evaluation"]
+    job.train(fresh)
+    again = (run_of(fresh).result() or {})["entries"]
+    assert [e["value"] for e in resumed] == [e["value"] for e in again]
+
+
+def test_a_run_that_is_not_trained_to_the_end_is_not_evaluated(tmp_path, monkeypatch):
+    container = plain(tmp_path)
+    stop_after(monkeypatch, 9)
+    assert job.train(container) == INTERRUPTED
+    assert run_of(container).checkpoints.has("best_robust")
+    request = plain(tmp_path, f"run={run_of(container).path}", config_name="evaluate")
+    with pytest.raises(ConfigError, match="finish its training first"):
+        assess.run(request)

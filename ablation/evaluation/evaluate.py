@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from ablation.errors import InputError, InterruptedRunError, NonFiniteError
 from ablation.evaluation import auto, checks
 from ablation.evaluation.attacks import Attack, Described, Ensemble, RandomStart
 from ablation.evaluation.guards import check_points, distinct, exact_arithmetic, warnings_of
+from ablation.evaluation.partial import Forgetful, Memo, Part, Partial, identify
 from ablation.functional import cross_entropy
 from ablation.modes import evaluating
 from ablation.random import generator
@@ -128,6 +130,7 @@ def evaluate(
     *,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = never,
+    partial: Path | None = None,
 ) -> Evaluation:
     """Attack a network.
 
@@ -141,6 +144,8 @@ def evaluate(
         request: what to run.
         progress: called after every batch.
         should_stop: asked before every batch.
+        partial: a file for finished attacks: the same call after an interruption goes on from
+            there. The caller removes it once the result is safe.
 
     Raises:
         InputError: the images, labels or request do not fit the network or each other.
@@ -154,7 +159,10 @@ def evaluate(
         stack.enter_context(evaluating(net))
         stack.enter_context(exact_arithmetic(device))
         subject = _Subject(net, images, labels.long(), device, dtype)
-        session = _Session(subject, request, order, progress, should_stop)
+        memo: Memo = Forgetful()
+        if partial is not None:
+            memo = Partial(partial, identify(net, images, labels, request))
+        session = _Session(subject, request, order, progress, should_stop, memo)
         return session.run()
 
 
@@ -232,7 +240,9 @@ class _Session:
         order: Tensor,
         progress: Progress | None,
         should_stop: Callable[[], bool],
+        memo: Memo,
     ) -> None:
+        self.memo = memo
         self.subject, self.request, self.order = subject, request, order
         self.rows = order.sort().values
         self._progress, self._should_stop = progress, should_stop
@@ -306,7 +316,7 @@ class _Session:
             if self._should_stop():
                 raise InterruptedRunError(
                     f"stopped during the evaluation ({name}, {done} of {len(rows)} images); "
-                    "run the same command to repeat it"
+                    "run the same command to go on"
                 )
             yield batch
             done += len(batch)
@@ -350,11 +360,19 @@ class _Session:
         for name, part in parts.items():
             title = metric if part is attack else f"{metric}/{name}"
             verdict.names.append(name)
+            kept = self.memo.get(title)
+            if kept is not None:
+                verdict.robust.copy_(kept.robust)
+                verdict.broken_by.copy_(kept.broken_by)
+                self.flags += kept.flags
+                continue
+            before = len(self.flags)
             with self._flagged(title):
                 for rows in self._batches(title, chosen[verdict.robust[chosen]]):
                     fallen = rows[self._broken(title, part, rows, eps, norm)]
                     verdict.robust[fallen] = False
                     verdict.broken_by[fallen] = len(verdict.names) - 1
+            self.memo.put(title, Part(verdict.robust, verdict.broken_by, self.flags[before:]))
         return verdict
 
     def _broken(self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm) -> Tensor:

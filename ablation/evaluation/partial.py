@@ -1,0 +1,106 @@
+"""Finished attacks of an unfinished evaluation, so that an interrupted AutoAttack loses one part.
+
+AutoAttack takes hours; its four parts, and every other attack, are kept as they end. What is kept
+belongs to one network, one set of images and one request, and is ignored for any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ablation.checkpoint import atomic_write_bytes
+
+
+@dataclass(frozen=True)
+class Part:
+    """State after one attack: robust [all], what broke each image [all], its warnings."""
+
+    robust: Tensor
+    broken_by: Tensor
+    flags: list[str]
+
+
+class Memo(Protocol):
+    """Where finished attacks are kept."""
+
+    def get(self, title: str) -> Part | None:
+        """The state after an attack, if it was finished."""
+
+    def put(self, title: str, part: Part) -> None:
+        """Keep it."""
+
+
+class Forgetful:
+    """Keeps nothing."""
+
+    def get(self, title: str) -> Part | None:
+        """Nothing."""
+
+    def put(self, title: str, part: Part) -> None:
+        """Nothing."""
+
+
+class Partial:
+    """Keeps finished attacks in one file, rewritten atomically.
+
+    Args:
+        path: the file; a damaged one is ignored.
+        key: identifies network, images and request; see ``identify``.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        self._parts = self._read()
+
+    def get(self, title: str) -> Part | None:
+        """The state after an attack, if it was finished."""
+        return self._parts.get(title)
+
+    def put(self, title: str, part: Part) -> None:
+        """Keep it, durably.
+
+        Raises:
+            InputError: the disk is full or cannot be written.
+        """
+        self._parts[title] = Part(part.robust.clone(), part.broken_by.clone(), list(part.flags))
+        notes = {name: kept.flags for name, kept in self._parts.items()}
+        arrays = {"notes": np.array(json.dumps({"key": self._key, "flags": notes}))}
+        for i, kept in enumerate(self._parts.values()):
+            arrays |= {f"robust{i}": kept.robust.numpy(), f"broken_by{i}": kept.broken_by.numpy()}
+        buffer = BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        atomic_write_bytes(self._path, buffer.getvalue())
+
+    def _read(self) -> dict[str, Part]:
+        try:
+            with np.load(self._path, allow_pickle=False) as found:
+                notes = json.loads(str(found["notes"]))
+                if notes["key"] != self._key:
+                    return {}
+                return {
+                    title: Part(
+                        torch.from_numpy(found[f"robust{i}"]),
+                        torch.from_numpy(found[f"broken_by{i}"]),
+                        flags,
+                    )
+                    for i, (title, flags) in enumerate(notes["flags"].items())
+                }
+        except Exception:  # zip, json and numpy each have their own way to say damaged
+            return {}
+
+
+def identify(net: nn.Module, images: Tensor, labels: Tensor, request: object) -> str:
+    """Hash of everything that an attack's outcome depends on."""
+    digest = hashlib.sha256(repr(request).encode())
+    for tensor in (*net.state_dict().values(), images, labels):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
