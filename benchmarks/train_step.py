@@ -13,7 +13,6 @@ savings as ours, shows what composition costs.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import statistics
@@ -216,17 +215,13 @@ def make_steps(
     }
 
 
-def compare(name: str, precision: str, batch: Batch, compiled: bool) -> dict[str, float]:
-    """Do both compute the same step? Gradients after one step from the same weights."""
-    steps = make_steps(name, precision, batch, compiled, lr=0.0)
+def compare(name: str, batch: Batch, steps: dict[str, tuple[Net, Step]]) -> dict[str, float]:
+    """Do both compute the same step? Gradients of each one's first step from the same weights."""
+    other, optimizer = build(batch.x.device, channels_last=False, lr=0.01, fused=False)
+    reference_step(name, other, optimizer, batch, seed=1)
     for _, step in steps.values():
         step()
     theirs, ours = gradient(steps["reference"][0]), gradient(steps["ours"][0])
-    other = copy.deepcopy(steps["reference"][0])
-    optimizer = torch.optim.SGD(other.parameters(), 0.0)
-    fresh, _ = build(batch.x.device, channels_last=False, lr=0.0, fused=False)
-    other.load_state_dict(fresh.state_dict())
-    reference_step(name, other, optimizer, batch, seed=1)
     return {
         "gradient_error": float((ours - theirs).norm() / theirs.norm()),
         "cosine": cosine(ours, theirs),
@@ -256,9 +251,7 @@ def clock_step(step: Step, device: torch.device) -> float:
 def measure(name: str, precision: str, batch: Batch, compiled: bool, rounds: int) -> dict[str, Any]:
     """Interleaved rounds after a warm-up; medians, and the median of the paired ratios."""
     steps = make_steps(name, precision, batch, compiled, lr=0.01)
-    for _, step in steps.values():
-        step()
-        step()
+    same = compare(name, batch, steps)  # the first step of each: also the warm-up
     forward = forward_flops(batch)
     times: dict[str, list[float]] = {label: [] for label in steps}
     for _ in range(rounds):
@@ -281,7 +274,7 @@ def measure(name: str, precision: str, batch: Batch, compiled: bool, rounds: int
         "reference_images_per_second": len(batch.y) / seconds["reference"],
         "gflops_per_second": forward * PASSES[name][0] / seconds["ours"] / 1e9,
         "reference_gflops_per_second": forward * PASSES[name][1] / seconds["reference"] / 1e9,
-        **compare(name, precision, batch, compiled),
+        **same,
     }
 
 
