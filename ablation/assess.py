@@ -43,7 +43,7 @@ class AssessConfig:
     evaluation: EvaluationConfig
     run: str | None
     checkpoint: str | None
-    norm: Norm
+    norm: Norm | None
     eps: Fraction | None
     device: str
     data_dir: str | None
@@ -122,7 +122,8 @@ def _run(request: AssessConfig) -> int:
     config = configuration.load(yaml.safe_load((path / "config.yaml").read_text()))
     evaluation = replace(
         request.evaluation,
-        eps=request.evaluation.eps if request.eps is None else request.eps,
+        eps=request.eps if request.evaluation.eps is None else request.evaluation.eps,
+        norm=request.norm if request.evaluation.norm is None else request.evaluation.norm,
     )
     config = replace(
         config,
@@ -158,7 +159,7 @@ def _weights_problems(config: Config, path: Path) -> list[str]:
 def _assess(config: Config, run: Run, request: AssessConfig, stop: Callable[[], bool]) -> None:
     device = pick_device(request.device)
     images = load_images(config, device)
-    run.check_data(images.train.fingerprint())
+    run.check_data(images.fingerprint())
     tracker = start_tracking(request.tracking, config, run, "eval")
     try:
         for name in missing(config, run):
@@ -185,13 +186,16 @@ def _checkpoint(request: AssessConfig) -> int:
         mean=data.mean if model.normalize else None,
         std=data.std if model.normalize else None,
     ).to(device)
-    load_into(net, weights, str(path))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    # Published weights rarely hold the constants of the input normalisation.
+    own = {name: value for name, value in net.state_dict().items() if name in ("mean", "std")}
+    load_into(net, {**own, **weights}, str(path))
+    facts = {"weights": hashlib.sha256(path.read_bytes()).hexdigest(), "data": test.fingerprint()}
+    digest = configuration.digest(facts)
     folder = Run(Path(request.runs_dir) / f"{data.name}-{model.name}-{path.stem}-{digest}", digest)
     eps = data.eps if request.eps is None else request.eps
-    subject = Subject(path.stem, "raw", eps, request.norm, request.evaluation)
+    subject = Subject(path.stem, "raw", eps, request.norm or "linf", request.evaluation)
     if not folder.has_evaluation(path.stem, subject.key):
-        with folder.open(yaml.safe_dump({"checkpoint": str(path.resolve()), "sha256": digest})):
+        with folder.open(yaml.safe_dump(facts)):
             code = supervised(folder, lambda stop: subject.record(folder, net, test, stop))
         if code != DONE:
             return code

@@ -6,6 +6,7 @@ Imports neither torch nor wandb, so that ``--help`` and shell completion answer 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,16 +23,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ablation.errors import BAD_INPUT, DONE, JOB_FAILED, ConfigError, InputError
+from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
+from ablation.schema import did_you_mean
 
 Job = Callable[[Mapping[str, Any]], int]
 """Runs one composed config (plain data) and returns an exit code."""
 
 PASSIVE = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"),
-    *("--shell-completion", "-sc", "--multirun", "-m", "--resolve", "--package", "-p"),
+    *("--shell-completion", "-sc", "--resolve", "--package", "-p"),
 )
-"""Flags with which nothing is run at once, or many jobs are: no check before Hydra takes over."""
+"""Flags with which nothing is run: no check before Hydra takes over."""
 
 
 def conf_dir() -> Path:
@@ -64,7 +66,8 @@ def run(config_name: str, job: Job, check: Callable[[Mapping[str, Any]], list[st
     codes: list[int] = []
 
     def task(config: DictConfig) -> None:
-        codes.append(guarded(job, config))
+        if INTERRUPTED not in codes:  # a signal stops a sweep, not only its present job
+            codes.append(guarded(job, config))
 
     arguments = sys.argv[1:]
     if not any(argument.split("=")[0] in PASSIVE for argument in arguments):
@@ -72,10 +75,20 @@ def run(config_name: str, job: Job, check: Callable[[Mapping[str, Any]], list[st
         if problems:
             sys.stderr.write(f"{ConfigError(problems)}\n")
             sys.exit(BAD_INPUT)
+        sys.argv[1:] = [letting_in(argument) for argument in arguments]
     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
-    if len(codes) == 1:
-        sys.exit(codes[0])
+    if len(codes) == 1 or INTERRUPTED in codes:
+        sys.exit(codes[-1])
     sys.exit(JOB_FAILED if any(codes) else DONE)
+
+
+def letting_in(argument: str) -> str:
+    """``a.b=c`` as ``++a.b=c``: the schema, not the YAML, says which keys exist."""
+    if argument[:1] in ("+", "~", "-") or "=" not in argument or argument.startswith("hydra"):
+        return argument
+    key = argument.split("=")[0]
+    is_group = (conf_dir() / key).is_dir() or "/" in key or "@" in key
+    return argument if is_group else f"++{argument}"
 
 
 def guarded(job: Job, config: DictConfig) -> int:
@@ -107,60 +120,96 @@ def preflight(
     arguments: Sequence[str],
     check: Callable[[Mapping[str, Any]], list[str]],
 ) -> list[str]:
-    """Everything wrong with a command line, without running it.
+    """Everything wrong with a command line, without running it; of a sweep, every job is checked.
 
     Hydra stops at the first unknown key or option. Here wrong options are set aside, unknown keys
     are let in, and the schema then reports all of them together.
     """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config-dir", "-cd")
-    options, overrides = parser.parse_known_args(list(arguments))
-    overrides = [text for text in overrides if not text.startswith("-") or "=" in text]
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        return [_one_line(error)]
+    options, rest = _flags().parse_known_args(list(arguments))
+    texts = [text for text in rest if not text.startswith("-")]
     extra = []
     if options.config_dir:
         extra = [f"hydra.searchpath=[file://{Path(options.config_dir).resolve()}]"]
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-            loader = GlobalHydra.instance().config_loader()
-            problems, usable = _sift(parsed, loader)
-            container = to_plain(compose(config_name, [*extra, *usable]))
-    except ConfigError as error:
-        return [*problems, *error.problems]
+        parsed = OverridesParser.create().parse_overrides(texts)
     except HydraException as error:
-        return [*problems, _one_line(error)]
-    return problems + check(container)
+        return [_one_line(error)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        loader = GlobalHydra.instance().config_loader()
+        problems, alternatives = _sift(parsed, loader, options.multirun)
+        jobs = list(itertools.product(*alternatives))
+        found: dict[str, list[str]] = {}
+        for job in jobs:
+            swept = [text for text, many in zip(job, alternatives, strict=True) if len(many) > 1]
+            for problem in _composed(options.config_name or config_name, [*extra, *job], check):
+                found.setdefault(problem, []).append(" ".join(swept).replace("++", ""))
+    return problems + [_in_jobs(problem, names, len(jobs)) for problem, names in found.items()]
 
 
-def _sift(overrides: Sequence[Override], loader: ConfigLoader) -> tuple[list[str], list[str]]:
-    """Problems of the overrides themselves, and the usable ones with unknown keys let in."""
+def _flags() -> argparse.ArgumentParser:
+    """Hydra's flags that matter here, so that their values are not taken for overrides."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn")
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--experimental-rerun")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    return parser
+
+
+def _composed(
+    config_name: str, overrides: list[str], check: Callable[[Mapping[str, Any]], list[str]]
+) -> list[str]:
+    try:
+        return check(to_plain(compose(config_name, overrides)))
+    except ConfigError as error:
+        return list(error.problems)
+    except HydraException as error:
+        return [_one_line(error)]
+
+
+def _in_jobs(problem: str, names: Sequence[str], total: int) -> str:
+    if len(names) == total:
+        return problem
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{problem} (in job {names[0]}{more})"
+
+
+def _sift(
+    overrides: Sequence[Override], loader: ConfigLoader, multirun: bool
+) -> tuple[list[str], list[list[str]]]:
+    """Problems of the overrides themselves; for each usable one its alternatives in a sweep."""
     groups = set(_groups(loader))
     problems, usable = [], []
     for override in overrides:
         key, text = override.key_or_group, str(override.input_line)
-        if override.is_sweep_override():
+        if override.is_sweep_override() and not multirun:
             problems.append(f"{text}: several values need --multirun (-m)")
-        elif key in groups and not override.is_delete():
-            choices = loader.get_group_options(key)
-            chosen = override.value()
-            wrong = [
-                c for c in (chosen if isinstance(chosen, list) else [chosen]) if c not in choices
-            ]
-            if wrong:
-                from ablation.schema import did_you_mean  # here: cheap, but only needed on errors
-
-                problems.append(f"{text}: no such option; {did_you_mean(str(wrong[0]), choices)}")
-            else:
-                usable.append(text)
+            continue
+        many = [text]
+        if override.is_sweep_override():
+            name = text.split("=")[0]
+            many = [f"{name}={value}" for value in override.sweep_string_iterator()]
+        if key in groups and not override.is_delete():
+            wrong = _unknown_options(override, loader.get_group_options(key))
+            problems += [f"{key}={option}: no such option; {remedy}" for option, remedy in wrong]
+            if not wrong:
+                usable.append(many)
         elif text[0] in "+~" or key.startswith("hydra"):
-            usable.append(text)
+            usable.append(many)
         else:
-            usable.append(f"++{text}")
+            usable.append([f"++{one}" for one in many])
     return problems, usable
+
+
+def _unknown_options(override: Override, choices: list[str]) -> list[tuple[str, str]]:
+    if override.is_sweep_override():
+        chosen = [str(value) for value in override.sweep_string_iterator()]
+    else:
+        value = override.value()
+        chosen = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+    return [(name, did_you_mean(name, choices)) for name in chosen if name not in choices]
 
 
 def _groups(loader: ConfigLoader, parent: str = "") -> list[str]:

@@ -105,6 +105,10 @@ class SelectionAttack:
     step_size: StepSize
     start: Start
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.step_size < 0:
+            raise ValueError("steps must be at least 1 and step_size must not be negative")
+
 
 @dataclass(frozen=True)
 class SelectionConfig:
@@ -300,14 +304,23 @@ def digest(container: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _late(config: Config) -> list[int]:
-    """Piecewise milestones that no phase reaches."""
-    total = sum(phase.epochs for phase in config.phases)
-    return [m for m in getattr(config.schedule, "milestones", ()) if m >= total]
+def _never_decays(config: Config) -> bool:
+    """Is every milestone of a piecewise schedule beyond the end of training?"""
+    milestones = getattr(config.schedule, "milestones", ())
+    return bool(milestones) and min(milestones) >= config.epochs
 
 
 RULES: list[tuple[Callable[[Config], bool], str]] = [
     (lambda c: c.eps < 0, "eps={c.eps:g}: a radius is not negative; write for example 8/255"),
+    (
+        lambda c: c.norm == "linf" and c.eps > 1,
+        "eps={c.eps:g}: pixels lie in [0, 1]; did you mean {c.eps:g}/255?",
+    ),
+    (
+        _never_decays,
+        "schedule.milestones: the first lies beyond epochs={c.epochs}, so the rate never falls; "
+        "set schedule.milestones=[...] or schedule=constant",
+    ),
     (lambda c: c.batch_size < 1, "batch_size={c.batch_size}: at least 1"),
     (lambda c: c.epochs < 1, "epochs={c.epochs}: at least 1"),
     (lambda c: c.lr <= 0, "lr={c.lr:g}: must be positive"),
@@ -390,7 +403,7 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     if not isinstance(config, Config):
         return None, parser.problems
     problems = [text.format(c=config) for wrong, text in RULES if wrong(config)]
-    problems += _head_problems(config) + _init_problems(config)
+    problems += _head_problems(config)
     phases = _phases(config, values["method"], problems)
     return replace(config, phases=phases), problems
 
@@ -418,10 +431,11 @@ def _head_problems(config: Config) -> list[str]:
     return [f"model.head={config.model.head!r}: {did_you_mean(config.model.head, list(HEADS))}"]
 
 
-def _init_problems(config: Config) -> list[str]:
+def init_problems(config: Config) -> list[str]:
+    """Is the run to start from there?"""
     if config.init_from is None:
         return []
-    weights = Path(config.init_from) / "checkpoints" / "last.safetensors"
+    weights = Path(config.init_from).expanduser() / "checkpoints" / "last.safetensors"
     if weights.is_file():
         return []
     return [f"init_from={config.init_from}: no finished run there ({weights} is missing)"]
@@ -452,6 +466,8 @@ def _phases(config: Config, method: Mapping[str, Any], problems: list[str]) -> t
             phases = list(arrange(tuple(phases))) if arrange else phases
         except ValueError as error:
             problems.append(f"component.{name}: {error}")
+    if config.selection.metric != "last" and not any(phase.selectable for phase in phases):
+        problems.append(f"selection.metric={config.selection.metric}: no phase is selectable")
     for phase in phases:
         prefix = "method" if phase.name == "main" else f"phase {phase.name}"
         problems += [f"{prefix}.{problem}" for problem in phase.method.problems()]

@@ -321,7 +321,8 @@ class Engine:
         row = self._row()
         done = self._total_epoch + 1
         last = done == sum(phase.epochs for phase in self.recipe.phases)
-        if done % self.recipe.select_every == 0 or last:
+        ends = self._phase.selectable and self.position.epoch + 1 == self._phase.epochs
+        if done % self.recipe.select_every == 0 or last or ends:
             self._prepare_average()
             row |= self._validate(self.evaluated)
         self._select(row)
@@ -401,10 +402,18 @@ class Engine:
             *(slot.term for slot in slots),
             *(slot.weight for slot in slots),
         ]
-        return [part for part in every if isinstance(part, Remembers)]
+        unique = {id(part): part for part in every}.values()
+        return [part for part in unique if isinstance(part, Remembers)]
+
+    def _check_weights(self) -> None:
+        """A step can ruin the weights after its own loss was fine."""
+        for name, value in self.net.state_dict().items():
+            if not bool(value.isfinite().all()):
+                raise NonFiniteError("weights", f"{name} after step {self.position.step}")
 
     def _save(self, last: bool = False) -> None:
         place = self.position
+        self._check_weights()
         if last:
             self._keep("last", self._total_epoch - 1)
         average = None if self.average is None else self.average.model.state_dict()

@@ -132,12 +132,13 @@ def pgd(
             gradient does not depend on the batch.
         x: centre of the ball, [N, ...] in [0, 1].
         start: first point; not projected before the first gradient, as in TRADES and MART.
+            Without steps it is projected and returned.
         eps: radii [N].
         step: step lengths [N], same units as ``eps``.
         steps: number of gradient steps.
         norm: the ball's norm.
     """
-    point = start.detach()
+    point = start.detach() if steps else project(start.detach(), x, eps, norm)
     length = per_sample(step, x)
     for _ in range(steps):
         point.requires_grad_(True)

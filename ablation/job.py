@@ -44,7 +44,7 @@ from ablation.errors import (
 from ablation.evaluation import Pgd, Request, evaluate
 from ablation.method import Method
 from ablation.models import Net, build_model
-from ablation.modes import evaluating
+from ablation.modes import buffers, evaluating, mode, restore_buffers
 from ablation.progress import Progress, summary_table
 from ablation.random import generator
 from ablation.runs import Run, State, stop_on_signals
@@ -61,6 +61,7 @@ def check(container: Mapping[str, Any]) -> list[str]:
     """Problems of a composed config, its data folder and device; nothing is read or started."""
     config, problems = configuration.check(container)
     if config is not None:
+        problems += configuration.init_problems(config)
         problems += config.data.source.check(config.data_root)
         problems += device_problems(config.runtime.device)
     return problems
@@ -106,11 +107,19 @@ def numerics(runtime: configuration.RuntimeConfig) -> Iterator[None]:
             torch.use_deterministic_algorithms(False)
 
 
-def eval_id(evaluation: EvaluationConfig, eps: float, norm: str) -> str:
-    """Hash of one evaluation; which checkpoint it is run on is not part of it."""
+def eval_id(evaluation: EvaluationConfig, eps: float, norm: Norm, weights: Weights) -> str:
+    """Hash of one evaluation as it takes effect; the checkpoint's name is not part of it.
+
+    Args:
+        evaluation: the attacks; what it leaves open is filled in by the rest.
+        eps: radius unless the evaluation has its own.
+        norm: likewise.
+        weights: raw or average.
+    """
     node = plain(evaluation)
     del node["checkpoints"]
-    return digest({**node, "eps": eps, "norm": norm})
+    eps = eps if evaluation.eps is None else evaluation.eps
+    return digest({**node, "eps": eps, "norm": evaluation.norm or norm, "weights": weights})
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,10 @@ class Images:
     train: ImageSet
     test: ImageSet
     split: Split
+
+    def fingerprint(self) -> str:
+        """Hash of all images and labels."""
+        return f"{self.train.fingerprint()}-{self.test.fingerprint()}"
 
     def of(self, name: str) -> ImageSet:
         """Images of a split: ``test``, ``val`` or ``train``."""
@@ -239,9 +252,6 @@ def train(container: Mapping[str, Any]) -> int:
     Raises:
         InputError: something the user gave cannot be used.
     """
-    problems = check(container)
-    if problems:
-        raise ConfigError(problems)
     config = load(container)
     run = Run(config.run_dir, config.train_id)
     status = run.status()
@@ -251,9 +261,13 @@ def train(container: Mapping[str, Any]) -> int:
     if status is not None and status.state == "failed" and not config.retry:
         sys.stderr.write(
             f"{config.run_name} failed before: {status.error}\n"
-            f"change the config, or run the same command with retry=true to train it again\n"
+            f"change the config, or run the same command with retry=true: it goes on from the "
+            f"last good checkpoint\n"
         )
         return JOB_FAILED
+    problems = check(container)
+    if problems:
+        raise ConfigError(problems)
     with run.open(yaml.safe_dump(config.container(), sort_keys=False)):
         finished = status is not None and status.state == "done"
         return supervised(
@@ -275,7 +289,8 @@ def supervised(
         run: its directory, locked.
         work: gets a function that says whether a signal asked to stop.
         training: false leaves the run's status alone: a later evaluation cannot fail a run.
-        stand: the state to go back to if something the user gave cannot be used.
+        stand: the state to go back to if something the user gave cannot be used; a run that
+            was ``done`` stays so whatever happens to a later evaluation.
 
     Returns:
         An exit code.
@@ -283,7 +298,7 @@ def supervised(
 
     def record(state: State, **facts: str) -> None:
         if training:
-            run.set_status(state, **facts)
+            run.set_status(stand if stand == "done" and state != "running" else state, **facts)
 
     try:
         with stop_on_signals() as signals:
@@ -316,11 +331,17 @@ def checkpoints(config: Config) -> list[CheckpointName]:
     return config.evaluation.checkpoints or [config.selected]
 
 
+def chosen_weights(config: Config) -> Weights:
+    """Averaged where the run averages, unless the evaluation says otherwise."""
+    return config.evaluation.weights or ("average" if config.average is not None else "raw")
+
+
 def missing(config: Config, run: Run) -> list[CheckpointName]:
     """Checkpoints whose evaluation is not on disk."""
     if not config.evaluation.attacks:
         return []
-    key = eval_id(config.evaluation, config.eps, config.norm)
+    node = config.evaluation
+    key = eval_id(node, config.eps, config.norm, chosen_weights(config))
     return [name for name in checkpoints(config) if not run.has_evaluation(name, key)]
 
 
@@ -330,18 +351,20 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
     run.set_status("running", device=str(device))
     announce(config, run, device)
     images = load_images(config, device)
-    run.check_data(images.train.fingerprint())
+    run.check_data(images.fingerprint())
     if run.split_path.is_file():
         check_split(run.split_path, images.split)
     else:
         save_split(run.split_path, images.split)
-    net = build_net(config, images.train, config.phases[-1].method, device)
     tracker = start_tracking(config.tracking, config, run, "train")
     code = JOB_FAILED
     try:
-        with numerics(config.runtime):
-            fit(config, run, net, images, stop, tracker)
-        del net
+        if not is_trained(run):
+            net = build_net(config, images.train, config.phases[-1].method, device)
+            with numerics(config.runtime):
+                fit(config, run, net, images, stop, tracker)
+            run.set_status("running", trained=True)
+            del net
         for name in missing(config, run):
             evaluate_checkpoint(config, run, name, images, device, stop, tracker)
         show_examples(config, run, images, device, tracker)
@@ -353,6 +376,12 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
         sys.stdout.write(f"to see it in W&B: wandb sync {run.path / 'wandb'}/offline-run-*\n")
 
 
+def is_trained(run: Run) -> bool:
+    """Is the training over? Then its weights are all that is needed."""
+    status = run.status()
+    return status is not None and bool(status.facts.get("trained"))
+
+
 def fit(
     config: Config,
     run: Run,
@@ -362,14 +391,11 @@ def fit(
     tracker: Tracker,
 ) -> None:
     """Train to the end of the last phase."""
-    if config.init_from is not None and not run.checkpoints.has("last"):
-        start_from(net, Path(config.init_from))
+    if config.init_from is not None:  # a checkpoint of this run, if there is one, wins
+        start_from(net, Path(config.init_from).expanduser())
     device = next(net.parameters()).device
-    if len(images.split.train) % config.batch_size == 1 and not config.data.drop_last:
-        raise InputError(
-            f"batch_size={config.batch_size}: the last batch of {len(images.split.train)} images "
-            f"would hold a single one, which BatchNorm cannot normalise; set data.drop_last=true"
-        )
+    if not config.data.drop_last:
+        check_last_batch(net, images, config.batch_size)
     loader = DeviceLoader(
         images.train,
         images.split.train,
@@ -402,13 +428,36 @@ def fit(
     Engine(net, loader, recipe, validate, store, Progress(), stop, on_epoch).fit()
 
 
+def check_last_batch(net: Net, images: Images, batch_size: int) -> None:
+    """Some networks cannot normalise a batch of one image.
+
+    Raises:
+        InputError: the last batch would hold one, and this network is such.
+    """
+    count = len(images.split.train)
+    if count % batch_size != 1:
+        return
+    saved = buffers(net)
+    try:
+        with mode(net, training=True), torch.no_grad():
+            net(to_float(images.train.images[:1].to(next(net.parameters()).device)))
+    except ValueError as error:
+        raise InputError(
+            f"batch_size={batch_size}: the last batch of {count} images would hold a single one, "
+            f"which BatchNorm cannot normalise; set data.drop_last=true"
+        ) from error
+    finally:
+        restore_buffers(net, saved)
+
+
 def start_from(net: Net, source: Path) -> None:
     """Take another run's last weights (averaged, where it averaged)."""
     folder = source / "checkpoints"
     averaged = folder / "last-average.safetensors"
     path = averaged if averaged.is_file() else folder / "last.safetensors"
     weights, _ = load_weights_file(path)
-    load_into(net, weights, str(path))
+    own = {name: value for name, value in net.state_dict().items() if name in ("mean", "std")}
+    load_into(net, {**weights, **own}, str(path))  # the normalisation is this config's
 
 
 def check_split(path: Path, split: Split) -> None:
@@ -439,7 +488,7 @@ class Subject:
     @property
     def key(self) -> str:
         """``eval_id``."""
-        return eval_id(self.evaluation, self.eps, self.norm)
+        return eval_id(self.evaluation, self.eps, self.norm, self.weights)
 
     def record(
         self, run: Run, net: Net, images: ImageSet, stop: Callable[[], bool]
@@ -494,7 +543,7 @@ def evaluate_checkpoint(
 ) -> None:
     """Attack one checkpoint of a run and add the result to its records."""
     node = config.evaluation
-    weights = node.weights or ("average" if config.average is not None else "raw")
+    weights = chosen_weights(config)
     net = build_net(config, images.train, config.phases[-1].method, device)
     load_into(net, run.checkpoints.load_weights(name, weights == "average"), name)
     subject = Subject(name, weights, config.eps, config.norm, node)
@@ -510,7 +559,8 @@ def show_examples(
     if config.tracking.mode == "disabled" or count == 0:
         return
     net = build_net(config, images.train, config.phases[-1].method, device)
-    load_into(net, run.checkpoints.load_weights(config.selected, False), config.selected)
+    averaged = config.average is not None
+    load_into(net, run.checkpoints.load_weights(config.selected, averaged), config.selected)
     index = (images.split.val if config.data.val_size else images.split.train)[:count]
     chosen = images.train.subset(index.to(images.train.images.device))
     x, y = to_float(chosen.images.to(device)), chosen.labels.to(device)

@@ -138,6 +138,11 @@ class Method:
         if passes.count(STEP) != 1:
             found.append(f"passes={passes}: exactly one {STEP} is needed")
         done: set[str] = set()
+        found += [
+            f"terms.{name}: the name is taken by the log; choose another"
+            for name in self.terms
+            if name in ("loss", "gradient", "images") or name.startswith("correct_")
+        ]
         before = passes[: passes.index(STEP)] if STEP in passes else passes
         for token in passes:
             view = token.removeprefix(CRAFT).removeprefix(REPLAY)
@@ -147,6 +152,8 @@ class Method:
                 )
             if token.startswith(REPLAY) and view not in done:
                 found.append(f"passes: {token} comes before the pass {view}")
+            if token.startswith(REPLAY) and STEP in done:
+                found.append(f"passes: {token} comes after {STEP}; put {view} there instead")
             if view != CLEAN and token in self.crafters and CRAFT + view not in done:
                 found.append(f"passes: {token} comes before {CRAFT}{view}")
             done.add(token)

@@ -57,7 +57,8 @@ def relative_step(value: Any, eps: float) -> float:
             return 1.0 / factor
         raise ValueError("write eps/4 or eps*2")
     pixels = fraction(value)
-    return pixels / eps if eps else 0.0
+    # Rounded so that 0.01 at eps 0.1 is the same setting as eps/10.
+    return round(pixels / eps, 12) if eps else 0.0
 
 
 def show_fraction(value: float) -> str:

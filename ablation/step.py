@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ablation.folding import Folded
 from ablation.method import CLEAN, CRAFT, REPLAY, STEP, Method
 from ablation.models.net import Net
-from ablation.modes import BatchNormReplay, crafting, mode
+from ablation.modes import BatchNormReplay, buffers, crafting, mode, restore_buffers
 from ablation.random import generator
 from ablation.types import AttackMode, Batch, Clock, Crafted, EvalView, Output
 
@@ -106,7 +106,7 @@ class StepViews:
 
     def replay(self, name: str) -> None:
         """``bn:<view>``."""
-        if name in self._replays:
+        if len(self.x(name)) > 0:
             self._replays[name].replay()
 
     def done(self, name: str) -> bool:
@@ -247,8 +247,12 @@ def train_step(
     for token in passes[: last_craft + 1]:
         if token.startswith(CRAFT):
             craft(method, views, token.removeprefix(CRAFT), eps, seed, folded)
-        else:
+        elif method.ascent is None:
             _pass(views, token, passes)
+        else:  # the crafter needs it now; the closure makes it again, and that one counts
+            statistics = buffers(net)
+            _pass(views, token, passes)
+            restore_buffers(net, statistics)
     latest = views
 
     def closure(

@@ -185,3 +185,36 @@ def test_a_read_only_folder_is_one_line(tmp_path):
     assert found.stderr.startswith("error: ")
     assert "runs" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts():
+    assert problems("-m", "seed=0,1", "method=at,trades") == []
+    found = problems("-m", "eps=0.1,-0.1", "seed=0,1", "method=at,trads")
+    text = "\n".join(found)
+    assert "method=trads: no such option; did you mean trades?" in text
+    assert "must not be negative (in job eps=-0.1 seed=0 and 1 more)" in text
+
+
+def test_keys_that_the_yaml_does_not_spell_out_can_be_set(tmp_path):
+    found = shell(
+        *("ablation-train", "method.terms.ce.gate.stop=1", "method.crafters.adv.start_std=0.01"),
+        *("epochs=2", "tracking.mode=disabled", "evaluation=none", "attack.steps=1"),
+        cwd=tmp_path,
+    )
+    assert found.returncode == 0, found.stderr
+    (config,) = tmp_path.glob("runs/*/config.yaml")
+    assert "start_std: 0.01" in config.read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eps=8"], "did you mean 8/255?"),
+        (["attack.step_size=-2/255"], "must not be negative"),
+        (["schedule=piecewise"], "the rate never falls"),
+        (["selection.attack.steps=0"], "steps must be at least 1"),
+        (["method.passes=[craft:adv,adv,step,bn:adv]"], "comes after step"),
+    ],
+)
+def test_what_would_silently_train_something_else_is_refused(overrides, message):
+    assert any(message in problem for problem in problems(*overrides))

@@ -43,7 +43,7 @@ COMPONENTS = [
     + COMPONENTS,
 )
 def test_every_option_composes_and_validates(override):
-    compose_config(override)
+    compose_config(override, "epochs=110")
 
 
 @pytest.mark.parametrize("name", options("data"))

@@ -374,3 +374,105 @@ def test_a_run_that_is_not_trained_to_the_end_is_not_evaluated(tmp_path, monkeyp
     request = plain(tmp_path, f"run={run_of(container).path}", config_name="evaluate")
     with pytest.raises(ConfigError, match="finish its training first"):
         assess.run(request)
+
+
+def test_a_finished_run_needs_its_weights_alone_for_another_evaluation(tmp_path, monkeypatch):
+    import shutil
+
+    job.train(plain(tmp_path, "epochs=1", "evaluation=none"))
+    run = run_of(plain(tmp_path, "epochs=1"))
+    before = (weights(run), metrics(run))
+    for folder in (run.path / "checkpoints").glob("step_*"):
+        shutil.rmtree(folder)
+    monkeypatch.setattr(job, "fit", lambda *_: pytest.fail("trained again"))
+    assert job.train(plain(tmp_path, "epochs=1")) == DONE
+    assert (weights(run), metrics(run)) == before
+
+
+def test_init_from_survives_a_kill_before_the_first_snapshot(tmp_path, monkeypatch):
+    first = plain(tmp_path, "method=standard", "epochs=1", "evaluation=none")
+    job.train(first)
+    source = run_of(first)
+    warm = plain(tmp_path, f"init_from={source.path}", "epochs=1", "lr=1e-9", "evaluation=none")
+    from ablation.job import RunStore
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "save", lambda *_: (_ for _ in ()).throw(InputError("disk full")))
+        with pytest.raises(InputError, match="disk full"):
+            job.train(warm)
+    assert job.train(warm) == DONE
+    trained = load_weights_file(run_of(warm).path / "checkpoints/last.safetensors")[0]
+    start = load_weights_file(source.path / "checkpoints/last.safetensors")[0]
+    name = next(name for name in start if name.endswith("weight"))
+    assert (trained[name] - start[name]).abs().max() < 1e-5
+
+
+def test_a_failing_later_evaluation_leaves_a_finished_run_done(tmp_path, monkeypatch):
+    job.train(plain(tmp_path, "epochs=1", "evaluation=none"))
+    container = plain(tmp_path, "epochs=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "evaluate", lambda *_, **__: 1 / 0)
+        assert job.train(container) == JOB_FAILED
+    status = run_of(container).status()
+    assert status is not None
+    assert status.state == "done"
+    assert job.train(container) == DONE
+
+
+def test_weights_that_became_infinite_in_the_last_step_fail_the_run(tmp_path):
+    container = plain(
+        tmp_path,
+        *("data.val_size=0", "selection.n=null", "selection.metric=last", "evaluation=none"),
+        *(
+            "epochs=1",
+            "data.train_size=null",
+            "batch_size=1437",
+            "lr=1e38",
+            "optim.weight_decay=1e5",
+        ),
+    )
+    assert job.train(container) == JOB_FAILED
+    status = run_of(container).status()
+    assert status is not None
+    assert status.term == "weights"
+
+
+def test_norm_and_eps_of_an_evaluation_are_what_was_asked(tmp_path):
+    job.train(plain(tmp_path, "epochs=1", "evaluation=none"))
+    path = run_of(plain(tmp_path, "epochs=1")).path
+    common = (f"run={path}", "evaluation=quick", "evaluation.n=30", "device=cpu")
+    for overrides in (
+        ("norm=l2", "eps=0.5"),
+        ("eps=0.01", "evaluation.eps=0.02"),
+        ("evaluation.attacks.pgd20.step_size=0.005", "evaluation.eps=0.02"),
+    ):
+        request = compose_plain(*common, *overrides, config_name="evaluate")
+        assert assess.run({**request, "runs_dir": str(tmp_path)}) == DONE
+    entries = [e for e in (Run(path, "x").result() or {})["entries"] if e["metric"] == "pgd20"]
+    seen = {(e["params"]["norm"], e["params"]["eps"], e["params"]["step_size"]) for e in entries}
+    assert ("l2", 0.5, 0.125) in seen
+    assert ("linf", 0.02, 0.005) in seen
+    assert len(seen) == 2
+
+
+def test_evaluations_of_a_checkpoint_on_other_images_are_kept_apart(tmp_path, monkeypatch):
+    job.train(plain(tmp_path, "epochs=1", "evaluation=none"))
+    weights_file = run_of(plain(tmp_path, "epochs=1")).path / "checkpoints/last.safetensors"
+    request = plain(
+        tmp_path / "out",
+        *(f"checkpoint={weights_file}", "data=digits", "model=tiny_cnn", "evaluation=quick"),
+        *("evaluation.n=30", "device=cpu"),
+        config_name="evaluate",
+    )
+    assert assess.run(request) == DONE
+    from ablation.data import Digits, ImageSet
+
+    original = Digits.load
+
+    def other(self: Digits, root: Path) -> tuple[ImageSet, ImageSet]:
+        train, test = original(self, root)
+        return train, ImageSet(255 - test.images, test.labels)
+
+    monkeypatch.setattr(Digits, "load", other)
+    assert assess.run(request) == DONE
+    assert len(list((tmp_path / "out").iterdir())) == 2

@@ -20,8 +20,8 @@ class Swa:
     BatchNorm statistics are estimated anew on training images before every evaluation.
 
     Args:
-        start: first epoch (0-based, within the phase) whose weights count; before it the average
-            follows the network.
+        start: first epoch (0-based) whose weights count. Epochs count within a phase: before
+            ``start`` the average follows the network, and a new phase begins a new mean.
     """
 
     start: int = 0
@@ -47,8 +47,7 @@ class SwaAverage:
     @torch.no_grad()
     def update(self, net: nn.Module, clock: Clock) -> None:
         """Take in the weights after a step."""
-        if clock.epoch >= self._spec.start:
-            self.count += 1
+        self.count = self.count + 1 if clock.epoch >= self._spec.start else 0
         share = 1.0 / max(1, self.count)
         torch._foreach_lerp_(list(self._model.parameters()), list(net.parameters()), share)
 

@@ -50,6 +50,8 @@ class Pgd:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must not be negative")
+        if self.step_size < 0:
+            raise ValueError(f"step_size=eps*{self.step_size:g} must not be negative")
         if not self.losses:
             raise ValueError("losses is empty: the attack needs something to ascend")
 
