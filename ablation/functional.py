@@ -34,6 +34,11 @@ def kl_divergence(z_target: Tensor, z: Tensor) -> Tensor:
     ).sum(1)
 
 
+def kl_from(p: Tensor, z: Tensor) -> Tensor:
+    """KL(p || softmax(z)) of fixed probabilities ``p`` [N, K], shape [N]; written as trades.py."""
+    return F.kl_div(F.log_softmax(z, 1), p, reduction="none").sum(1)
+
+
 def kl_divergence_official(z_target: Tensor, z: Tensor) -> Tensor:
     """KL(p || p') with log(p' + 1e-12), as mart.py has it, shape [N]."""
     log_p = torch.log(F.softmax(z, 1) + 1e-12)

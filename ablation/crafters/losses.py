@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.functional import cross_entropy, cw_loss, kl_divergence
+from ablation.functional import cross_entropy, cw_loss, kl_from
 from ablation.types import Views
 
 
@@ -26,16 +27,17 @@ class AttackCrossEntropy:
 class AttackKL:
     """KL(p || p') to the clean prediction: the inner loss of TRADES (its eq. 5).
 
-    Its gradient is zero at the clean point, so it needs a random start. The clean logits are
-    constant during the search and computed once; the official code recomputes them each step, to
-    the same numbers.
+    Its gradient is zero at the clean point, so it needs a random start; near it the gradient is
+    of the size of rounding errors, so the expression is the official one to the letter. The clean
+    prediction is constant during the search and computed once; the official code recomputes it
+    each step, to the same numbers.
     """
 
     def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
-        """Bind the clean logits."""
+        """Bind the clean prediction."""
         with torch.no_grad():
-            clean = views.forward(views.batch.x)
-        return lambda z: kl_divergence(clean, z)
+            clean = F.softmax(views.forward(views.batch.x), 1)
+        return lambda z: kl_from(clean, z)
 
 
 @dataclass(frozen=True)
