@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -161,6 +160,3 @@ def largest_difference(a: nn.Module, b: nn.Module) -> float:
     """Over parameters and buffers."""
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return float(max((x.double() - y.double()).abs().max() for x, y in pairs))
-
-
-Attack = Callable[[nn.Module, Batch, int], Tensor]
