@@ -1,0 +1,105 @@
+"""Phases: from a preset's YAML and from a component, trained, selected and resumed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ablation import config as configuration
+from ablation import job
+from ablation.config import load
+from ablation.errors import DONE, INTERRUPTED
+from tests.helpers import compose_config, compose_plain
+from tests.parts import Prelude
+from tests.test_job import metrics, plain, run_of, stop_after, weights
+
+BURN_IN = {
+    "name": "burn_in",
+    "epochs": 2,
+    "selectable": False,
+    "overrides": {"passes": ["nat", "step"], "terms": {"ce": {"term": {"view": "nat"}}}},
+}
+
+
+def two_phases(tmp_path, optim: str, *overrides: str) -> dict[str, Any]:
+    container = plain(tmp_path, "epochs=2", "evaluation=none", *overrides)
+    container["method"]["phases"] = [
+        {**BURN_IN, "optim": "keep"},
+        {"name": "main", "optim": optim},
+    ]
+    return container
+
+
+@pytest.mark.parametrize("optim", ["keep", "fresh"])
+def test_a_preset_phase_trains_first_adds_to_epochs_and_is_not_selected(tmp_path, optim):
+    container = two_phases(tmp_path, optim)
+    config = load(container)
+    assert [(p.name, p.epochs) for p in config.phases] == [("burn_in", 2), ("main", 2)]
+    assert job.train(container) == DONE
+    rows = metrics(run_of(container))
+    assert [(row["epoch"], row["phase"]) for row in rows] == [
+        (0, "burn_in"),
+        (1, "burn_in"),
+        (2, "main"),
+        (3, "main"),
+    ]
+    assert "train_clean" in rows[0]
+    assert "train_robust" in rows[2]
+    # Fresh restarts the cosine for the phase; keep goes on along one cosine over all epochs.
+    restarted = rows[2]["lr"] == pytest.approx(0.1)
+    assert restarted == (optim == "fresh")
+    from ablation.checkpoint import load_weights_file
+
+    folder = run_of(container).path / "checkpoints"
+    _, meta = load_weights_file(folder / "best_robust.safetensors")
+    assert int(meta["epoch"]) >= 2
+
+
+@pytest.mark.parametrize("steps", [6, 8, 11])
+def test_a_run_with_phases_resumes_bit_for_bit(tmp_path, monkeypatch, steps):
+    whole = two_phases(tmp_path / "whole", "fresh", "average=ema")
+    broken = two_phases(tmp_path / "broken", "fresh", "average=ema")
+    assert job.train(whole) == DONE
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        assert job.train(broken) == INTERRUPTED
+    assert job.train(broken) == DONE
+    assert metrics(run_of(whole)) == metrics(run_of(broken))
+    assert weights(run_of(whole)) == weights(run_of(broken))
+
+
+def test_phases_are_part_of_a_runs_identity(tmp_path):
+    assert (
+        load(two_phases(tmp_path, "keep")).train_id != load(two_phases(tmp_path, "fresh")).train_id
+    )
+
+
+def test_a_component_arranges_phases():
+    node = compose_plain("method=trades")["method"]
+    config = replace(compose_config("method=trades"), component={"prelude": Prelude(epochs=3)})
+    problems: list[str] = []
+    phases = configuration._phases(config, node, problems)
+    assert problems == []
+    assert [(p.name, p.epochs, p.selectable) for p in phases] == [
+        ("prelude", 3, False),
+        ("main", 30, True),
+    ]
+    assert phases[0].method.passes == ("nat", "step")
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([{"name": "burn_in"}], "method.phases.burn_in.epochs=None: at least 1"),
+        ([{**BURN_IN, "overrides": {"passes": ["nat"]}}], "phase burn_in.passes"),
+        ([{**BURN_IN, "overrides": {"termz": {}}}], "did you mean terms?"),
+        ([{"name": "main", "selectable": False}], "no phase is selectable"),
+    ],
+)
+def test_a_wrong_phase_is_named(phases, message):
+    container = compose_plain()
+    container["method"]["phases"] = phases
+    _, problems = configuration.check(container)
+    assert any(message in problem for problem in problems), problems
