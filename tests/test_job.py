@@ -476,3 +476,28 @@ def test_evaluations_of_a_checkpoint_on_other_images_are_kept_apart(tmp_path, mo
     monkeypatch.setattr(Digits, "load", other)
     assert assess.run(request) == DONE
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_what_parts_remember_survives_an_interruption(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from ablation.method import Slot
+    from tests.parts import LogitMemory
+
+    def with_memory(container: Any) -> Any:
+        config = load(container)
+        (phase,) = config.phases
+        method = phase.method.with_term("memory", Slot(LogitMemory(), coef=0.1))
+        return replace(config, phases=(replace(phase, method=method),))
+
+    monkeypatch.setattr(job, "load", with_memory)
+    options = ("data.drop_last=true", "method=standard", "epochs=2", "evaluation=none")
+    whole, broken = plain(tmp_path / "whole", *options), plain(tmp_path / "broken", *options)
+    assert job.train(whole) == DONE
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert job.train(broken) == INTERRUPTED
+    assert job.train(broken) == DONE
+    assert metrics(run_of(whole)) == metrics(run_of(broken))
+    assert weights(run_of(whole)) == weights(run_of(broken))
+    assert metrics(run_of(whole))[0]["loss_memory"] > 0
