@@ -69,6 +69,22 @@ def run(config_name: str, job: Job, check: Callable[[Mapping[str, Any]], list[st
         if INTERRUPTED not in codes:  # a signal stops a sweep, not only its present job
             codes.append(guarded(job, config))
 
+    try:
+        _launch(config_name, conf, task, check)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped before anything started\n")
+        sys.exit(INTERRUPTED)
+    if len(codes) == 1 or INTERRUPTED in codes:
+        sys.exit(codes[-1])
+    sys.exit(JOB_FAILED if any(codes) else DONE)
+
+
+def _launch(
+    config_name: str,
+    conf: Path,
+    task: Callable[[DictConfig], None],
+    check: Callable[[Mapping[str, Any]], list[str]],
+) -> None:
     arguments = sys.argv[1:]
     if not any(argument.split("=")[0] in PASSIVE for argument in arguments):
         problems = preflight(config_name, conf, arguments, check)
@@ -77,9 +93,6 @@ def run(config_name: str, job: Job, check: Callable[[Mapping[str, Any]], list[st
             sys.exit(BAD_INPUT)
         sys.argv[1:] = [letting_in(argument) for argument in arguments]
     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
-    if len(codes) == 1 or INTERRUPTED in codes:
-        sys.exit(codes[-1])
-    sys.exit(JOB_FAILED if any(codes) else DONE)
 
 
 def letting_in(argument: str) -> str:
@@ -137,7 +150,8 @@ def preflight(
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         loader = GlobalHydra.instance().config_loader()
-        problems, alternatives = _sift(parsed, loader, options.multirun)
+        own = Path(options.config_dir) if options.config_dir else None
+        problems, alternatives = _sift(parsed, loader, options.multirun, own)
         jobs = list(itertools.product(*alternatives))
         found: dict[str, list[str]] = {}
         for job in jobs:
@@ -177,7 +191,7 @@ def _in_jobs(problem: str, names: Sequence[str], total: int) -> str:
 
 
 def _sift(
-    overrides: Sequence[Override], loader: ConfigLoader, multirun: bool
+    overrides: Sequence[Override], loader: ConfigLoader, multirun: bool, own: Path | None
 ) -> tuple[list[str], list[list[str]]]:
     """Problems of the overrides themselves; for each usable one its alternatives in a sweep."""
     groups = set(_groups(loader))
@@ -191,8 +205,10 @@ def _sift(
         if override.is_sweep_override():
             name = text.split("=")[0]
             many = [f"{name}={value}" for value in override.sweep_string_iterator()]
-        if key in groups and not override.is_delete():
-            wrong = _unknown_options(override, loader.get_group_options(key))
+        mine = sorted(path.stem for path in own.glob(f"{key}/*.yaml")) if own else []
+        if (key in groups or mine) and not override.is_delete():
+            known = loader.get_group_options(key) if key in groups else []
+            wrong = _unknown_options(override, [*known, *mine])
             problems += [f"{key}={option}: no such option; {remedy}" for option, remedy in wrong]
             if not wrong:
                 usable.append(many)

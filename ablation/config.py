@@ -321,6 +321,16 @@ RULES: list[tuple[Callable[[Config], bool], str]] = [
         "schedule.milestones: the first lies beyond epochs={c.epochs}, so the rate never falls; "
         "set schedule.milestones=[...] or schedule=constant",
     ),
+    (
+        lambda c: not 0 <= c.seed < 2**63 or not 0 <= c.evaluation.seed < 2**63,
+        "seed={c.seed}, evaluation.seed={c.evaluation.seed}: between 0 and 2^63",
+    ),
+    (
+        lambda c: (
+            c.evaluation.batch_size < 1 or (c.evaluation.n is not None and c.evaluation.n < 1)
+        ),
+        "evaluation.n={c.evaluation.n}, .batch_size={c.evaluation.batch_size}: at least 1",
+    ),
     (lambda c: c.batch_size < 1, "batch_size={c.batch_size}: at least 1"),
     (lambda c: c.epochs < 1, "epochs={c.epochs}: at least 1"),
     (lambda c: c.lr <= 0, "lr={c.lr:g}: must be positive"),
@@ -402,7 +412,7 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     config = parser.parse(Config, values, "")
     if not isinstance(config, Config):
         return None, parser.problems
-    problems = [text.format(c=config) for wrong, text in RULES if wrong(config)]
+    problems = parser.problems + [text.format(c=config) for wrong, text in RULES if wrong(config)]
     problems += _head_problems(config)
     phases = _phases(config, values["method"], problems)
     return replace(config, phases=phases), problems
@@ -416,7 +426,10 @@ def _components(nodes: Mapping[str, Any], parser: Parser) -> dict[str, Any]:
             found[name] = node
             continue
         found[name] = None
-        for key, value in (node or {}).items():
+        if not isinstance(node, Mapping):
+            parser.problems.append(f"component.{name}={node!r}: write component/{name}=enabled")
+            continue
+        for key, value in node.items():
             if (key, value) != ("enabled", False):
                 parser.problems.append(
                     f"component.{name}.{key}={value!r}: no effect, component.{name} is disabled; "

@@ -256,6 +256,8 @@ def train(container: Mapping[str, Any]) -> int:
     run = Run(config.run_dir, config.train_id)
     status = run.status()
     if status is not None and status.state == "done" and not missing(config, run):
+        if moved(config, run):
+            run.check_data(load_images(config, torch.device("cpu")).fingerprint())
         sys.stdout.write(f"{config.run_name} is done\n{result_table(run)}\n")
         return DONE
     if status is not None and status.state == "failed" and not config.retry:
@@ -275,6 +277,13 @@ def train(container: Mapping[str, Any]) -> int:
             lambda stop: train_and_evaluate(config, run, stop),
             stand="done" if finished else "interrupted",
         )
+
+
+def moved(config: Config, run: Run) -> bool:
+    """Does the command name another data folder than the run was trained from?"""
+    saved = yaml.safe_load(run.config_path.read_text()) if run.config_path.is_file() else {}
+    before = Path(str(saved.get("data_dir", config.data_dir))).expanduser()
+    return before.resolve() != config.data_root.resolve()
 
 
 def supervised(

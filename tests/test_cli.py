@@ -218,3 +218,28 @@ def test_keys_that_the_yaml_does_not_spell_out_can_be_set(tmp_path):
 )
 def test_what_would_silently_train_something_else_is_refused(overrides, message):
     assert any(message in problem for problem in problems(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["component.awp.enabled=true"], "add component/awp=enabled"),
+        (["component.awp=enabled"], "write component/awp=enabled"),
+        (["component.awp.gamma=0.1"], "component.awp is disabled"),
+        (["seed=-1"], "between 0 and 2^63"),
+        (["evaluation.n=0"], "at least 1"),
+    ],
+)
+def test_a_single_mistake_is_enough(overrides, message):
+    assert any(message in problem for problem in problems(*overrides))
+
+
+def test_options_in_a_folder_of_ones_own(tmp_path):
+    for name in ("method", "component/gentle"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [trades, _self_]\nname: mine\n")
+    own = tmp_path / "component" / "gentle" / "enabled.yaml"
+    own.write_text("_target_: ablation.components.Awp\ngamma: 0.001\n")
+    arguments = ("--config-dir", str(tmp_path))
+    assert problems(*arguments, "method=mine", "+component/gentle=enabled") == []
+    assert any("did you mean mine?" in p for p in problems(*arguments, "method=mina"))

@@ -501,3 +501,19 @@ def test_what_parts_remember_survives_an_interruption(tmp_path, monkeypatch):
     assert metrics(run_of(whole)) == metrics(run_of(broken))
     assert weights(run_of(whole)) == weights(run_of(broken))
     assert metrics(run_of(whole))[0]["loss_memory"] > 0
+
+
+def test_a_finished_run_is_not_shown_for_other_images(tmp_path, monkeypatch):
+    container = plain(tmp_path, "epochs=1")
+    job.train(container)
+    from ablation.data import Digits, ImageSet
+
+    original = Digits.load
+
+    def other(self: Digits, root: Path) -> tuple[ImageSet, ImageSet]:
+        train, test = original(self, root)
+        return ImageSet(255 - train.images, train.labels), test
+
+    monkeypatch.setattr(Digits, "load", other)
+    with pytest.raises(InputError, match="other data"):
+        job.train({**container, "data_dir": "elsewhere"})
