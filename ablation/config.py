@@ -304,6 +304,10 @@ def digest(container: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def _names(config: Config) -> tuple[str, str, str]:
+    return config.data.name, config.model.name, config.method.name
+
+
 def _never_decays(config: Config) -> bool:
     """Is every milestone of a piecewise schedule beyond the end of training?"""
     milestones = getattr(config.schedule, "milestones", ())
@@ -330,6 +334,11 @@ RULES: list[tuple[Callable[[Config], bool], str]] = [
             c.evaluation.batch_size < 1 or (c.evaluation.n is not None and c.evaluation.n < 1)
         ),
         "evaluation.n={c.evaluation.n}, .batch_size={c.evaluation.batch_size}: at least 1",
+    ),
+    (
+        lambda c: any(not n or n[0] == "." or "/" in n for n in _names(c)),
+        "data.name={c.data.name}, model.name={c.model.name}, method.name={c.method.name}: they "
+        "name the run's folder; use letters, digits, _ and -",
     ),
     (lambda c: c.batch_size < 1, "batch_size={c.batch_size}: at least 1"),
     (lambda c: c.epochs < 1, "epochs={c.epochs}: at least 1"),

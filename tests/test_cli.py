@@ -227,6 +227,7 @@ def test_what_would_silently_train_something_else_is_refused(overrides, message)
         (["component.awp=enabled"], "write component/awp=enabled"),
         (["component.awp.gamma=0.1"], "component.awp is disabled"),
         (["seed=-1"], "between 0 and 2^63"),
+        (["data.name=../x"], "they name the run's folder"),
         (["evaluation.n=0"], "at least 1"),
     ],
 )
