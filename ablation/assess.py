@@ -22,6 +22,7 @@ from ablation.job import (
     evaluate_checkpoint,
     load_images,
     missing,
+    own_normalisation,
     pick_device,
     result_table,
     start_tracking,
@@ -187,8 +188,7 @@ def _checkpoint(request: AssessConfig) -> int:
         std=data.std if model.normalize else None,
     ).to(device)
     # Published weights rarely hold the constants of the input normalisation.
-    own = {name: value for name, value in net.state_dict().items() if name in ("mean", "std")}
-    load_into(net, {**own, **weights}, str(path))
+    load_into(net, {**own_normalisation(net), **weights}, str(path))
     facts = {"weights": hashlib.sha256(path.read_bytes()).hexdigest(), "data": test.fingerprint()}
     digest = configuration.digest(facts)
     folder = Run(Path(request.runs_dir) / f"{data.name}-{model.name}-{path.stem}-{digest}", digest)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from ablation import config as configuration
 from ablation.checkpoint import Snapshot, load_into, load_weights_file
@@ -459,14 +460,19 @@ def check_last_batch(net: Net, images: Images, batch_size: int) -> None:
         restore_buffers(net, saved)
 
 
+def own_normalisation(net: Net) -> dict[str, Tensor]:
+    """The constants of a network's input normalisation; empty if it has none."""
+    return {name: value for name, value in net.state_dict().items() if name in ("mean", "std")}
+
+
 def start_from(net: Net, source: Path) -> None:
     """Take another run's last weights (averaged, where it averaged)."""
     folder = source / "checkpoints"
     averaged = folder / "last-average.safetensors"
     path = averaged if averaged.is_file() else folder / "last.safetensors"
     weights, _ = load_weights_file(path)
-    own = {name: value for name, value in net.state_dict().items() if name in ("mean", "std")}
-    load_into(net, {**weights, **own}, str(path))  # the normalisation is this config's
+    # The constants of the normalisation are this config's.
+    load_into(net, {**weights, **own_normalisation(net)}, str(path))
 
 
 def check_split(path: Path, split: Split) -> None:
