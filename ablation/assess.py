@@ -163,8 +163,8 @@ def _assess(config: Config, run: Run, request: AssessConfig, stop: Callable[[], 
     run.check_data(images.fingerprint())
     tracker = start_tracking(request.tracking, config, run, "eval")
     try:
-        for name in missing(config, run):
-            evaluate_checkpoint(config, run, name, images, device, stop, tracker)
+        for name, node in missing(config, run):
+            evaluate_checkpoint(config, run, name, node, images, device, stop, tracker)
     finally:
         tracker.finish(DONE)
 

@@ -22,6 +22,7 @@ from ablation.errors import ConfigError
 from ablation.evaluation import Attack
 from ablation.method import Component, Method, Phase, Slot
 from ablation.models import HEADS, ModelSpec
+from ablation.scale import scaled
 from ablation.schema import TARGET, Parser, did_you_mean, plain
 from ablation.tracking import TrackingConfig
 from ablation.types import (
@@ -41,6 +42,9 @@ NUMERICS = 1
 """Bump by hand when a change of code changes the weights that a config trains."""
 
 DISABLED: Mapping[str, Any] = {"enabled": False}
+
+UNTYPED = ("hydra", "phases", "table", "row", "tables_dir")
+"""Keys of a composed config that the sweeper has used up."""
 
 CheckpointName = Literal["best_robust", "best_clean", "last"]
 Weights = Literal["raw", "average"]
@@ -160,6 +164,8 @@ class EvaluationConfig:
         seed: of starts and of the subset.
         checkpoints: weights to evaluate; ``None`` means the selected ones.
         weights: ``None`` means averaged where the run averages, else raw.
+        val: those of ``attacks`` that are also run on the validation images: what a table selects
+            among its runs by.
     """
 
     attacks: Mapping[str, Attack | None]
@@ -171,6 +177,7 @@ class EvaluationConfig:
     seed: int
     checkpoints: list[CheckpointName] | None
     weights: Weights | None
+    val: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,23 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """Who asked for this job: written by the sweeper, no part of the experiment.
+
+    Attributes:
+        planned_id: the ``train_id`` that was planned; a job that finds another one refuses.
+        table: name of the table, or ``None`` for a plain sweep.
+        arms: the table's arms that this run serves.
+        overrides: what the command line changed in the table, its axes apart.
+    """
+
+    planned_id: str
+    table: str | None = None
+    arms: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole experiment."""
 
@@ -239,6 +263,8 @@ class Config:
     runs_dir: str
     init_from: str | None
     retry: bool
+    scale: Literal["full", "smoke"] = "full"
+    launch: Launch | None = None
     phases: tuple[Phase, ...] = ()
 
     @property
@@ -286,13 +312,15 @@ class Config:
         full["data"]["source"].pop("download", None)
         full["component"] = {k: v for k, v in full["component"].items() if v != DISABLED}
         full["init_from"] = self.init_from and Path(self.init_from).name
+        if full["scale"] == "full":
+            del full["scale"]
         return {"numerics": NUMERICS, **full}
 
     def container(self) -> dict[str, Any]:
         """The resolved config as plain data, complete, fit for YAML and for ``load``."""
         parts = plain(replace(self, phases=()))
         assert isinstance(parts, dict)  # noqa: S101
-        del parts["phases"]
+        del parts["phases"], parts["launch"]
         parts["component"] = {k: v or DISABLED for k, v in parts["component"].items()}
         parts["average"] = parts["average"] or {}
         return parts
@@ -367,6 +395,16 @@ RULES: list[tuple[Callable[[Config], bool], str]] = [
         "evaluation.split=val: data.val_size=0 leaves no validation data",
     ),
     (
+        lambda c: not set(c.evaluation.val) <= set(c.evaluation.attacks),
+        "evaluation.val={c.evaluation.val}: only metrics of evaluation.attacks can be run on the "
+        "validation images too",
+    ),
+    (
+        lambda c: bool(c.evaluation.val) and c.data.val_size == 0,
+        "evaluation.val={c.evaluation.val}: data.val_size=0 leaves no validation data; set "
+        "evaluation.val=[]",
+    ),
+    (
         lambda c: c.evaluation.weights == "average" and c.average is None,
         "evaluation.weights=average: the run keeps no average; set average=ema or weights=raw",
     ),
@@ -414,7 +452,7 @@ def load(container: Mapping[str, Any]) -> Config:
 
 def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """Like ``load``, but returns the problems."""
-    values = {key: value for key, value in container.items() if key not in ("hydra", "phases")}
+    values = {key: value for key, value in scaled(container).items() if key not in UNTYPED}
     parser = Parser()
     values["component"] = _components(values.get("component") or {}, parser)
     values["average"] = values.get("average") or None
@@ -423,6 +461,11 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
         return None, parser.problems
     problems = parser.problems + [text.format(c=config) for wrong, text in RULES if wrong(config)]
     problems += _head_problems(config)
+    problems += [
+        f"{key}={container[key]}: chooses from a table's sweep; {remedy}"
+        for key, remedy in (("table", "leave hydra.mode to it"), ("row", "add table=<name>"))
+        if container.get(key) is not None
+    ]
     phases = _phases(config, values["method"], problems)
     return replace(config, phases=phases), problems
 

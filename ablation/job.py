@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ from torch import Tensor
 
 from ablation import config as configuration
 from ablation.checkpoint import Snapshot, load_into, load_weights_file
-from ablation.config import CheckpointName, Config, EvaluationConfig, Weights, digest, load
+from ablation.config import (
+    CheckpointName,
+    Config,
+    EvaluationConfig,
+    Launch,
+    Weights,
+    digest,
+    load,
+)
 from ablation.data import (
     DeviceLoader,
     ImageSet,
@@ -61,11 +69,16 @@ EVAL_BATCH = 500
 def check(container: Mapping[str, Any]) -> list[str]:
     """Problems of a composed config, its data folder and device; nothing is read or started."""
     config, problems = configuration.check(container)
-    if config is not None:
-        problems += configuration.init_problems(config)
-        problems += config.data.source.check(config.data_root)
-        problems += device_problems(config.runtime.device)
-    return problems
+    return problems + (surroundings(config) if config is not None else [])
+
+
+def surroundings(config: Config) -> list[str]:
+    """Problems outside the config: the run to start from, the data folder, the device."""
+    return [
+        *configuration.init_problems(config),
+        *config.data.source.check(config.data_root),
+        *device_problems(config.runtime.device),
+    ]
 
 
 def device_problems(name: str) -> list[str]:
@@ -118,7 +131,7 @@ def eval_id(evaluation: EvaluationConfig, eps: float, norm: Norm, weights: Weigh
         weights: raw or average.
     """
     node = plain(evaluation)
-    del node["checkpoints"]
+    del node["checkpoints"], node["val"]
     eps = eps if evaluation.eps is None else evaluation.eps
     return digest({**node, "eps": eps, "norm": evaluation.norm or norm, "weights": weights})
 
@@ -254,6 +267,7 @@ def train(container: Mapping[str, Any]) -> int:
         InputError: something the user gave cannot be used.
     """
     config = load(container)
+    check_plan(config)
     run = Run(config.run_dir, config.train_id)
     status = run.status()
     if status is not None and status.state == "done" and not missing(config, run):
@@ -273,11 +287,45 @@ def train(container: Mapping[str, Any]) -> int:
         raise ConfigError(problems)
     with run.open(yaml.safe_dump(config.container(), sort_keys=False)):
         finished = status is not None and status.state == "done"
+        if config.launch is not None:
+            note_launch(run, config.launch)
         return supervised(
             run,
             lambda stop: train_and_evaluate(config, run, stop),
             stand="done" if finished else "interrupted",
         )
+
+
+def check_plan(config: Config) -> None:
+    """Is this the job that the sweeper planned?
+
+    Raises:
+        InputError: code or files changed between the plan and the (queued) job.
+    """
+    planned = config.launch.planned_id if config.launch else config.train_id
+    if planned != config.train_id:
+        raise InputError(
+            f"launch.planned_id={planned}: this job is {config.train_id}; the code or a config "
+            f"file changed after the sweep was planned, start the sweep again"
+        )
+
+
+def note_launch(run: Run, launch: Launch) -> None:
+    """Keep which table and arms the run serves: reports find runs with overrides by it.
+
+    Raises:
+        InputError: the directory cannot be written.
+    """
+    known = recorded_launches(run)
+    entry = {key: value for key, value in asdict(launch).items() if key != "planned_id"}
+    if launch.table is not None and entry not in known:
+        run.note(launches=[*known, entry])
+
+
+def recorded_launches(run: Run) -> list[dict[str, Any]]:
+    """Tables, arms and overrides that asked for this run."""
+    status = run.status()
+    return [] if status is None else list(status.facts.get("launches", []))
 
 
 def moved(config: Config, run: Run) -> bool:
@@ -346,13 +394,27 @@ def chosen_weights(config: Config) -> Weights:
     return config.evaluation.weights or ("average" if config.average is not None else "raw")
 
 
-def missing(config: Config, run: Run) -> list[CheckpointName]:
-    """Checkpoints whose evaluation is not on disk."""
-    if not config.evaluation.attacks:
-        return []
+def evaluations(config: Config) -> list[EvaluationConfig]:
+    """What the config asks for: its evaluation, and the part of it for validation images."""
     node = config.evaluation
-    key = eval_id(node, config.eps, config.norm, chosen_weights(config))
-    return [name for name in checkpoints(config) if not run.has_evaluation(name, key)]
+    if not node.attacks:
+        return []
+    if not node.val:
+        return [node]
+    whole = node.n is None or node.n >= config.data.val_size
+    attacks = {name: node.attacks[name] for name in node.val}
+    return [node, replace(node, split="val", attacks=attacks, n=None if whole else node.n)]
+
+
+def missing(config: Config, run: Run) -> list[tuple[CheckpointName, EvaluationConfig]]:
+    """Checkpoints and their evaluations that are not on disk."""
+    weights = chosen_weights(config)
+    return [
+        (name, node)
+        for node in evaluations(config)
+        for name in checkpoints(config)
+        if not run.has_evaluation(name, eval_id(node, config.eps, config.norm, weights))
+    ]
 
 
 def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> None:
@@ -375,8 +437,8 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
                 fit(config, run, net, images, stop, tracker)
             run.set_status("running", trained=True)
             del net
-        for name in missing(config, run):
-            evaluate_checkpoint(config, run, name, images, device, stop, tracker)
+        for name, node in missing(config, run):
+            evaluate_checkpoint(config, run, name, node, images, device, stop, tracker)
         show_examples(config, run, images, device, tracker)
         code = DONE
     finally:
@@ -492,6 +554,8 @@ class Subject:
         eps: radius unless the evaluation has its own.
         norm: likewise.
         evaluation: the attacks.
+        scale: full or smoke.
+        deviations: what the run's command line changed in its table.
     """
 
     checkpoint: str
@@ -499,6 +563,8 @@ class Subject:
     eps: float
     norm: Norm
     evaluation: EvaluationConfig
+    scale: str = "full"
+    deviations: Sequence[str] = ()
 
     @property
     def key(self) -> str:
@@ -533,7 +599,11 @@ class Subject:
             {"checkpoint": self.checkpoint, "weights": self.weights, **asdict(entry)}
             for entry in found.entries
         ]
-        meta = {"seconds": dict(found.seconds), "scale": "full", "deviations": []}
+        meta = {
+            "seconds": dict(found.seconds),
+            "scale": self.scale,
+            "deviations": list(self.deviations),
+        }
         run.add_evaluation(
             self.checkpoint, self.key, entries, found.examples, list(found.flags), meta
         )
@@ -551,19 +621,21 @@ def evaluate_checkpoint(
     config: Config,
     run: Run,
     name: CheckpointName,
+    node: EvaluationConfig,
     images: Images,
     device: torch.device,
     stop: Callable[[], bool],
     tracker: Tracker,
 ) -> None:
     """Attack one checkpoint of a run and add the result to its records."""
-    node = config.evaluation
     weights = chosen_weights(config)
     net = build_net(config, images.train, config.phases[-1].method, device)
     load_into(net, run.checkpoints.load_weights(name, weights == "average"), name)
-    subject = Subject(name, weights, config.eps, config.norm, node)
+    changed = [text for entry in recorded_launches(run) for text in entry["overrides"]]
+    subject = Subject(name, weights, config.eps, config.norm, node, config.scale, changed)
     values = subject.record(run, net, images.of(node.split), stop)
-    tracker.summary({f"{name}/{metric}": value for metric, value in values.items()})
+    place = f"{name}/" if node.split == "test" else f"{name}/{node.split}_"
+    tracker.summary({f"{place}{metric}": value for metric, value in values.items()})
 
 
 def show_examples(
@@ -596,6 +668,10 @@ def show_examples(
 def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str) -> Tracker:
     """W&B beside the local files: seeds of one arm form a group."""
     suffix = "" if job_type == "train" else f"-{job_type}"
+    launches = recorded_launches(run)
+    tables = [f"table:{entry['table']}" for entry in launches if entry["table"]]
+    rows = [f"row:{arm}" for entry in launches for arm in entry["arms"]]
+    smoke = ["smoke"] if config.scale == "smoke" else []
     return start(
         node,
         run_dir=run.path,
@@ -603,7 +679,7 @@ def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str
         name=config.run_name + suffix,
         group=config.arm_id,
         job_type=job_type,
-        tags=node.tags,
+        tags=[*node.tags, *tables, *rows, *smoke],
         settings=config.container(),
     )
 
@@ -612,8 +688,9 @@ def announce(config: Config, run: Run, device: torch.device) -> None:
     """What is about to happen, in a few lines."""
     phases = " + ".join(f"{phase.epochs} {phase.name}" for phase in config.phases)
     switched = [name for name, component in config.component.items() if component is not None]
+    smoke = "  SMOKE RUN: its numbers mean nothing" if config.scale == "smoke" else ""
     lines = [
-        f"run     {run.path}",
+        f"run     {run.path}{smoke}",
         f"method  {config.method.name}" + (f" with {', '.join(switched)}" if switched else ""),
         f"data    {config.data.name}, model {config.model.name}, {phases} epochs on {device}",
         f"threat  {config.norm}, eps {show_fraction(config.eps)}",
@@ -641,4 +718,6 @@ def result_table(run: Run) -> str:
     ]
     header = ("checkpoint", "metric", "split", "value", "unit", "n", "eps")
     table = summary_table(run.path.name, rows, header)
-    return "\n".join([table, *(f"warning: {flag}" for flag in result["flags"])])
+    marks = ["SMOKE RUN: these numbers mean nothing"] if result["scale"] == "smoke" else []
+    marks += [f"differs from its table: {text}" for text in result["deviations"]]
+    return "\n".join([table, *marks, *(f"warning: {flag}" for flag in result["flags"])])

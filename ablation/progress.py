@@ -174,13 +174,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def summary_table(title: str, rows: Sequence[tuple[str, ...]], header: Sequence[str]) -> str:
+def summary_table(
+    title: str, rows: Sequence[tuple[str, ...]], header: Sequence[str], *, left: bool = False
+) -> str:
     """Aligned plain text: a title, a header, a rule, and the rows; columns of numbers to the right.
 
     Args:
         title: the first line; empty for none.
         rows: cells, as many as in ``header``.
         header: names of the columns.
+        left: numbers to the left too, for cells that were padded to their decimal points.
 
     Raises:
         ValueError: a row has another number of cells.
@@ -190,7 +193,9 @@ def summary_table(title: str, rows: Sequence[tuple[str, ...]], header: Sequence[
             raise ValueError(f"row {row} has {len(row)} cells, the header has {len(header)}")
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    numeric = [bool(rows) and all(_is_number(cell) for cell in c[1:]) for c in columns]
+    numeric = [
+        bool(rows) and not left and all(_is_number(cell) for cell in c[1:]) for c in columns
+    ]
     lines = [
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)

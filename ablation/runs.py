@@ -223,6 +223,14 @@ class Run:
         )
         self._last_beat = time.monotonic()
 
+    def note(self, **facts: Any) -> None:
+        """Keep plain data in ``status.json``; the state stays.
+
+        Raises:
+            InputError: the directory cannot be written.
+        """
+        self._record({**self._recorded(), **facts})
+
     def heartbeat(self) -> None:
         """A sign of life; may be called every step, writes at most every 15 seconds."""
         now = time.monotonic()

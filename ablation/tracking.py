@@ -6,13 +6,14 @@ directory, not from here: a killed process loses what wandb had not written yet.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+T = TypeVar("T")
 Mode = Literal["online", "offline", "disabled"]
 ORDER: tuple[Mode, ...] = ("disabled", "offline", "online")
 
@@ -30,6 +32,7 @@ PANEL_HEIGHT = 96
 """Small images are enlarged by a whole factor to about this many pixels."""
 LONGEST_ID = 128
 """Characters of a run id that the server accepts."""
+NO_KEY = "no API key; run wandb login"
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def start(
         run_id: the same id continues the same record.
         name: shown in lists.
         group: the arm: seeds of one configuration.
-        job_type: ``train`` or ``eval``.
+        job_type: ``train``, ``eval`` or ``report``.
         tags: beside those of ``config``.
         settings: the resolved config, complete.
     """
@@ -141,6 +144,73 @@ def start(
     except Exception as error:  # a mirror must not stop training
         warn(f"no tracking: {describe(error)}")
         return NoTracker()
+
+
+def log_report(
+    config: TrackingConfig,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    images: Mapping[str, Path],
+    settings: Mapping[str, Any],
+    tags: Sequence[str],
+    directory: Path,
+) -> str | None:
+    """Mirror a finished report as one run; whatever goes wrong is one line on stderr.
+
+    Args:
+        config: mode, project and limits.
+        name: of the table; a report of the same name continues the same record.
+        rows: the table in long form, a line per cell, ``key``, ``column`` and ``mean`` among its
+            fields; NaN and NA count as ``None``.
+        images: PNG files by name.
+        settings: what the report was asked for.
+        tags: beside ``table:<name>`` and those of ``config``.
+        directory: wandb's files go under it, unless ``WANDB_DIR`` is set.
+
+    Returns:
+        Where it is: the run's URL, or offline the command that uploads it; ``None`` if nowhere.
+    """
+    tracker = start(
+        config,
+        run_dir=directory,
+        run_id=f"report-{name}",
+        name=f"report-{name}",
+        group="reports",
+        job_type="report",
+        tags=[f"table:{name}", *tags],
+        settings=settings,
+    )
+    if not isinstance(tracker, WandbTracker):
+        return None
+    place = tracker.report(rows, images)
+    tracker.finish(0)
+    return place
+
+
+def home(config: TrackingConfig) -> tuple[str, str]:
+    """Entity and project on the server, once the server has accepted the key.
+
+    Raises:
+        Exception: wandb's own; no key, no network, no server.
+    """
+    import wandb
+
+    # First of all, or wandb talks while it logs in.
+    wandb.setup(settings=wandb.Settings(**_settings(config.init_timeout)))
+    if not wandb.login(prompt=False, verify=False):
+        raise ConnectionError(NO_KEY)
+    api = wandb.Api(timeout=math.ceil(config.init_timeout))
+    entity = config.entity or os.environ.get("WANDB_ENTITY") or api.default_entity
+    if not entity:
+        raise ConnectionError("the account has no default entity; set tracking.entity")
+    return entity, project_name(config)
+
+
+def project_name(config: TrackingConfig) -> str:
+    """The project, as the environment fills it in."""
+    if config.project != DEFAULT_PROJECT:
+        return config.project
+    return os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
 
 
 def narrowed(mode: Mode, environment: Mapping[str, str]) -> Mode:
@@ -207,6 +277,22 @@ class WandbTracker:
         """Final numbers."""
         self._try(lambda run: run.summary.update(dict(values)))
 
+    def report(self, rows: Sequence[Mapping[str, Any]], images: Mapping[str, Path]) -> str | None:
+        """A table, the mean of each of its cells, and plots; says where they went."""
+
+        def send(run: Any) -> str:
+            import wandb
+
+            columns, data, types = tabulated(redact(rows))
+            table = wandb.Table(columns=columns, data=data, dtype=types)
+            plots = {f"plots/{name}": wandb.Image(str(path)) for name, path in images.items()}
+            run.log({"table": table, **plots})
+            means = {f"{row['key']}/{row['column']}": tidy(row["mean"]) for row in rows}
+            run.summary.update({key: mean for key, mean in means.items() if mean is not None})
+            return str(run.url or f"wandb sync {Path(run.dir).parent}")
+
+        return self._try(send)
+
     def finish(self, exit_code: int) -> None:
         """Close the run; waits at most ``FINISH_TIMEOUT`` for an upload."""
 
@@ -219,14 +305,15 @@ class WandbTracker:
         self._try(end)
         self._run = None
 
-    def _try(self, action: Callable[[Any], object]) -> None:
+    def _try(self, action: Callable[[Any], T]) -> T | None:
         if self._run is None:
-            return
+            return None
         try:
-            action(self._run)
+            return action(self._run)
         except Exception as error:  # a mirror must not stop training
             self._run = None
-            warn(f"tracking stopped: {describe(error)}; the run directory has everything")
+            warn(f"tracking stopped: {describe(error)}; the local files have everything")
+            return None
 
 
 def render(panel: Panel) -> tuple[Image.Image, str]:
@@ -251,6 +338,36 @@ def render(panel: Panel) -> tuple[Image.Image, str]:
     size = (image.width * scale, image.height * scale)
     caption = f"{panel.caption} | clean, adversarial, difference x{factor:.3g}"
     return image.resize(size, Image.Resampling.NEAREST), caption
+
+
+def tabulated(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[list[Any], list[Any], list[type]]:
+    """Columns, lines and a type per column, the same whichever values are missing.
+
+    A column with text is text, one of truth values is that, any other, an empty one too, is
+    numbers: missing text is ``""``, a missing number is ``None``.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [tidy(row.get(name)) for row in rows] for name in names}
+    types: list[type] = []
+    for name, values in columns.items():
+        kinds = {type(value) for value in values if value is not None}
+        types.append(str if str in kinds else bool if kinds == {bool} else float)
+        if str in kinds:
+            columns[name] = [None if value is None else str(value) for value in values]
+    return names, [list(line) for line in zip(*columns.values(), strict=True)], types
+
+
+def tidy(value: Any) -> bool | float | str | None:
+    """A value as wandb's tables take it; NaN and pandas' NA are ``None``."""
+    value = value.item() if isinstance(value, np.generic) else value
+    # pandas' NA by its name: importing pandas takes a second.
+    if value is None or type(value).__name__ == "NAType":
+        return None
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def warn(text: str) -> None:
@@ -299,7 +416,7 @@ def _init(options: Mapping[str, Any], mode: Mode, arguments: Mapping[str, Any]) 
     wandb.setup(settings=wandb.Settings(**options))
     # Training asks nobody: without a key, wandb.init would wait for one at a terminal.
     if mode == "online" and not wandb.login(prompt=False, verify=False):
-        raise ConnectionError("no API key; run wandb login")
+        raise ConnectionError(NO_KEY)
     run = wandb.init(
         **arguments,
         mode=mode,

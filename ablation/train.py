@@ -24,7 +24,7 @@ def train(container: Mapping[str, Any]) -> int:
 
 def main() -> None:
     """Console script."""
-    cli.run("config", train, check)
+    cli.run("config", train, check, planned=True)
 
 
 if __name__ == "__main__":

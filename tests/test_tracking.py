@@ -291,7 +291,7 @@ def test_a_failure_is_told_once_and_training_goes_on(capsys):
     assert run.calls == 1
     assert capsys.readouterr().err == (
         "warning: tracking stopped: BrokenPipeError: service is gone; "
-        "the run directory has everything\n"
+        "the local files have everything\n"
     )
 
 

@@ -2,7 +2,7 @@
 
 from ablation.data.digits import Digits
 from ablation.data.image_folder import ImageFolder
-from ablation.data.images import ImageSet, Source, check_labels, to_float
+from ablation.data.images import Extent, ImageSet, Source, check_labels, to_float
 from ablation.data.loader import Augment, DeviceLoader, crop_flip
 from ablation.data.parquet import Parquet
 from ablation.data.split import Split, load_split, save_split, stratified_split
@@ -15,6 +15,7 @@ __all__ = [
     "Cifar100",
     "DeviceLoader",
     "Digits",
+    "Extent",
     "ImageFolder",
     "ImageSet",
     "Mnist",

@@ -91,6 +91,15 @@ def decode(chunks: Iterable[Sequence[Encoded]], count: int, wanted: Format) -> T
     return torch.from_numpy(out)
 
 
+def height(name: str, content: bytes | Path) -> int:
+    """Of one image, in pixels.
+
+    Raises:
+        InputError: it is damaged or not 8-bit.
+    """
+    return _open(name, content).height
+
+
 def in_chunks(paths: Sequence[Path]) -> Iterator[list[Encoded]]:
     """Files as the pieces that ``decode`` takes; a file is read when its turn comes."""
     for start in range(0, len(paths), CHUNK):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ablation.data.images import ImageSet
+from ablation.data.images import Extent, ImageSet
 from ablation.data.split import stratified_split
 
 TEST_SIZE = 360
@@ -28,6 +28,11 @@ class Digits:
         """Nothing can be missing: the images are part of scikit-learn."""
         del root
         return []
+
+    def extent(self, root: Path) -> Extent:
+        """1,437 + 360 images, 8x8."""
+        del root
+        return Extent(1_797 - TEST_SIZE, TEST_SIZE, 8)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set, uint8 [N, 1, 8, 8]; ``root`` is not used."""

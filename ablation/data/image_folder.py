@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ablation.data.decode import Format, Mode, decode, in_chunks
-from ablation.data.images import ImageSet, same_shape
+from ablation.data.decode import Format, Mode, decode, height, in_chunks
+from ablation.data.images import Extent, ImageSet, same_shape
 from ablation.data.problems import require
+from ablation.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
 
@@ -50,6 +51,17 @@ class ImageFolder:
             return []
         have, lack = (train, test) if (train / odd[0]).is_dir() else (test, train)
         return [f"{have / odd[0]}: {lack} has no class {odd[0]!r}; give both the same classes"]
+
+    def extent(self, root: Path) -> Extent | None:
+        """Counts the files, and looks at the first one unless ``image_size`` is set."""
+        if self.check(root):
+            return None
+        train, test = ([p for c in _classes(f) for p in _images(c)] for f in self._folders(root))
+        try:
+            size = self.image_size or height(str(train[0]), train[0])
+        except InputError:
+            return None
+        return Extent(len(train), len(test), size)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set, uint8 [N, 1 or 3, H, W].

@@ -68,11 +68,32 @@ class ImageSet:
         return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much a source holds.
+
+    Attributes:
+        train: images of the training set, validation images included.
+        test: images of the test set.
+        size: height of an image in pixels.
+    """
+
+    train: int
+    test: int
+    size: int
+
+
 class Source(Protocol):
     """Where images come from: a frozen dataclass whose fields are the keys of ``data.source``."""
 
     def check(self, root: Path) -> list[str]:
         """A quick look that reads no pixels: one line per problem, with what to do about it."""
+
+    def extent(self, root: Path) -> Extent | None:
+        """How much ``load`` will give, from what is known or quickly read.
+
+        ``None`` if that takes files that are not there, or not sound.
+        """
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Read the training and the test set below ``root``, the user's ``data_dir``.

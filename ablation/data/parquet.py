@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ablation.data.decode import CHUNK, Encoded, Format, Mode, decode
-from ablation.data.images import ImageSet, same_shape
+from ablation.data.decode import CHUNK, Encoded, Format, Mode, decode, height
+from ablation.data.images import Extent, ImageSet, same_shape
 from ablation.data.problems import reason, require
 from ablation.errors import InputError
 
@@ -60,6 +60,17 @@ class Parquet:
             )
         return problems or [problem for path in train + test for problem in self._problems(path)]
 
+    def extent(self, root: Path) -> Extent | None:
+        """Rows from the files' footers; the first image's size unless ``image_size`` is set."""
+        if self.check(root):
+            return None
+        train, test = _shards(root, self.train), _shards(root, self.test)
+        try:
+            size = self.image_size or self._first_height(train[0])
+        except InputError:
+            return None
+        return Extent(_rows(train), _rows(test), size)
+
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set, uint8 [N, 1 or 3, H, W].
 
@@ -104,9 +115,7 @@ class Parquet:
         return problems if rows else [*problems, f"{path}: no rows; fetch it again"]
 
     def _read(self, shards: list[Path]) -> ImageSet:
-        import pyarrow.parquet as pq
-
-        count = sum(pq.read_metadata(path).num_rows for path in shards)
+        count = _rows(shards)
         labels: list[NDArray[np.int64]] = []
 
         def chunks() -> Iterator[list[Encoded]]:
@@ -117,6 +126,10 @@ class Parquet:
 
         images = decode(chunks(), count, Format(self.mode, self.image_size))
         return ImageSet(images, torch.from_numpy(np.concatenate(labels)))
+
+    def _first_height(self, path: Path) -> int:
+        start, images, _ = next(self._batches(path))
+        return height(*_encoded(path, start, images.slice(0, 1))[0])
 
     def _batches(self, path: Path) -> Iterator[tuple[int, Any, Any]]:
         """First row, image column and label column of successive pieces of a file."""
@@ -144,6 +157,12 @@ def _shards(root: Path, pattern: str) -> list[Path]:
     if not path.is_absolute():
         return sorted(file for file in root.glob(pattern) if file.is_file())
     return sorted(file for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file())
+
+
+def _rows(shards: list[Path]) -> int:
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(path).num_rows for path in shards)
 
 
 def _holds_images(column: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ablation.data.decode import Format, decode, in_chunks
-from ablation.data.images import ImageSet, same_shape
+from ablation.data.images import Extent, ImageSet, same_shape
 from ablation.data.problems import download_lock, reason, require
 from ablation.errors import InputError
 
@@ -47,6 +47,12 @@ class TinyImageNet:
             f"data_dir={root}: no {FOLDER} there (with wnids.txt, train/ and val/); set "
             f"data.source.download=true, or data_dir to the folder that holds {FOLDER}"
         ]
+
+    def extent(self, root: Path) -> Extent:
+        """500 + 50 images of each class in ``wnids.txt``, else of all 200; 64x64."""
+        folder = _folder(root)
+        classes = 200 if folder is None or _layout_problems(folder) else len(_wnids(folder))
+        return Extent(500 * classes, 50 * classes, 64)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set, uint8 [N, 3, 64, 64].

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ablation.data.images import ImageSet
+from ablation.data.images import Extent, ImageSet
 from ablation.data.problems import absent, download_lock, missing_files, reason, require
 from ablation.errors import InputError
 
@@ -45,6 +45,11 @@ class Mnist:
         there = [root / name for name in MNIST_FILES if (root / name).is_file()]
         return problems or [problem for path in there for problem in _idx_problems(path)]
 
+    def extent(self, root: Path) -> Extent:
+        """60,000 + 10,000 images, 28x28."""
+        del root
+        return Extent(60_000, 10_000, 28)
+
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set, uint8 [N, 1, 28, 28].
 
@@ -74,6 +79,11 @@ class Cifar10:
         """Is ``<root>/cifar-10-batches-py``, the official Python version, there?"""
         return missing_files(root, CIFAR10_FILES, self.download)
 
+    def extent(self, root: Path) -> Extent:
+        """50,000 + 10,000 images, 32x32."""
+        del root
+        return Extent(50_000, 10_000, 32)
+
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set, uint8 [N, 3, 32, 32].
 
@@ -102,6 +112,11 @@ class Cifar100:
         """Is ``<root>/cifar-100-python``, the official Python version, there?"""
         return missing_files(root, CIFAR100_FILES, self.download)
 
+    def extent(self, root: Path) -> Extent:
+        """50,000 + 10,000 images, 32x32."""
+        del root
+        return Extent(50_000, 10_000, 32)
+
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set with the fine labels, uint8 [N, 3, 32, 32].
 
@@ -129,6 +144,11 @@ class Svhn:
     def check(self, root: Path) -> list[str]:
         """Are ``train_32x32.mat`` and ``test_32x32.mat`` in ``root``?"""
         return missing_files(root, SVHN_FILES, self.download)
+
+    def extent(self, root: Path) -> Extent:
+        """73,257 + 26,032 images, 32x32."""
+        del root
+        return Extent(73_257, 26_032, 32)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set, uint8 [N, 3, 32, 32]; the files' class 10 is the digit 0.

@@ -2,7 +2,7 @@
 
 from ablation.evaluation.attacks import Attack, AttackError, Ensemble, Fgsm, Pgd, Predict, Spsa
 from ablation.evaluation.auto import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
-from ablation.evaluation.evaluate import Entry, Evaluation, Request, evaluate
+from ablation.evaluation.evaluate import Entry, Evaluation, Request, describe, evaluate
 
 __all__ = [
     "ApgdCe",
@@ -21,5 +21,6 @@ __all__ = [
     "Request",
     "Spsa",
     "Square",
+    "describe",
     "evaluate",
 ]

@@ -166,6 +166,38 @@ def evaluate(
         return session.run()
 
 
+def threat(attack: Attack, eps: float, norm: Norm) -> tuple[float, Norm]:
+    """An attack's own radius and norm, where it has them, else the evaluation's."""
+    own, own_norm = getattr(attack, "eps", None), getattr(attack, "norm", None)
+    return eps if own is None else own, own_norm or norm
+
+
+def describe(attack: Attack, eps: float, norm: Norm, classes: int) -> dict[str, Any]:
+    """What a metric's name leaves open about its attack: two numbers compare if these agree.
+
+    Args:
+        attack: any.
+        eps: the evaluation's radius.
+        norm: the evaluation's.
+        classes: of the network.
+
+    Raises:
+        InputError: the attack cannot be run on so many classes.
+    """
+    eps, norm = threat(attack, eps, norm)
+    if isinstance(attack, Described):
+        facts = attack.describe(eps, classes)
+    else:
+        facts = {k: v for k, v in getattr(attack, "__dict__", {}).items() if k != "n"}
+    return {
+        "attack": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(attack).__name__).lower(),
+        **facts,
+        "norm": norm,
+        "eps": eps,
+        "eps_text": show_fraction(eps).split(" = ")[0],
+    }
+
+
 def _place(net: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype]:
     """Where the network lives and what it computes in."""
     for weight in net.parameters():
@@ -283,26 +315,11 @@ class _Session:
         return Evaluation(tuple(entries), examples, tuple(flags), self.seconds)
 
     def _threat(self, attack: Attack) -> tuple[float, Norm]:
-        eps, norm = getattr(attack, "eps", None), getattr(attack, "norm", None)
-        return self.request.eps if eps is None else eps, norm or self.request.norm
+        return threat(attack, self.request.eps, self.request.norm)
 
     def _describe(self, attack: Attack) -> dict[str, Any]:
-        """What an entry's name leaves open.
-
-        Raises:
-            InputError: the attack cannot be run on this network.
-        """
-        eps, norm = self._threat(attack)
-        if isinstance(attack, Described):
-            facts = attack.describe(eps, self.classes)
-        else:
-            facts = {k: v for k, v in getattr(attack, "__dict__", {}).items() if k != "n"}
         return {
-            "attack": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(attack).__name__).lower(),
-            **facts,
-            "norm": norm,
-            "eps": eps,
-            "eps_text": show_fraction(eps).split(" = ")[0],
+            **describe(attack, self.request.eps, self.request.norm, self.classes),
             "seed": self.request.seed,
             "batch_size": self.request.batch_size,
         }

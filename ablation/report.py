@@ -1,0 +1,249 @@
+"""``ablation-report``: a table's measured numbers beside the published ones, or any runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from ablation import cli
+from ablation.compose import conf_dir, register_components, register_tables
+from ablation.errors import DONE, ConfigError, InputError
+from ablation.schema import Parser
+from ablation.tables import load_published, published_path, table_names, table_path
+from ablation.tracking import TrackingConfig
+
+if TYPE_CHECKING:
+    from ablation.comparison import Comparison
+    from ablation.planning import Planner
+    from ablation.sweep import Request
+
+OWN = (
+    *("table", "row", "runs", "by", "against", "strict", "plots", "out", "dashboard", "runs_dir"),
+    *("tables_dir", "recipe", "tracking", "hydra"),
+)
+"""Keys of ``conf/report.yaml``; every other one belongs to the runs."""
+LISTS = ("row", "runs", "by")
+"""Of these, the ones that may be given as ``a,b``, which Hydra would take for a sweep."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The keys of ``conf/report.yaml``; see there."""
+
+    table: str | None
+    row: list[str] | str | None
+    runs: list[str] | str | None
+    by: list[str] | str
+    against: str | None
+    strict: bool
+    plots: bool
+    out: str
+    dashboard: bool
+    runs_dir: str
+    tables_dir: str | None
+    recipe: list[str]
+    tracking: TrackingConfig
+
+
+def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]:
+    """The typed request and every problem in it."""
+    parser = Parser()
+    found = parser.parse(ReportConfig, dict(container), "")
+    if not isinstance(found, ReportConfig):
+        return None, parser.problems
+    problems = []
+    if (found.table is None) == (found.runs is None):
+        problems.append("give either table=<name> or runs=<folder>, not both")
+    if found.runs is not None and found.recipe:
+        problems.append(f"{' '.join(found.recipe)}: only with table=; runs= takes runs as they are")
+    return found, problems
+
+
+def check(container: Mapping[str, Any]) -> list[str]:
+    """Problems of a composed request."""
+    return parse(container)[1]
+
+
+def run(container: Mapping[str, Any]) -> int:
+    """Print and write a report; returns an exit code.
+
+    Raises:
+        InputError: something the user gave cannot be used.
+    """
+    config, problems = parse(container)
+    if problems or config is None:
+        raise ConfigError(problems)
+    comparison = _of_runs(config) if config.table is None else _of_table(config)
+    publish(comparison, config)
+    return DONE
+
+
+def _of_runs(config: ReportConfig) -> Comparison:
+    from ablation.collect import compare_runs
+    from ablation.runs import find_runs
+
+    paths: list[Path] = []
+    for text in _listed(config.runs):
+        place = Path(text).expanduser()
+        if not place.is_dir():
+            raise InputError(f"runs={text}: no such folder")
+        is_run = (place / "config.yaml").is_file()
+        paths += [place] if is_run else [found.path for found in find_runs(place)]
+    return compare_runs(paths, _listed(config.by), f"runs in {', '.join(_listed(config.runs))}")
+
+
+def _of_table(config: ReportConfig) -> Comparison:
+    from ablation.collect import TableReport
+    from ablation.planning import choose_rows
+    from ablation.sweep import open_table, table_folders
+
+    name, folders = str(config.table), table_folders(config.tables_dir)
+    table = open_table(name, config.tables_dir)
+    source = published_path(table_path(name, folders))
+    rows = None if config.row is None else choose_rows(table, _listed(config.row))
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        register_components(conf_dir())
+        register_tables(table_names(folders))
+        published = load_published(source) if source else None
+        place = Path(config.runs_dir).expanduser()
+        return TableReport(name, table, published, place, config.recipe, rows).build()
+
+
+def _listed(value: list[str] | str | None) -> list[str]:
+    texts = value if isinstance(value, list) else str(value).split(",")
+    return [text.strip() for text in texts]
+
+
+def publish(comparison: Comparison, config: ReportConfig) -> None:
+    """To the terminal, to files, and to W&B when asked.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from ablation import render, statistics
+
+    pairs = statistics.contrasts(comparison, config.against) if config.against else ()
+    sys.stdout.write(f"{render.terminal(comparison, config.strict, pairs)}\n")
+    folder = Path(config.out).expanduser() / comparison.name
+    texts = {
+        "table.csv": render.csv(comparison, config.strict),
+        "table.md": render.markdown(comparison, config.strict, pairs),
+        "table.tex": render.latex(comparison, config.strict, pairs),
+    }
+    from ablation.checkpoint import atomic_write_text, make_folder, storage_error
+
+    try:
+        make_folder(folder)
+        for name, text in texts.items():
+            atomic_write_text(folder / name, text)
+        images = _draw(comparison, config, folder) if config.plots else {}
+    except OSError as error:
+        raise storage_error(error, folder, "writing the report") from error
+    sys.stdout.write(f"written to {folder}: {', '.join([*texts, *sorted(images)])}\n")
+    _mirror(comparison, config, folder, images)
+
+
+def _draw(comparison: Comparison, config: ReportConfig, folder: Path) -> dict[str, Path]:
+    from ablation import plots
+
+    robust = plots.choose_robust_metric(comparison.columns)
+    figures = {"measured_against_published": plots.measured_against_published(
+        comparison, config.strict)}  # fmt: skip
+    if robust is not None:
+        figures["clean_against_robust"] = plots.clean_against_robust(
+            comparison, robust, config.strict
+        )
+    for name, figure in figures.items():
+        if figure is not None:
+            plots.save(figure, folder / name)
+    return {f"{name}.png": folder / f"{name}.png" for name, figure in figures.items() if figure}
+
+
+def _mirror(
+    comparison: Comparison, config: ReportConfig, folder: Path, images: Mapping[str, Path]
+) -> None:
+    """The table and its pictures in W&B; the workspace that shows its runs."""
+    from ablation import render
+    from ablation.dashboard import dashboard
+    from ablation.tracking import log_report
+
+    table = render.frame(comparison, config.strict)
+    rows = [dict(zip(table.columns, line, strict=True)) for line in table.itertuples(index=False)]
+    place = log_report(
+        config.tracking,
+        comparison.name,
+        rows,
+        images,
+        settings={"table": config.table, "recipe": config.recipe, "scale": comparison.scale},
+        tags=[],
+        directory=folder,
+    )
+    if place is not None:
+        sys.stdout.write(f"table in W&B: {place}\n")
+    if config.dashboard:
+        path = folder / "dashboard.json"
+        url = dashboard(comparison, config.tracking, path)
+        sys.stdout.write(f"dashboard: {url or path}\n")
+
+
+def after_sweep(request: Request, planner: Planner) -> str:
+    """What a sweep prints when it is through: its table, or its runs side by side."""
+    from ablation import render
+    from ablation.collect import TableReport, compare_runs
+    from ablation.compose import key_of, parsed
+
+    if request.name is None:
+        swept = [key_of(t) for t in request.cli if parsed(t).is_sweep_override()]
+        by = [key.replace("/", ".") for key in swept if key != "seed"]
+        every = [job.config.run_dir for job in planner.plan().jobs if job.state == "done"]
+        if not every:
+            return "nothing to compare yet"
+        return render.terminal(compare_runs(every, by, "this sweep"))
+    published = None if request.source is None else load_published(request.source)
+    rows = None if request.rows == list(request.table.arms) else request.rows
+    cli_part = [text for text in request.cli if not key_of(text).startswith("hydra")]
+    found = TableReport(
+        request.name, request.table, published, request.runs_dir, cli_part, rows
+    ).build()
+    how = " ".join(["ablation-report", f"table={request.name}", *found_recipe(cli_part)])
+    return f"{render.terminal(found)}\nCSV, Markdown, LaTeX and plots: {how}"
+
+
+def found_recipe(texts: Sequence[str]) -> list[str]:
+    """The overrides that a report must repeat, as a person types them."""
+    from ablation.planning import variant
+
+    places = [text.lstrip("+") for text in texts if text.lstrip("+").startswith("runs_dir=")]
+    return [*variant(texts, ()), *places]
+
+
+def take_in(arguments: Sequence[str]) -> list[str]:
+    """A command line with the keys that belong to the runs gathered under ``recipe``."""
+    from ablation.sweep import quoted
+
+    own: list[str] = []
+    recipe: list[str] = []
+    for text in arguments:
+        key = text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
+        foreign = "=" in text and key not in OWN and not text.startswith("-")
+        if not foreign and key in LISTS and "," in text and "[" not in text:
+            text = f"{key}=[{text.partition('=')[2]}]"
+        (recipe if foreign or text.startswith("~") else own).append(text)
+    return [*own, f"recipe={quoted(recipe)}"] if recipe else own
+
+
+def main() -> None:
+    """Console script."""
+    sys.argv[1:] = take_in(sys.argv[1:])
+    cli.run("report", run, check)
+
+
+if __name__ == "__main__":
+    main()

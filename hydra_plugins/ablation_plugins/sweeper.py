@@ -1,0 +1,40 @@
+"""The sweeper ``arms``: a thin shell, because Hydra loads it at every start."""
+
+import sys
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class ArmsSweeper(Sweeper):
+    """Table sweeps and plain ones: plan all jobs, check them all, launch what is not done.
+
+    Args:
+        plan: print the plan and start nothing.
+        max_batch_size: jobs handed to the launcher at once; ``None`` means all.
+    """
+
+    def __init__(self, plan: bool, max_batch_size: int | None) -> None:
+        self.plan, self.max_batch_size = plan, max_batch_size
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what the launcher needs; it is made when there is something to launch."""
+        self.config = config
+        self._context, self._task = hydra_context, task_function
+
+    def make_launcher(self) -> Any:
+        """The launcher that the command line chose."""
+        return Plugins.instance().instantiate_launcher(
+            hydra_context=self._context, task_function=self._task, config=self.config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the sweep and leave with its exit code: Hydra would drop a returned one."""
+        from ablation import sweep
+
+        sys.exit(sweep.run(self, arguments))
