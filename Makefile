@@ -23,8 +23,9 @@ $(READY): requirements.lock pyproject.toml
 
 setup: $(READY)  ## create .venv with the locked packages
 
-demo: $(READY)  ## train and attack a classifier on the embedded digits
-	$(BIN)/ablation-train method=trades epochs=15 tracking.mode=disabled
+demo: $(READY)  ## train, attack and compare six arms on the embedded digits
+	$(BIN)/ablation-train table=demo tracking.mode=disabled hydra/launcher=pool hydra.launcher.jobs=2
+	$(BIN)/ablation-report table=demo against=at
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n auto
@@ -41,8 +42,9 @@ type: $(READY)  ## mypy --strict
 
 check: lint type test  ## lint, type and test
 
-bench: $(READY)  ## time training steps against a plain reference step
+bench: $(READY)  ## time training steps against a plain reference step, and planning
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/sweep.py
 
 lock: $(READY)  ## resolve requirements.lock anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -30,6 +30,7 @@ from ablation.compose import (
     to_plain,
 )
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
+from ablation.launchers import missing_extra, register_launchers
 from ablation.tables import table_names
 
 Job = Callable[[Mapping[str, Any]], int]
@@ -58,6 +59,7 @@ def run(
     """
     conf = conf_dir()
     register_components(conf)
+    register_launchers()
     if planned:
         register_tables(table_names([*own_tables(sys.argv), sweeps_dir()]))
         if sweeping(sys.argv):
@@ -155,6 +157,8 @@ def preflight(
             for folder in own_tables(texts)
             if not folder.is_dir()
         ]
+        chosen = [t.partition("=")[2] for t in texts if t.startswith("hydra/launcher=")]
+        problems += [text for text in map(missing_extra, chosen) if text]
         if planned and options.multirun:
             return problems
         jobs = list(itertools.product(*alternatives))

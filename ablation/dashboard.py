@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def workspace(comparison: Comparison, entity: str, project: str) -> Any:
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=comparison.name,
+        name=re.sub(r"[^\w.:() -]", " ", comparison.name),  # it refuses symbols, even "+" and "="
         sections=sections(comparison),
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=MAX_GROUPS),
         runset_settings=ws.RunsetSettings(

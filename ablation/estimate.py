@@ -29,11 +29,10 @@ from torch import Tensor
 
 from ablation import job
 from ablation.averages import Swa
-from ablation.config import DISABLED, Config, EvaluationConfig, digest
+from ablation.config import DISABLED, Config, digest
 from ablation.data import Extent
 from ablation.errors import InputError
-from ablation.evaluation import Attack, auto
-from ablation.evaluation.attacks import Described, Ensemble
+from ablation.evaluation import Attack, Ensemble, auto, describe
 from ablation.evaluation.guards import exact_arithmetic, warnings_of
 from ablation.folding import Folded
 from ablation.functional import cross_entropy, pgd
@@ -44,6 +43,7 @@ from ablation.modes import evaluating
 from ablation.random import generator
 from ablation.runs import Run, find_runs
 from ablation.step import precision_context
+from ablation.types import Norm
 
 BASES = ("measured", "probed", "scaled", "assumed")
 """Where a training time is from, best first: runs on disk, a probe of this very network, FLOPs and
@@ -59,7 +59,10 @@ UNKNOWN_FLOPS = 1e9
 """Of a forward pass through a network that cannot be built."""
 SPEED: Mapping[str, float] = {"cpu": 5e10, "cuda": 1e13}
 """FLOPs per second where no probe worked: one core, one GPU in fp32."""
-CHEAP = ("eps", "step_size", "start_std", "confidence", "split_seed", "download", "decay")
+CHEAP = (
+    *("eps", "eps_text", "step_size", "start_std", "confidence"),
+    *("split_seed", "download", "decay"),
+)
 """Settings of any part that do not change its cost."""
 STRENGTHS = ("coef", "gamma")
 """Settings that change it only by being zero."""
@@ -245,23 +248,23 @@ def step_passes(phase: Phase) -> Passes:
     return Passes(forward=trailing, search=sum(steps), train=len(views) * (1 + ascents))
 
 
-def attack_passes(attack: Attack, eps: float, classes: int) -> Passes:
+def attack_passes(attack: Attack, classes: int) -> Passes:
     """Of one evaluated image, on average; see ``CORRECT`` and ``ROBUST``."""
     if not isinstance(attack, Ensemble):
-        first, later = _search_passes(attack, eps, classes)
+        first, later = _search_passes(attack, classes)
         return first * CORRECT + later * ROBUST
     with warnings_of(auto.LOGGER):  # the attack itself will say that a part is left out
         parts = list(attack.parts(classes).values())
     total = Passes()
     for number, part in enumerate(parts):
-        first, later = _search_passes(part, eps, classes)
+        first, later = _search_passes(part, classes)
         total += first * (ROBUST if number else CORRECT) + later * ROBUST
     return total
 
 
-def _search_passes(attack: Attack, eps: float, classes: int) -> tuple[Passes, Passes]:
+def _search_passes(attack: Attack, classes: int) -> tuple[Passes, Passes]:
     """Of the first run with the verdict's forward pass, and of all further restarts and targets."""
-    facts = _facts(attack, eps, classes)
+    facts = _facts(attack, 1.0, "linf", classes)
     if "steps" not in facts and "queries" in facts:
         return Passes(forward=facts["queries"] + 1), Passes()
     once = Passes(search=facts.get("steps", UNKNOWN_STEPS))
@@ -269,14 +272,11 @@ def _search_passes(attack: Attack, eps: float, classes: int) -> tuple[Passes, Pa
     return once + Passes(forward=1), once * (runs - 1)
 
 
-def _facts(attack: Attack, eps: float, classes: int) -> dict[str, Any]:
-    """What a result says of an attack, as ``evaluate`` puts it."""
-    if not isinstance(attack, Described):
-        return {k: v for k, v in getattr(attack, "__dict__", {}).items() if k != "n"}
+def _facts(attack: Attack, eps: float, norm: Norm, classes: int) -> dict[str, Any]:
     try:
-        return attack.describe(eps, classes)
+        return describe(attack, eps, norm, classes)
     except InputError:  # the evaluation will refuse it
-        return {"steps": 0}
+        return {"eps": 0.0, "steps": 0}
 
 
 def validations(config: Config) -> list[tuple[str, bool]]:
@@ -308,45 +308,38 @@ def _training(config: Config, measured: Measured, sizes: Sizes) -> Bill:
     validation = search + Passes(search=1) * config.data.val_size
     if isinstance(config.average, Swa):
         validation += Passes(forward=images)
+    step = Due(sizes.subject(config, min(config.batch_size, images), training=True), total)
     count = sum(due for _, due in validations(config))
-    return Bill(
-        0.0,
-        (
-            Due(sizes.subject(config, config.batch_size, training=True), total),
-            Due(sizes.subject(config, job.EVAL_BATCH, training=False), validation * count),
-        ),
-    )
+    if count == 0:
+        return Bill(0.0, (step,))
+    subject = sizes.subject(config, min(job.EVAL_BATCH, config.data.val_size), training=False)
+    return Bill(0.0, (step, Due(subject, validation * count)))
 
 
 def _evaluating(config: Config, measured: Measured, sizes: Sizes) -> Bill:
-    seconds, passes = 0.0, Passes()
+    seconds, passes, most = 0.0, Passes(), 1
     for node in job.evaluations(config):
         total = sizes.split(config)[node.split]
         total = total if node.n is None else min(node.n, total)
-        for metric, attack, eps in _attacks(config, node):
+        most = max(most, total)
+        eps, norm = config.eps if node.eps is None else node.eps, node.norm or config.norm
+        for metric, attack in {"clean": None, **node.attacks}.items():
+            if attack is None and metric != "clean":
+                continue  # read off the pass over the clean images
+            facts = _facts(attack, eps, norm, config.data.classes) if attack else {}
             count = min(getattr(attack, "n", None) or total, total)
-            rate = measured.rate(config, node, metric, attack, eps)
+            rate = measured.rate(config, metric, facts)
             if rate is not None:
                 seconds += rate * count
             elif attack is None:
                 passes += Passes(search=1) * count
-            elif eps > 0:
-                passes += attack_passes(attack, eps, config.data.classes) * count
+            elif facts["eps"] > 0:
+                passes += attack_passes(attack, config.data.classes) * count
     times = len(job.checkpoints(config))
     if passes == Passes():
         return Bill(times * seconds)
-    subject = sizes.subject(config, config.evaluation.batch_size, training=False)
+    subject = sizes.subject(config, min(config.evaluation.batch_size, most), training=False)
     return Bill(times * seconds, (Due(subject, passes * times),))
-
-
-def _attacks(config: Config, node: EvaluationConfig) -> Iterator[tuple[str, Attack | None, float]]:
-    """Metric, attack and radius; clean images come first whether they are asked for or not."""
-    yield "clean", None, 0.0
-    eps = config.eps if node.eps is None else node.eps
-    for metric, attack in node.attacks.items():
-        if attack is not None:
-            own = getattr(attack, "eps", None)
-            yield metric, attack, eps if own is None else own
 
 
 # Sizes ----------------------------------------------------------------------------------------
@@ -421,7 +414,7 @@ class Sizes:
         return Subject(
             key=self.key(config),
             flops=self.flops(config),
-            batch=batch,
+            batch=max(1, batch),
             precision=config.runtime.precision if training else "fp32",
             device=job.pick_device(config.runtime.device),
             training=training,
@@ -436,7 +429,7 @@ def _count_flops(net: Net, x: Tensor) -> float:
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(x)
-    return max(1.0, counter.get_total_flops())
+    return float(max(1, counter.get_total_flops()))
 
 
 def _build(config: Config, spec: ModelSpec, size: int) -> Net:
@@ -529,31 +522,24 @@ class Measured:
             total += seconds
         return total
 
-    def rate(
-        self,
-        config: Config,
-        node: EvaluationConfig,
-        metric: str,
-        attack: Attack | None,
-        eps: float,
-    ) -> float | None:
+    def rate(self, config: Config, metric: str, facts: Mapping[str, Any]) -> float | None:
         """Seconds per image of an attack; ``None`` if no run of this network was attacked so.
 
         Runs of the same training come first: how many images are robust changes the cost.
+
+        Args:
+            config: the planned run.
+            metric: the attack's name; ``clean`` is the pass over the clean images.
+            facts: what ``evaluation.describe`` says of it.
         """
-        if not self._samples:
-            return None
-        wanted: dict[str, Any] = {}
-        if attack is not None:
-            norm = getattr(attack, "norm", None) or node.norm or config.norm
-            wanted = _costly({**_facts(attack, eps, config.data.classes), "norm": norm})
+        wanted = _costly(facts).items()
         training, network = self._key(config)
         for same in (lambda s: s.training == training, lambda s: s.network == network):
             rates = [
                 rate
                 for sample in filter(same, self._samples)
                 for name, params, rate in sample.rates
-                if name == metric and wanted.items() <= params.items()
+                if name == metric and wanted <= params.items()
             ]
             if rates:
                 return median(rates)
@@ -569,7 +555,7 @@ class Measured:
 
 
 def _sample(run: Run) -> _Sample | None:
-    """``None`` if the run has nothing to tell, or is damaged: that is for the run to say."""
+    """``None`` if the run is damaged or of another version, which is not the plan's to report."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where it was built
     try:
         container = yaml.load(run.config_path.read_bytes(), loader)  # noqa: S506  both are safe
@@ -582,27 +568,18 @@ def _sample(run: Run) -> _Sample | None:
             epochs.setdefault(kind, []).append(float(row["seconds"]))
         paths = sorted(run.evaluations.glob("*.json"))
         rates = [rate for path in paths for rate in _rates(json.loads(path.read_bytes()))]
-    except (
-        InputError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        yaml.YAMLError,
-    ):
+    except Exception:
         return None
     return _Sample(training, network, epochs, rates)
 
 
 def _rates(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], float]]:
     """Metric, parameters, seconds per image; the pass over all clean images is ``clean``."""
-    seconds = record["meta"]["seconds"]
-    entries = record["entries"]
-    most = max(entry["n"] for entry in entries)
-    yield "clean", {}, seconds["clean"] / most
-    for entry in entries:
-        if entry["metric"] in seconds and entry["params"]:
+    seconds = record["meta"].get("seconds", {})
+    if "clean" in seconds:
+        yield "clean", {}, seconds["clean"] / max(entry["n"] for entry in record["entries"])
+    for entry in record["entries"]:
+        if entry["params"] and entry["metric"] in seconds:
             params = _costly(entry["params"])
             yield entry["metric"], params, seconds[entry["metric"]] / entry["n"]
 
@@ -696,8 +673,9 @@ def probe(dues: Sequence[Due], budget_s: float) -> dict[Subject, Passes]:
     work: Counter[Subject] = Counter()
     for due in dues:
         work[due.subject] += math.ceil(due.flops)
-    for kind in {subject.device for subject in work}:
-        torch.zeros(1, device=kind)  # starts CUDA, which takes as long as it takes
+    for device in {subject.device for subject in work}:
+        with contextlib.suppress(Exception):
+            torch.zeros(1, device=device)  # starts CUDA, which takes as long as it takes
     deadline = time.perf_counter() + budget_s
     found: dict[Subject, Passes] = {}
     for subject, _ in work.most_common():
@@ -727,13 +705,11 @@ def _time(subject: Subject, allowance: float) -> Passes:
             return COST * one
         middle = time.perf_counter() + left / 2
         search = _best(device, lambda: trial.search(batch), middle) / batch
-        if subject.training:
-            return Passes(
-                search / 2, search, _best(device, lambda: trial.train(batch), end) / batch
-            )
-        return Passes(
-            _best(device, lambda: trial.forward(batch), end) / batch, search, 1.5 * search
-        )
+        work = trial.train if subject.training else trial.forward
+        other = _best(device, lambda: work(batch), end) / batch
+    if subject.training:
+        return Passes(search * COST.forward / COST.search, search, other)
+    return Passes(other, search, search * COST.train / COST.search)
 
 
 class Trial:
@@ -760,16 +736,16 @@ class Trial:
         self._x = torch.rand(shape, generator=rng).to(device, memory_format=layout)
         self._y = torch.randint(config.data.classes, shape[:1], generator=rng).to(device)
 
-    def context(self) -> contextlib.ExitStack:
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
         """The switches of training or evaluation."""
-        stack = contextlib.ExitStack()
         if self._subject.training:
-            stack.enter_context(job.numerics(self._subject.config.runtime))
             self._net.train()
+            with job.numerics(self._subject.config.runtime):
+                yield
         else:
-            stack.enter_context(evaluating(self._net))
-            stack.enter_context(exact_arithmetic(self._subject.device))
-        return stack
+            with evaluating(self._net), exact_arithmetic(self._subject.device):
+                yield
 
     def _logits(self, x: Tensor) -> Tensor:
         with self._precision():

@@ -351,7 +351,7 @@ def supervised(
             was ``done`` stays so whatever happens to a later evaluation.
 
     Returns:
-        An exit code.
+        An exit code. A scheduler's signal handler may leave with its own, after the run was saved.
     """
 
     def record(state: State, **facts: str) -> None:
@@ -365,6 +365,8 @@ def supervised(
     except InterruptedRunError as error:
         record("interrupted", error=str(error))
         sys.stderr.write(f"{error}\n")
+        if signals.hand_on():  # submitit requeues and exits, but lets SIGTERM pass
+            return supervised(run, work, training, stand)
         return INTERRUPTED
     except KeyboardInterrupt:
         record("interrupted", error="stopped at once by a second Ctrl-C")

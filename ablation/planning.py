@@ -169,6 +169,7 @@ class Planner:
         """Where the table stands now."""
         points: dict[str, list[Point]] = {}
         pending: list[Pending] = []
+        candidates: list[Point] = []
         problems: list[str] = []
         for name in self._with_sources():
             arm = self._table.arms[name]
@@ -180,9 +181,9 @@ class Planner:
                 points[name] = found
             else:
                 pending.append(waiting)
-                problems += _grouped(found)
+                candidates += found
         every = [point for found in points.values() for point in found]
-        problems += _grouped(every)
+        problems += _grouped([*every, *candidates])
         ready = [] if problems else _deduplicated(every)
         return Plan(points, ready, pending, list(dict.fromkeys(self.notices)), problems)
 
@@ -216,8 +217,8 @@ class Planner:
         found = []
         for own, inherited in layers:
             try:
-                texts = layered(self._below(), inherited, own, self._axes)
-                texts = layered(self._kept(name, texts), self._rest)
+                texts = self._kept(name, layered(self._below(), inherited, own))
+                texts = layered(texts, self._rest, self._axes)
                 many = [(text, alternatives(text)) for text in texts]
             except HydraException as error:
                 problems.append(f"{name}: {one_line(error)}" if name else one_line(error))

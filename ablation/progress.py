@@ -193,9 +193,7 @@ def summary_table(
             raise ValueError(f"row {row} has {len(row)} cells, the header has {len(header)}")
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    numeric = [
-        bool(rows) and not left and all(_is_number(cell) for cell in c[1:]) for c in columns
-    ]
+    numeric = [bool(rows) and not left and all(_is_number(cell) for cell in c[1:]) for c in columns]
     lines = [
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)

@@ -43,6 +43,57 @@ PAIRED = (
     "paired: mean ± half-width of its 95% t interval (pairs of runs; examples, for these networks "
     "as they are); * excludes 0, not corrected for the number of comparisons"
 )
+NUMBER = re.compile(r"[+-]?\d+(?=$|[. ])")
+"""The part of a number that is left of its decimal point."""
+LINE = {
+    "key": "string",
+    "label": "string",
+    "arm": "string",
+    "chosen": "string",
+    "column": "string",
+    "unit": "string",
+    "mean": "float64",
+    "ci95": "float64",
+    "n_runs": "int64",
+    "planned": "int64",
+    "n_examples": "Int64",
+    "published": "float64",
+    "published_printed": "string",
+    "published_ci": "string",
+    "difference": "float64",
+    "tags": "string",
+    "mismatch": "string",
+    "absent": "string",
+    "scale": "string",
+    "flags": "string",
+}
+"""Columns of the frame and their types."""
+GREEK = (
+    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi o pi rho "
+    "varsigma sigma tau upsilon varphi chi psi omega"
+)
+"""LaTeX's names from U+03B1 on."""
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        **{char: rf"\{char}" for char in "{}$&%#_"},
+        **{char: f"{{{char}}}" for char in "[]*"},  # else a row that begins so is an argument of \\
+        "±": r"$\pm$",
+        "\u00d7": r"$\times$",
+        "\u2113": r"$\ell$",
+        "\u2212": "$-$",
+        "\u221e": r"$\infty$",
+        "\u2264": r"$\leq$",
+        "\u2265": r"$\geq$",
+        **{chr(0x3B1 + at): rf"$\{name}$" for at, name in enumerate(GREEK.split()) if name != "o"},
+    }
+)
+"""What pdflatex would misread, or has no letter for."""
 
 
 def terminal(
@@ -117,31 +168,6 @@ def csv(comparison: Comparison, strict: bool = False) -> str:
         strict: leave out measured numbers with tags.
     """
     return frame(comparison, strict).to_csv(index=False, lineterminator="\n")
-
-
-LINE = {
-    "key": "string",
-    "label": "string",
-    "arm": "string",
-    "chosen": "string",
-    "column": "string",
-    "unit": "string",
-    "mean": "float64",
-    "ci95": "float64",
-    "n_runs": "int64",
-    "planned": "int64",
-    "n_examples": "Int64",
-    "published": "float64",
-    "published_printed": "string",
-    "published_ci": "string",
-    "difference": "float64",
-    "tags": "string",
-    "mismatch": "string",
-    "absent": "string",
-    "scale": "string",
-    "flags": "string",
-}
-"""Columns of the frame and their types."""
 
 
 def _line(comparison: Comparison, row: Row, cell: Cell, strict: bool) -> dict[str, object]:
@@ -327,8 +353,9 @@ def _remarks(cell: Cell, strict: bool) -> list[str]:
     found = ["; ".join(cell.tags)] if cell.samples and cell.tags else []
     if not cell.samples or _hidden(cell, strict):
         return found
-    if _planned(cell) > len(cell.samples):
-        found.append(f"{len(cell.samples)} of {_planned(cell)} planned runs: {_reasons(cell)}")
+    n, planned = len(cell.samples), _planned(cell)
+    if n < planned:
+        found.append(f"{n} of {planned} planned runs; the others: {_reasons(cell)}")
     if cell.mismatch:
         found.append(f"not compared, the attack differs: {'; '.join(cell.mismatch)}")
     return found
@@ -449,10 +476,6 @@ def _on_points(column: Sequence[str]) -> list[str]:
     ]
 
 
-NUMBER = re.compile(r"[+-]?\d+(?=$|[. ])")
-"""The part of a number that is left of its decimal point."""
-
-
 def _terminal(table: _Table, width: int) -> str:
     blocks: list[str] = []
     between = _Group("", ("",), ((_Text(""),),) * len(table.stub.rows), words=True)
@@ -569,31 +592,3 @@ def _latex_cell(cell: _Text) -> str:
 def _latex_text(text: str) -> str:
     """Escaped; the hyphen of a negative number becomes a minus."""
     return re.sub(r"(?<![\w)])-(?=\d)", "$-$", " ".join(text.split()).translate(LATEX))
-
-
-GREEK = (
-    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi o pi rho "
-    "varsigma sigma tau upsilon varphi chi psi omega"
-)
-"""LaTeX's names from U+03B1 on."""
-LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "^": r"\textasciicircum{}",
-        "~": r"\textasciitilde{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        **{char: rf"\{char}" for char in "{}$&%#_"},
-        **{char: f"{{{char}}}" for char in "[]*"},  # else a row that begins so is an argument of \\
-        "±": r"$\pm$",
-        "\u00d7": r"$\times$",
-        "\u2113": r"$\ell$",
-        "\u2212": "$-$",
-        "\u221e": r"$\infty$",
-        "\u2264": r"$\leq$",
-        "\u2265": r"$\geq$",
-        **{chr(0x3B1 + at): rf"$\{name}$" for at, name in enumerate(GREEK.split()) if name != "o"},
-    }
-)
-"""What pdflatex would misread, or has no letter for."""

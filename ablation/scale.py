@@ -22,6 +22,7 @@ def scaled(container: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(scale, Mapping):
         return found
     found["scale"] = scale.get("name")
+    keep: dict[str, Any] = {"val_size": None}
     if "data" in scale and isinstance(found.get("data"), Mapping):
         keep = {key: found["data"].get(key) for key in ("val_size", "split_seed", "train_size")}
         found["data"] = {**scale["data"], **keep}
@@ -30,7 +31,8 @@ def scaled(container: Mapping[str, Any]) -> dict[str, Any]:
         found["model"] = {**scale["model"], "head": found["model"].get("head")}
     epochs = found.get("epochs")
     for key, cap in scale.get("keys", {}).items():
-        _cap_key(found, key, cap)
+        if key != "selection.n" or keep["val_size"] != 0:  # none of no images
+            _cap_key(found, key, cap)
     caps = scale.get("parts", {})
     for part in _parts(found):
         _cap_part(part, caps)

@@ -6,6 +6,7 @@ command again continues.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -331,5 +332,6 @@ def quoted(value: Any) -> str:
         return "{" + ",".join(f"{key}:{quoted(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(quoted(entry) for entry in value) + "]"
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra doubles a backslash only where a quote follows.
+    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
     return f"'{text}'"

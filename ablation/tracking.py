@@ -32,7 +32,6 @@ PANEL_HEIGHT = 96
 """Small images are enlarged by a whole factor to about this many pixels."""
 LONGEST_ID = 128
 """Characters of a run id that the server accepts."""
-NO_KEY = "no API key; run wandb login"
 
 
 @dataclass(frozen=True)
@@ -197,8 +196,7 @@ def home(config: TrackingConfig) -> tuple[str, str]:
 
     # First of all, or wandb talks while it logs in.
     wandb.setup(settings=wandb.Settings(**_settings(config.init_timeout)))
-    if not wandb.login(prompt=False, verify=False):
-        raise ConnectionError(NO_KEY)
+    _log_in()
     api = wandb.Api(timeout=math.ceil(config.init_timeout))
     entity = config.entity or os.environ.get("WANDB_ENTITY") or api.default_entity
     if not entity:
@@ -412,11 +410,10 @@ def _start(config: TrackingConfig, mode: Mode, arguments: dict[str, Any]) -> Tra
 def _init(options: Mapping[str, Any], mode: Mode, arguments: Mapping[str, Any]) -> Any:
     import wandb
 
-    # First of all, or wandb talks while it logs in.
+    # First of all, or wandb talks while it starts.
     wandb.setup(settings=wandb.Settings(**options))
-    # Training asks nobody: without a key, wandb.init would wait for one at a terminal.
-    if mode == "online" and not wandb.login(prompt=False, verify=False):
-        raise ConnectionError(NO_KEY)
+    if mode == "online":
+        _log_in()
     run = wandb.init(
         **arguments,
         mode=mode,
@@ -428,6 +425,16 @@ def _init(options: Mapping[str, Any], mode: Mode, arguments: Mapping[str, Any]) 
     run.define_metric("epoch")
     run.define_metric("*", step_metric="epoch")
     return run
+
+
+def _log_in() -> None:
+    """Training asks nobody: without a key, wandb.init would wait for one at a terminal."""
+    import wandb
+
+    # wandb.login refuses, as without a key, while a run is open: that of a job that crashed.
+    wandb.finish()
+    if not wandb.login(prompt=False, verify=False):
+        raise ConnectionError("no API key; run wandb login")
 
 
 def _settings(init_timeout: float) -> dict[str, Any]:

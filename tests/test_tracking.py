@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -23,10 +25,14 @@ from ablation.tracking import (
     Tracker,
     TrackingConfig,
     WandbTracker,
+    home,
+    log_report,
     narrowed,
+    project_name,
     redact,
     render,
     start,
+    tabulated,
 )
 from tests.wandb_reader import read_all
 
@@ -194,13 +200,14 @@ def test_disabled_never_imports_wandb(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from ablation.tracking import TrackingConfig, start
+from ablation.tracking import TrackingConfig, log_report, start
 tracker = start(TrackingConfig(mode="disabled"), run_dir=Path("."), run_id="x", name="x",
                 group="x", job_type="train", tags=[], settings={})
 tracker.log({"loss": 1.0}, 0)
 tracker.images("x", [])
 tracker.summary({})
 tracker.finish(0)
+assert log_report(TrackingConfig(mode="disabled"), "x", [], {}, {}, [], Path(".")) is None
 assert "wandb" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -353,3 +360,147 @@ def test_the_settings_are_a_schema():
     assert plain(found)["images"] == 8
     parser.parse(TrackingConfig, {"mode": "of", "imagse": 3}, "tracking")
     assert len(parser.problems) == 2
+
+
+CELLS = [
+    {"key": "st_wd_0.01", "column": "clean", "mean": 50.25, "ci95": None, "n": 500, "note": ""},
+    {"key": "st_wd_0.01", "column": "aa", "mean": 12.5, "ci95": 1.5, "n": None, "note": "n=500"},
+    {"key": "at", "column": "aa", "mean": None, "ci95": None, "n": None, "note": "not run"},
+]
+
+
+def cells() -> list[dict[str, Any]]:
+    """As a report has them: pandas' types, pandas' missing values."""
+    frame = pd.DataFrame(CELLS).astype(
+        {"key": "string", "column": "string", "mean": float, "ci95": float, "n": "Int64"}
+    )
+    assert frame["n"].isna().any()
+    return frame.to_dict("records")  # type: ignore[return-value]
+
+
+def plot(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), (255, 0, 0)).save(folder / "scatter.png")
+    return folder / "scatter.png"
+
+
+def logged(folder: Path, key: str, rows: list[dict[str, Any]]) -> list[Path]:
+    """The files of a picture or table in what was logged."""
+    (path,) = [row[f"{key}/path"] for row in rows if f"{key}/path" in row]
+    return list(folder.glob(f"wandb/offline-run-*/files/{path}"))
+
+
+def test_a_report_is_one_run_with_table_means_and_plots(wandb, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    config = TrackingConfig(project="margins", tags=["mine"])
+    images = {"scatter": plot(tmp_path)}
+    rows = [*cells(), {**cells()[0], "column": "cw", "mean": float("nan"), "note": f"by {KEY}"}]
+    settings = {"table": "emr_table2", "recipe": [f"x={KEY}"]}
+    place = log_report(config, "emr_table2", rows, images, settings, ["smoke"], tmp_path)
+    (found,) = read_all(tmp_path)
+    assert (found.run_id, found.name) == ("report-emr_table2", "report-emr_table2")
+    assert (found.project, found.group, found.job_type) == ("margins", "reports", "report")
+    assert sorted(found.tags) == ["mine", "smoke", "table:emr_table2"]
+    assert found.config["table"] == "emr_table2"
+    assert found.exit_code == 0
+    assert place is not None
+    assert list(tmp_path.glob("wandb/offline-run-*")) == [Path(place.removeprefix("wandb sync "))]
+    keys = {row["key"] for row in rows}
+    means = {key: value for key, value in found.summary.items() if key.split("/")[0] in keys}
+    assert means == {"st_wd_0.01/clean": 50.25, "st_wd_0.01/aa": 12.5}
+    (picture,) = logged(tmp_path, "plots/scatter", found.history)
+    assert Image.open(picture).getpixel((0, 0)) == (255, 0, 0)
+    (file,) = logged(tmp_path, "table", found.history)
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["key", "column", "mean", "ci95", "n", "note"]
+    assert table["data"] == [
+        ["st_wd_0.01", "clean", 50.25, None, 500, ""],
+        ["st_wd_0.01", "aa", 12.5, 1.5, None, "n=500"],
+        ["at", "aa", None, None, None, "not run"],
+        ["st_wd_0.01", "cw", None, None, 500, "by ***"],
+    ]
+    held = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in held if KEY.encode() in path.read_bytes()]
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_a_report_without_a_key_becomes_offline_in_one_line(wandb, tmp_path, capfd):
+    place = log_report(TrackingConfig(mode="online"), "t", cells(), {}, {}, [], tmp_path)
+    (found,) = read_all(tmp_path)
+    assert found.summary["st_wd_0.01/aa"] == 12.5
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("warning: tracking offline (ConnectionError: no API key")
+    assert place is not None
+    assert error.endswith(f"later: {place}\n")
+
+
+def test_a_report_that_cannot_be_sent_is_one_line_and_nowhere(wandb, tmp_path, capfd):
+    images = {"scatter": tmp_path / "gone.png"}
+    assert log_report(TrackingConfig(), "t", cells(), images, {}, [], tmp_path) is None
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("warning: tracking stopped: ")
+    assert "gone.png" in error
+    wandb.finish()
+
+
+class Online:
+    """A W&B run that a server knows."""
+
+    dir = "run/wandb/run-1/files"
+    url = "https://example.org/team/ablation/runs/report-t"
+
+    def __init__(self) -> None:
+        self.summary: dict[str, Any] = {}
+
+    def log(self, row: dict[str, Any]) -> None:
+        assert set(row) == {"table"}
+
+
+def test_an_online_report_is_at_its_address():
+    run = Online()
+    assert WandbTracker(run, limit=8).report(cells(), {}) == run.url
+    assert run.summary == {"st_wd_0.01/clean": 50.25, "st_wd_0.01/aa": 12.5}
+
+
+def test_a_column_has_one_type_whichever_values_are_missing():
+    rows: list[dict[str, Any]] = [
+        {"text": "", "number": np.float32(0.5), "whole": 3, "truth": True, "none": None, "mix": 1},
+        {"text": None, "number": float("nan"), "whole": None, "truth": None, "none": None},
+        {"text": ("a",), "number": 2, "whole": pd.NA, "truth": np.True_, "none": None, "mix": "b"},
+    ]
+    names, data, types = tabulated(rows)
+    assert names == ["text", "number", "whole", "truth", "none", "mix"]
+    assert types == [str, float, float, bool, float, str]
+    assert data == [
+        ["", 0.5, 3, True, None, "1"],
+        [None, None, None, None, None, None],
+        ["('a',)", 2, None, True, None, "b"],
+    ]
+    assert tabulated([]) == ([], [], [])
+
+
+def test_who_pushes_is_asked_for_nothing_and_told_what_to_do(wandb):
+    with pytest.raises(ConnectionError, match="wandb login"):
+        home(TrackingConfig(mode="online", entity="team"))
+
+
+def test_a_run_that_a_crash_left_open_does_not_hide_the_key(wandb, tmp_path, monkeypatch):
+    begin(tmp_path / "run")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with pytest.raises(Exception, match=r"127\.0\.0\.1:9") as caught:
+        home(TrackingConfig(mode="online", entity="team", init_timeout=1))
+    assert "wandb login" not in str(caught.value)
+    assert read_all(tmp_path / "run")[0].exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("project", "environment", "expected"),
+    [("mine", "theirs", "mine"), ("ablation", "theirs", "theirs"), ("ablation", "", "ablation")],
+)
+def test_the_environment_fills_in_a_project(monkeypatch, project, environment, expected):
+    monkeypatch.setenv("WANDB_PROJECT", environment)
+    assert project_name(TrackingConfig(project=project)) == expected

@@ -1,0 +1,83 @@
+"""The launcher ``pool``; the work is in ``ablation.pool``, which Hydra's scan never loads."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+OF_THE_SWEEP = ("hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra/sweeper", "hydra.mode")
+"""Beginnings of overrides that are not for a single job."""
+
+
+class PoolLauncher(Launcher):
+    """Runs every job in a process of its own, some at a time, on this machine.
+
+    Args:
+        jobs: how many at a time; ``None`` means one per GPU, or without GPUs one per two cores.
+        gpus: ``auto`` means all visible ones, a list some of them: each job gets one; ``None``
+            assigns none.
+
+    Attributes:
+        command: what runs one job; the job's overrides follow.
+        describe: from a job's overrides to its title and its log file.
+    """
+
+    command: Sequence[str] = (sys.executable, "-m", "ablation.train")
+    describe: Callable[[Sequence[str]], tuple[str, Path]] | None = None
+
+    def __init__(self, jobs: int | None, gpus: Any) -> None:
+        self._jobs, self._gpus = jobs, gpus
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Find the places that jobs can have."""
+        from ablation.pool import slots
+
+        del hydra_context, task_function
+        listed = self._gpus is None or isinstance(self._gpus, str)
+        self._slots = slots(self._jobs, self._gpus if listed else list(self._gpus))
+        self._sweep_dir = Path(str(config.hydra.sweep.dir))
+        self._options = passed_on(config)
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> list[JobReturn]:
+        """Run the jobs; one that fails costs nothing but itself.
+
+        Raises:
+            KeyboardInterrupt: a signal stopped them; what ran was saved.
+        """
+        from ablation.pool import Pool, Work, ending
+
+        work = []
+        for index, overrides in enumerate(job_overrides, initial_job_idx):
+            title, log = " ".join(overrides), self._sweep_dir / f"{index}.log"
+            if self.describe is not None:
+                title, log = self.describe(overrides)
+            work.append(Work(title, [*self.command, *self._options, *overrides], log))
+        codes = Pool(self._slots).run(work)
+        return [
+            JobReturn(
+                overrides=overrides,
+                status=JobStatus.FAILED if code else JobStatus.COMPLETED,
+                _return_value=ChildProcessError(f"{one.title}: {ending(code)}") if code else 0,
+            )
+            for overrides, one, code in zip(job_overrides, work, codes, strict=True)
+        ]
+
+
+def passed_on(config: DictConfig) -> list[str]:
+    """What a job needs of its parent's command line beside its own overrides."""
+    folders = [
+        str(source.path) for source in config.hydra.runtime.config_sources
+        if source.provider == "command-line"
+    ]  # fmt: skip
+    flags = [text for folder in folders for text in ("--config-dir", folder)]
+    given = config.hydra.overrides.hydra
+    return flags + [text for text in given if not text.lstrip("+~").startswith(OF_THE_SWEEP)]

@@ -1,0 +1,79 @@
+"""Run directories of finished runs without the training: for plans, sweeps and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from ablation import job
+from ablation.config import Config, Launch
+from ablation.evaluation import describe
+from ablation.runs import Run
+
+
+def fake_run(
+    config: Config,
+    values: Mapping[str, float],
+    *,
+    n: int = 200,
+    state: str = "done",
+    flags: tuple[str, ...] = (),
+    launch: Launch | None = None,
+    skip: tuple[str, ...] = (),
+) -> Run:
+    """A run as training would leave it.
+
+    Args:
+        config: of the run.
+        values: percent by column: ``pgd20``, ``clean_val``; metrics without one get 50.
+        n: examples of each evaluation; the first ``value`` percent of them are robust.
+        state: done, failed or interrupted.
+        flags: warnings of its evaluations.
+        launch: who asked for it.
+        skip: metrics that were not evaluated.
+    """
+    run = Run(config.run_dir, config.train_id)
+    with run.open(yaml.safe_dump(config.container(), sort_keys=False)):
+        if launch is not None:
+            job.note_launch(run, launch)
+        (run.checkpoints.folder / "step_0000001").mkdir(parents=True)
+        if state == "done":
+            for node in job.evaluations(config):
+                _evaluate(run, config, node, values, n, flags, skip)
+        run.set_status(state, error="loss_ce is not finite" if state == "failed" else None)  # type: ignore[arg-type]
+    return run
+
+
+def _evaluate(run, config, node, values, n, flags, skip):
+    weights = job.chosen_weights(config)
+    key = job.eval_id(node, config.eps, config.norm, weights)
+    name = job.checkpoints(config)[0]
+    count = n if node.n is None else node.n
+    entries, table = [], {"index": np.arange(count)}
+    for metric, attack in node.attacks.items():
+        if metric in skip:
+            continue
+        column = metric if node.split == "test" else f"{metric}_{node.split}"
+        robust = np.arange(count) < round(values.get(column, 50.0) / 100 * count)
+        table["clean_correct" if metric == "clean" else f"{metric}_robust"] = robust
+        eps = config.eps if node.eps is None else node.eps
+        params = {}
+        if attack is not None:
+            params = describe(attack, eps, node.norm or config.norm, config.data.classes)
+        entries.append(
+            {
+                "checkpoint": name,
+                "weights": weights,
+                "metric": metric,
+                "split": node.split,
+                "value": 100 * robust.mean(),
+                "unit": "percent",
+                "n": count,
+                "params": params,
+            }
+        )
+    meta = {"scale": config.scale, "deviations": [], "seconds": {}}
+    run.add_evaluation(name, key, entries, pd.DataFrame(table), flags, meta)

@@ -1,0 +1,293 @@
+"""What the figures hold: points, error bars, labels, and bytes that do not change."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.container import ErrorbarContainer
+
+from ablation import plots
+from ablation.comparison import Cell, Comparison, Published, Row, Sample
+from ablation.statistics import interval
+
+
+def cell(column, values, published=None, **more):
+    samples = tuple(Sample(f"seed={i}", v, 10_000, f"run{i}") for i, v in enumerate(values))
+    printed = Published(published, f"{published:.2f}") if published is not None else None
+    return Cell(column, samples=samples, published=printed, **more)
+
+
+def row(label, clean, robust):
+    return Row(label, label, "arm", {"clean": clean, "aa": robust})
+
+
+AT = row("AT", cell("clean", [85.0, 85.5, 86.0], 86.2), cell("aa", [48.0, 49.0, 50.0], 47.0))
+TRADES = row("TRADES", cell("clean", [82.0, 82.5], 83.0), cell("aa", [50.0, 50.5], 50.25))
+
+
+def comparison(*rows, columns=("clean", "aa"), **more):
+    return Comparison("t", "Title", columns, rows, **more)
+
+
+def compared(table, strict=False):
+    figure = plots.measured_against_published(table, strict)
+    assert figure is not None
+    return figure
+
+
+def traded(table, strict=False):
+    figure = plots.clean_against_robust(table, "aa", strict)
+    assert figure is not None
+    return figure
+
+
+def bars(axes):
+    """Position and half-widths of every drawn mean, by marker position."""
+    found = {}
+    for container in axes.containers:
+        assert isinstance(container, ErrorbarContainer)
+        line, _, segments = container.lines
+        at = (np.ravel(line.get_xdata())[0], np.ravel(line.get_ydata())[0])
+        found[at] = [np.ptp(s.get_segments()[0], axis=0).max() / 2 for s in segments]
+    return found
+
+
+def texts(figure):
+    """What is written on a figure, but for the axes' own."""
+    axes = [text.get_text() for each in figure.axes for text in each.texts]
+    return [text for text in axes if text] + [text.get_text() for text in figure.texts]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_measured_stands_over_published_with_its_interval():
+    figure = compared(comparison(AT, TRADES))
+    above, below = figure.axes
+    half = interval([85.0, 85.5, 86.0]).half
+    assert bars(above)[(86.2, 85.5)] == [pytest.approx(half)]
+    assert set(bars(above)) == {(86.2, 85.5), (47.0, 49.0), (83.0, 82.25), (50.25, 50.25)}
+    residual = dict(bars(below).keys())
+    assert residual == {
+        86.2: pytest.approx(-0.7), 47.0: 2.0, 83.0: pytest.approx(-0.75), 50.25: 0.0
+    }  # fmt: skip
+    assert legend(figure) == ["clean", "AutoAttack"]
+    assert above.get_xlim() == above.get_ylim() == below.get_xlim()
+
+
+def test_the_largest_deviations_are_named():
+    rows = [
+        row(f"M{i}", cell("clean", [80.0 + i], 80.0 + i), cell("aa", [50.0 + i / 10], 50.0))
+        for i in range(9)
+    ]
+    figure = compared(comparison(*rows))
+    assert sorted(texts(figure)) == [f"M{i}, AutoAttack" for i in (5, 6, 7, 8)]
+
+
+def test_only_numbers_of_the_same_attack_and_unit_are_compared():
+    margin = replace(cell("margin_test", [1.0], 1.5), unit="margin")
+    rows = (
+        row("weak", cell("clean", [80.0], 81.0), cell("aa", [60.0], 50.0, mismatch=("n_iter 5",))),
+        row("unpublished", cell("clean", [70.0]), Cell("aa", absent={"failed": 1})),
+        Row("m", "margin", "arm", {"margin_test": margin}),
+    )
+    columns = ("clean", "aa", "margin_test")
+    figure = compared(comparison(*rows, columns=columns))
+    assert set(bars(figure.axes[0])) == {(81.0, 80.0)}
+    assert figure.axes[0].get_ylabel() == "measured (%)"
+    figure = compared(comparison(rows[2], columns=columns))
+    assert set(bars(figure.axes[0])) == {(1.5, 1.0)}
+    assert figure.axes[0].get_ylabel() == "measured (margin)"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_tagged_points_are_faint_and_strict_leaves_them_out(strict):
+    tagged = row("T", cell("clean", [70.0], 71.0, tags=("n=200",)), cell("aa", [40.0], 41.0))
+    table = comparison(AT, tagged)
+    figure = compared(table, strict)
+    assert ((71.0, 70.0) in bars(figure.axes[0])) is not strict
+    assert ("off the recipe" in legend(figure)) is not strict
+    figure = traded(table, strict)
+    assert ((70.0, 40.0) in bars(figure.axes[0])) is not strict
+    assert ("off the recipe" in legend(figure)) is not strict
+    alphas = {line.get_alpha() for container in figure.axes[0].containers for line in container[:1]}
+    assert alphas == ({1.0} if strict else {1.0, plots.FAINT})
+
+
+def test_there_is_no_figure_without_something_to_draw():
+    unpublished = row("U", cell("clean", [80.0]), cell("aa", [40.0]))
+    unmeasured = row("P", Cell("clean", published=Published(80.0, "80")), cell("aa", []))
+    tagged = row("T", cell("clean", [80.0], 81.0, tags=("x",)), cell("aa", [1.0], 2.0, tags=("x",)))
+    assert plots.measured_against_published(comparison(unpublished, unmeasured)) is None
+    assert plots.measured_against_published(comparison(tagged), strict=True) is None
+    assert plots.clean_against_robust(comparison(unmeasured), "aa") is None
+    assert plots.clean_against_robust(comparison(tagged), "aa", strict=True) is None
+    assert plots.clean_against_robust(comparison(AT), "pgd20") is None
+    assert plots.clean_against_robust(comparison(), "aa") is None
+
+
+def test_robust_stands_over_clean_with_both_intervals():
+    (axes,) = (figure := traded(comparison(AT, TRADES))).axes
+    clean, robust = interval([85.0, 85.5, 86.0]), interval([48.0, 49.0, 50.0])
+    assert bars(axes)[(85.5, 49.0)] == [pytest.approx(clean.half), pytest.approx(robust.half)]
+    assert texts(figure) == ["AT", "TRADES"]
+    assert legend(figure) == ["measured", "published"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "clean accuracy (%)",
+        "AutoAttack accuracy (%)",
+    )
+
+
+def drawn_lines(axes):
+    """Points and links that are not error bars."""
+    ours = {line for container in axes.containers for line in container.get_children()}
+    return [
+        list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+        for line in axes.lines
+        if line not in ours
+    ]
+
+
+def test_published_points_are_linked_to_the_measured():
+    only_published = Row(
+        "P", "paper only", "arm",
+        {"clean": cell("clean", [], 84.0), "aa": cell("aa", [], 51.0)},
+    )  # fmt: skip
+    figure = traded(comparison(AT, only_published))
+    lines = drawn_lines(figure.axes[0])
+    assert [(86.2, 47.0), (85.5, 49.0)] in lines
+    assert [(86.2, 47.0)] in lines
+    assert [(84.0, 51.0)] in lines
+    assert len(lines) == 3
+    assert texts(figure) == ["AT", "paper only"]
+
+
+def test_another_attack_draws_no_published_point():
+    weak = row("W", cell("clean", [80.0], 81.0), cell("aa", [60.0], 50.0, mismatch=("n_iter 5",)))
+    figure = traded(comparison(weak))
+    assert drawn_lines(figure.axes[0]) == []
+    assert legend(figure) == ["measured", "off the recipe"]
+
+
+def crowd():
+    """Rows close to a line, like a table of similar methods."""
+    return comparison(
+        *(
+            row(f"METHOD-{i}", cell("clean", [80 + 0.7 * i, 80.4 + 0.7 * i]),
+                cell("aa", [52 - 0.5 * i, 52.2 - 0.5 * i]))
+            for i in range(12)
+        )
+    )  # fmt: skip
+
+
+def test_labels_hardly_overlap_and_stay_inside():
+    figure = traded(crowd())
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent().extents for text in axes.texts if text.get_text()]
+    assert len(boxes) == 12
+    frame = axes.get_window_extent().extents
+    for i, (left, low, right, high) in enumerate(boxes):
+        area = (right - left) * (high - low)
+        for other in boxes[:i]:
+            across = min(right, other[2]) - max(left, other[0])
+            up = min(high, other[3]) - max(low, other[1])
+            assert max(0, across) * max(0, up) < 0.05 * area
+        assert left > frame[0] - 1
+        assert right < frame[2] + 1
+        assert low > frame[1] - 1
+        assert high < frame[3] + 1
+
+
+@pytest.mark.parametrize("label", ["$x_1$ 50% \\alpha", "\u03b1=0.1 \u2013 \u2713", "a\nb", ""])
+def test_any_label_can_be_drawn(label, tmp_path):
+    table = comparison(replace(AT, label=label))
+    plots.save(traded(table), tmp_path / "a")
+    plots.save(compared(table), tmp_path / "b")
+
+
+def test_a_single_exact_point_has_room_around_it(tmp_path):
+    table = comparison(row("AT", cell("clean", [0.0], 0.0), cell("aa", [0.0], 0.0)))
+    for figure in (
+        compared(table),
+        traded(table),
+    ):
+        plots.save(figure, tmp_path / "f")
+        low, high = figure.axes[0].get_xlim()
+        assert low < 0 < high
+
+
+@pytest.mark.parametrize("scale", ["full", "smoke"])
+def test_a_smoke_comparison_has_a_watermark(scale):
+    table = comparison(AT, TRADES, scale=scale)
+    for figure in (
+        compared(table),
+        traded(table),
+    ):
+        assert ("SMOKE" in texts(figure)) is (scale == "smoke")
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("clean", "fgsm", "pgd20", "pgd100", "cw", "apgd_ce", "aa"), "aa"),
+        (("clean", "fgsm", "pgd20", "pgd100", "cw", "apgd_ce"), "apgd_ce"),
+        (("clean", "fgsm", "pgd20", "pgd100", "cw"), "pgd100"),
+        (("clean", "pgd10", "pgd20"), "pgd20"),
+        (("clean", "fgsm", "cw"), "cw"),
+        (("clean", "fgsm"), "fgsm"),
+        (("clean", "pgd20_eps6", "aa_l2", "margin_test"), None),
+        ((), None),
+    ],
+)
+def test_the_strongest_attack_is_chosen(columns, expected):
+    assert plots.choose_robust_metric(columns) == expected
+    assert plots.choose_robust_metric(tuple(reversed(columns))) == expected
+
+
+def test_the_same_comparison_gives_the_same_bytes_and_no_date(tmp_path):
+    written = []
+    for name in ("a", "b"):
+        figure = traded(comparison(AT, TRADES))
+        paths = plots.save(figure, tmp_path / name / "beta_0.9")
+        assert [path.name for path in paths] == ["beta_0.9.pdf", "beta_0.9.png"]
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1]
+    assert written[0][0].startswith(b"%PDF")
+    assert written[0][1].startswith(b"\x89PNG")
+    assert b"CreationDate" not in written[0][0]
+    assert b"/Type3" not in written[0][0]
+
+
+def test_the_figures_leave_matplotlibs_settings_alone(tmp_path):
+    before = dict(mpl.rcParams)
+    plots.save(compared(comparison(AT)), tmp_path / "f")
+    assert dict(mpl.rcParams) == before
+
+
+def test_importing_the_module_imports_neither_matplotlib_nor_torch():
+    code = (
+        "import sys, ablation.plots, ablation.render, ablation.statistics;"
+        "assert not {'matplotlib', 'torch', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pyplot_is_never_imported(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tests.test_plots import *;"
+        "plots.save(traded(comparison(AT)), Path(sys.argv[1]));"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "f")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
