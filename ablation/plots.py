@@ -128,6 +128,9 @@ def clean_against_robust(
         for point in points:
             _draw_point(axes, point)
         axes.margins(x=0.18, y=0.12)
+        # An interval over few runs may reach beyond what an accuracy can be.
+        axes.set_xlim(right=min(axes.get_xlim()[1], 101))
+        axes.set_ylim(max(axes.get_ylim()[0], -1), min(axes.get_ylim()[1], 101))
         axes.set_xlabel("clean accuracy (%)")
         axes.set_ylabel(f"{_name(metric)} accuracy (%)")
         handles = [_marker("o", COLOURS[0], "measured")]

@@ -45,6 +45,10 @@ class Caller(Protocol):
     plan: bool
     max_batch_size: int | None
 
+    @property
+    def at_a_time(self) -> int:
+        """Jobs that run side by side."""
+
     def make_launcher(self) -> Any:
         """The chosen launcher; ``launch(job_overrides, initial_job_idx)`` runs jobs."""
 
@@ -147,7 +151,7 @@ def run(caller: Caller, arguments: Sequence[str]) -> int:
         if plan.problems:
             raise ConfigError(plan.problems)
         if caller.plan:
-            sys.stdout.write(f"{described(plan)}\n")
+            sys.stdout.write(f"{described(plan, caller.at_a_time)}\n")
             return DONE
         return Sweep(caller, request, planner, plan).run()
     except InputError as error:
@@ -155,7 +159,7 @@ def run(caller: Caller, arguments: Sequence[str]) -> int:
         return BAD_INPUT
 
 
-def described(plan: Plan) -> str:
+def described(plan: Plan, at_a_time: int) -> str:
     """Every job on a line, what waits, and what is left to compute."""
     each = [[bare(text) for text in job.points[0].overrides] for job in plan.jobs]
     common = [text for text in each[0] if all(text in other for other in each)] if each else []
@@ -177,7 +181,7 @@ def described(plan: Plan) -> str:
     todo = [job.config for job in plan.jobs if job.state in ("new", "partial", "failed")]
     if todo:
         found = estimate(todo, Path(todo[0].runs_dir).expanduser())
-        lines.append(f"left to compute: {describe_total(found, 1)}")
+        lines.append(f"left to compute: {describe_total(found, at_a_time)}")
     return "\n".join(lines)
 
 

@@ -51,7 +51,7 @@ class Caller:
     def __init__(self, plan=False, max_batch_size=None, **kwargs):
         self.plan, self.max_batch_size, self.kwargs = plan, max_batch_size, kwargs
         self.log: list = []
-        self.batches = 0
+        self.batches, self.at_a_time = 0, 1
 
     def make_launcher(self):
         self.batches += 1

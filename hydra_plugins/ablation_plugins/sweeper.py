@@ -24,8 +24,16 @@ class ArmsSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Keep what the launcher needs; it is made when there is something to launch."""
-        self.config = config
+        assert config is not None  # noqa: S101  the base class allows it
+        self.config: DictConfig = config
         self._context, self._task = hydra_context, task_function
+
+    @property
+    def at_a_time(self) -> int:
+        """Jobs that the launcher runs side by side, where its settings say so."""
+        settings = self.config.hydra.launcher
+        found = settings.get("jobs") or settings.get("n_jobs") or 1
+        return max(1, int(found))
 
     def make_launcher(self) -> Any:
         """The launcher that the command line chose."""
