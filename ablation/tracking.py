@@ -428,7 +428,7 @@ def _init(options: Mapping[str, Any], mode: Mode, arguments: Mapping[str, Any]) 
 
 
 def _log_in() -> None:
-    """Training asks nobody: without a key, wandb.init would wait for one at a terminal."""
+    """Use the key that is there; without one, wandb.init would ask for it at a terminal."""
     import wandb
 
     # wandb.login refuses, as without a key, while a run is open: that of a job that crashed.

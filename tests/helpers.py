@@ -6,14 +6,14 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from ablation import cli
+from ablation.compose import conf_dir, register_components, to_plain
 from ablation.config import Config, load
 
 
 def compose_plain(*overrides: str, config_name: str = "config") -> dict[str, Any]:
-    cli.register_components(cli.conf_dir())
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.conf_dir())):
-        return cli.to_plain(compose(config_name, list(overrides)))
+    register_components(conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return to_plain(compose(config_name, list(overrides)))
 
 
 def compose_config(*overrides: str) -> Config:

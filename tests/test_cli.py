@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from ablation import cli, train
+from ablation.compose import conf_dir, register_components
 from tests.helpers import compose_config, compose_plain
 
 BIN = Path(sys.executable).parent
 
 
 def problems(*overrides: str) -> list[str]:
-    cli.register_components(cli.conf_dir())
-    return cli.preflight("config", cli.conf_dir(), overrides, train.check)
+    register_components(conf_dir())
+    return cli.preflight("config", conf_dir(), overrides, train.check)
 
 
 def shell(*command: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import ablation
-from ablation import cli
+from ablation.compose import conf_dir
 from ablation.method import Method
 from ablation.step import StepViews, train_step
 from ablation.types import Clock
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net
 
-CONF = cli.conf_dir()
+CONF = conf_dir()
 
 
 def options(group: str) -> list[str]:

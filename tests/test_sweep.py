@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
@@ -28,7 +29,7 @@ class FakeLauncher:
 
     def __init__(self, log, states=None, raises=None):
         self.log, self.states, self.raises = log, states or {}, raises
-        self.describe = None
+        self.describe: Any = None
 
     def launch(self, job_overrides, initial_job_idx):
         for overrides in job_overrides:

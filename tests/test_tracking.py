@@ -487,13 +487,31 @@ def test_who_pushes_is_asked_for_nothing_and_told_what_to_do(wandb):
         home(TrackingConfig(mode="online", entity="team"))
 
 
-def test_a_run_that_a_crash_left_open_does_not_hide_the_key(wandb, tmp_path, monkeypatch):
-    begin(tmp_path / "run")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+class Viewer(Answers):
+    """A W&B server that knows the key."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        viewer = {"id": "u", "username": "u", "entity": "theirs", "teams": {"edges": []}}
+        content = json.dumps({"data": {"viewer": viewer}}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def test_a_push_goes_to_the_account_even_with_a_run_left_open(wandb, tmp_path, monkeypatch):
+    begin(tmp_path / "run")  # crashed: it never called finish
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Viewer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    with pytest.raises(Exception, match=r"127\.0\.0\.1:9") as caught:
-        home(TrackingConfig(mode="online", entity="team", init_timeout=1))
-    assert "wandb login" not in str(caught.value)
+    assert home(TrackingConfig(mode="online")) == ("theirs", "ablation")
+    assert home(TrackingConfig(entity="mine", project="margins")) == ("mine", "margins")
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    assert home(TrackingConfig(mode="online")) == ("team", "ablation")
+    server.shutdown()
+    server.server_close()
     assert read_all(tmp_path / "run")[0].exit_code == 0
 
 
