@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,6 +76,9 @@ def run(
     except KeyboardInterrupt:
         sys.stderr.write("stopped before anything started\n")
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # ... | head: nobody reads on, and Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(DONE)
     if len(codes) == 1 or INTERRUPTED in codes:
         sys.exit(codes[-1])
     sys.exit(JOB_FAILED if any(codes) else DONE)

@@ -268,7 +268,10 @@ class Pool:
         if not self._forwarded:
             self._forwarded = True
             name = signal.Signals(self._signal).name
-            self._board.event(f"{name}: no more jobs start, those running save; Ctrl-C kills them")
+            self._board.event(
+                f"{name}: no job starts any more, those running save and stop; "
+                f"a further Ctrl-C kills them"
+            )
             for child in self._running.values():
                 child.process.send_signal(self._signal)
         if self._impatient:

@@ -60,6 +60,8 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
     problems = []
     if (found.table is None) == (found.runs is None):
         problems.append("give either table=<name> or runs=<folder>, not both")
+    if found.dashboard and found.table is None:
+        problems.append("dashboard=true: only with table=; W&B finds the runs by the table's tag")
     if found.runs is not None and found.recipe:
         problems.append(f"{' '.join(found.recipe)}: only with table=; runs= takes runs as they are")
     return found, problems

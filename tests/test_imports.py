@@ -73,7 +73,5 @@ def test_each_outside_library_has_its_place():
 def test_these_start_without_torch_and_wandb(modules):
     names = ", ".join(f"ablation.{name}" for name in modules.split(","))
     code = f"import sys, {names}; print(sorted({{'torch', 'wandb'}} & set(sys.modules)))"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -1,0 +1,377 @@
+"""Pure math of the decision boundary: soft margins, distances to the boundary, searches for it.
+
+Shapes: ``N`` samples of ``d`` pixels in [0, 1], points [N, ...], ``K`` classes, logits ``z`` [N, K],
+labels ``y`` [N]. Distances and radii are in pixel units. ``phi`` maps points to a scalar per
+sample [N]: positive on the right side of the boundary, 0 on it.
+
+Sources: DOSE ("Does simple trump complex?"), Elsayed et al. (2018, arXiv:1803.05598), FAB (Croce
+and Hein, 2020, arXiv:1907.02044), DyART (Xu et al., 2023, arXiv:2302.03015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablation.functional import (
+    lp_norm,
+    margin,
+    per_sample,
+    true_value,
+    uniform_ball,
+    without_true,
+)
+from ablation.types import Norm
+
+Phi = Callable[[Tensor], Tensor]
+Linearise = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+SearchStart = Literal["random", "clean"]
+
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
+"""The exponent q with 1/p + 1/q = 1."""
+
+
+def soft_margin(z: Tensor, y: Tensor, beta: float) -> Tensor:
+    """z_y - (1/beta) log sum_{j != y} exp(beta z_j), shape [N] (DOSE, eq. 8).
+
+    At most the hard margin, and at least that minus log(K - 1) / beta.
+    """
+    return true_value(z, y) - torch.logsumexp(beta * without_true(z, y), 1) / beta
+
+
+def dual_norm(grad: Tensor, norm: Norm | Literal["l1"]) -> Tensor:
+    """||grad||_q + 1e-8 of each sample, shape [N]; 1/p + 1/q = 1 for the distance's ``norm`` p.
+
+    The constant keeps dead and saturated networks finite.
+    """
+    return torch.linalg.vector_norm(grad.flatten(1), DUAL[norm], dim=1) + 1e-8
+
+
+def taylor_margin(phi: Tensor, grad: Tensor, norm: Norm | Literal["l1"]) -> Tensor:
+    """phi / sg(||grad_x phi||_q), shape [N]: the signed distance to the linearised boundary.
+
+    Elsayed et al. (2018); DOSE, eq. 5. The denominator is a constant in back-propagation.
+
+    Args:
+        phi: margins [N].
+        grad: their gradients with respect to the points, [N, ...].
+        norm: of the distance.
+    """
+    return phi / dual_norm(grad, norm).detach()
+
+
+def hinge(distance: Tensor, gamma: float) -> Tensor:
+    """max(0, gamma - R), shape [N] (DOSE, eq. 4); 0 where no boundary was found (R = inf)."""
+    return F.relu(gamma - distance)
+
+
+def boundary_weight(distance: Tensor, alpha: float, gamma: float) -> Tensor:
+    """exp(-alpha R) 1[R < gamma] = -h'(R), shape [N] (DyART, section 4).
+
+    For correct samples. Give all others R = inf beforehand: exp of a large negative R overflows,
+    and a mask afterwards turns that into NaN.
+    """
+    return torch.where(distance < gamma, torch.exp(-alpha * distance), 0.0)
+
+
+def exponential(distance: Tensor, alpha: float, gamma: float) -> Tensor:
+    """h(R) = (1/alpha) exp(-alpha R) 1[R < gamma], shape [N] (DOSE, eq. 6).
+
+    For correct samples; see ``boundary_weight`` about the others.
+    """
+    return boundary_weight(distance, alpha, gamma) / alpha
+
+
+def project_hyperplane(t: Tensor, w: Tensor, b: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The shortest way from each point to {v in [0, 1]^d: w.v = b}.
+
+    Croce and Hein (2020), section 3.1: all coordinates move towards the plane at speed 1 (linf) or
+    |w_i| (l2) until they meet the box. Coordinates with w_i = 0 stay; if the plane misses the box,
+    the others go to the corner nearest to it.
+
+    Args:
+        t: points [N, d] in [0, 1].
+        w: normals [N, d].
+        b: offsets [N].
+        norm: of the distance.
+
+    Returns:
+        Displacements [N, d], and whether the plane meets the box [N].
+    """
+    return _displacement(t, w, (w * t).sum(1) - b, norm)
+
+
+def _displacement(t: Tensor, w: Tensor, gap: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """``project_hyperplane`` for gap = w.t - b [N], which near the plane has more digits than b.
+
+    After a time l coordinate i has moved min(l s_i, p_i), s_i its speed and p_i its way to the box,
+    and the gap has shrunk by G(l) = sum_i |w_i| min(l s_i, p_i). A sum of minima is the least of
+    the lines that clip the k coordinates first at the box, so G(l) = |gap| holds at the largest of
+    their solutions. One sort and two cumulative sums give all lines.
+    """
+    scale = w.abs().amax(1, keepdim=True)  # squares of small gradients would underflow
+    w = w / torch.where(scale > 0, scale, 1.0)
+    need = gap[:, None].abs() / torch.where(scale > 0, scale, 1.0)
+    towards = -gap.sign()[:, None] * w.sign()
+    way = torch.where(towards > 0, 1 - t, t)
+    speed = torch.ones_like(w) if norm == "linf" else w.abs()
+    rate = w.abs() * speed
+
+    arrival, order = torch.where(rate > 0, way / speed, 0.0).sort(1, descending=True)
+    rates = rate.gather(1, order)
+    slopes = rates.cumsum(1)
+    gains = (rates * arrival).cumsum(1)
+    feasible = need <= gains[:, -1:]
+    times = (need - gains[:, -1:] + gains) / slopes.clamp_min(torch.finfo(w.dtype).tiny)
+    time = torch.where(feasible, times.amax(1, keepdim=True), 0.0)
+    moved = torch.where(feasible, torch.minimum(time * speed, way), way)
+    return towards * moved, feasible.squeeze(1)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What a search found, detached.
+
+    Attributes:
+        x: the nearest point found with phi < 0, [N, ...]; the sample itself where none was.
+        distance: how far it is, [N]; inf where none was found.
+        found: [N], bool.
+    """
+
+    x: Tensor
+    distance: Tensor
+    found: Tensor
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The constants of FAB's step; see ``fab``."""
+
+    norm: Norm
+    eta: float
+    beta: float
+    alpha_max: float
+    shared_bias: bool = False
+
+
+@torch.no_grad()
+def fab(
+    phi: Phi,
+    x: Tensor,
+    *,
+    norm: Norm,
+    rng: torch.Generator,
+    steps: int = 20,
+    eps: float | Tensor = 8 / 255,
+    start: SearchStart = "random",
+    restarts: int = 1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    alpha_max: float = 0.1,
+    shared_bias: bool = False,
+) -> Boundary:
+    """FAB towards the zero level set of any scalar function of the input.
+
+    Croce and Hein (2020), algorithm 1; DyART's ``FAB_scalar_boundary.py``. Each step projects the
+    iterate u and the sample x onto the boundary linearised at u, and takes the mean of the two,
+    overshot by eta and weighted 1 - alpha to alpha. A point with phi < 0 is kept if it is the
+    nearest yet, and the iterate then goes back to x + beta (u - x).
+
+    One forward and one backward per step: where the papers test each iterate with a forward of its
+    own, here the forward that linearises also tests. So the plane comes from the iterate before
+    its step back, not after; on linear functions that is the same. The start is tested too. There
+    is one more forward per restart, of its last iterate, and one of ``x``.
+
+    Samples with phi(x) <= 0 are not searched. Nothing waits for the device.
+
+    Args:
+        phi: maps points [N, ...] to [N]; each sample's value depends on its own point only.
+        x: samples [N, ...] in [0, 1].
+        norm: of the distance.
+        rng: draws the random starts.
+        steps: gradient steps per restart.
+        eps: a random start is min(eps, nearest distance yet) / 2 away; a number, or [N].
+        start: of the first restart; the others are random.
+        restarts: searches; the nearest point of all is kept.
+        eta: overshoot.
+        beta: how much of the way from x is left after a step back.
+        alpha_max: largest weight of the sample's own projection.
+        shared_bias: all samples take alpha of the first that is searched, as DyART's code does.
+    """
+
+    def linearise(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            point = u.requires_grad_(True)
+            value = phi(point)
+            (grad,) = torch.autograd.grad(value.sum(), point)
+        value = value.detach().to(u.dtype)
+        return value, value, grad
+
+    x = x.detach()
+    best = _nothing(x)
+    if len(x) == 0:
+        return best
+    step = _Step(norm, eta, beta, alpha_max, shared_bias)
+    searched = phi(x) > 0
+    for restart in range(restarts):
+        u = x
+        if start == "random" or restart > 0:
+            u = _sphere(x, best.distance.clamp(max=eps) / 2, norm, rng)
+        best = _search(phi, linearise, x, u, searched, best, steps, step)
+    return best
+
+
+@torch.no_grad()
+def fab_all_classes(
+    logits: Phi,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: Norm,
+    steps: int = 100,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    alpha_max: float = 0.1,
+) -> Boundary:
+    """FAB towards the nearest of all classes, from the sample itself: AutoAttack's untargeted FAB.
+
+    Each step linearises z_y - z_j for all K - 1 other classes, one backward each, and goes for the
+    class with the smallest |z_y - z_j| / ||grad_x (z_y - z_j)||_q. Otherwise as ``fab``.
+
+    Args:
+        logits: maps points [N, ...] to logits [N, K].
+        x: samples [N, ...] in [0, 1].
+        y: labels [N].
+        norm: of the distance.
+        steps: of K - 1 gradients each.
+        eta: overshoot.
+        beta: how much of the way from x is left after a step back.
+        alpha_max: largest weight of the sample's own projection.
+    """
+
+    def test(u: Tensor) -> Tensor:
+        return margin(logits(u), y)
+
+    def linearise(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            z = logits(u.requires_grad_(True))
+            rivals = without_true(z, y).argsort(1, descending=True)[:, :-1].unbind(1)
+            gaps = [true_value(z, y) - true_value(z, rival) for rival in rivals]
+        nearest = u.new_full((len(u),), torch.inf)
+        gap, grad = torch.zeros_like(nearest), torch.zeros_like(u)
+        for other in gaps:
+            (slope,) = torch.autograd.grad(other.sum(), u, retain_graph=other is not gaps[-1])
+            distance = other.detach().abs() / dual_norm(slope, norm)
+            nearer = distance < nearest
+            nearest = torch.where(nearer, distance, nearest)
+            gap = torch.where(nearer, other.detach().to(u.dtype), gap)
+            grad = torch.where(per_sample(nearer, u), slope, grad)
+        return margin(z.detach(), y), gap, grad
+
+    x = x.detach()
+    if len(x) == 0:
+        return _nothing(x)
+    step = _Step(norm, eta, beta, alpha_max)
+    return _search(test, linearise, x, x, test(x) > 0, _nothing(x), steps, step)
+
+
+def _nothing(x: Tensor) -> Boundary:
+    distance = x.new_full((len(x),), torch.inf)
+    return Boundary(x, distance, torch.zeros_like(distance, dtype=torch.bool))
+
+
+def _sphere(x: Tensor, radius: Tensor, norm: Norm, rng: torch.Generator) -> Tensor:
+    """Random points at distance ``radius`` [N], then clipped to [0, 1]."""
+    draw = uniform_ball(x, torch.ones_like(radius), norm, rng)
+    return (x + per_sample(radius / lp_norm(draw, norm).clamp_min(1e-12), x) * draw).clamp(0, 1)
+
+
+def _search(
+    test: Phi,
+    linearise: Linearise,
+    x: Tensor,
+    u: Tensor,
+    searched: Tensor,
+    best: Boundary,
+    steps: int,
+    step: _Step,
+) -> Boundary:
+    """The loop of FAB.
+
+    Args:
+        test: negative [N] beyond the boundary.
+        linearise: of points [N, ...]: ``test`` [N], a function with the boundary to go to [N], and
+            its gradient [N, ...].
+        x: samples.
+        u: first iterate.
+        searched: whether a point may be kept, [N].
+        best: nearest points so far.
+        steps: gradients to take.
+        step: its constants.
+    """
+    for _ in range(steps):
+        value, gap, grad = linearise(u.detach().clone())
+        best = _nearer(best, x, u, searched & (value < 0), step.norm)
+        u = _next(x, u, value < 0, gap, grad, searched, step)
+    return _nearer(best, x, u, searched & (test(u) < 0), step.norm)
+
+
+def _nearer(best: Boundary, x: Tensor, u: Tensor, beyond: Tensor, norm: Norm) -> Boundary:
+    distance = lp_norm(u - x, norm)
+    better = beyond & (distance < best.distance)
+    return Boundary(
+        torch.where(per_sample(better, x), u, best.x),
+        torch.where(better, distance, best.distance),
+        best.found | better,
+    )
+
+
+def _next(
+    x: Tensor, u: Tensor, beyond: Tensor, gap: Tensor, grad: Tensor, searched: Tensor, step: _Step
+) -> Tensor:
+    """One step: back where ``beyond``, then the biased mean of the two projections."""
+    slope = (grad * (x - u)).flatten(1).sum(1)
+    gap_u = torch.where(beyond, gap + (1 - step.beta) * slope, gap)
+    u = torch.where(per_sample(beyond, u), x + step.beta * (u - x), u)
+
+    w = grad.flatten(1)
+    both = torch.cat([u, x]).flatten(1)
+    moves, _ = _displacement(both, w.repeat(2, 1), torch.cat([gap_u, gap + slope]), step.norm)
+    length_u, length_x = lp_norm(moves, step.norm).clamp_min(1e-8).chunk(2)
+    alpha = (length_u / (length_u + length_x)).clamp_max(step.alpha_max)
+    if step.shared_bias:
+        alpha = alpha.gather(0, searched.int().argmax(0, keepdim=True)).expand(len(x))
+    aims = (both + step.eta * moves).view(2, *x.shape)
+    weight = per_sample(alpha, x)
+    return ((1 - weight) * aims[0] + weight * aims[1]).clamp(0, 1)
+
+
+@torch.no_grad()
+def kkt_filter(x: Tensor, x_b: Tensor, grad: Tensor, phi_b: Tensor) -> Tensor:
+    """Which boundary points are close to the nearest in linf: DyART's high-quality filter, [N].
+
+    DyART's ``find_bdr_Linf``. With delta = x_b - x and J the coordinates with |delta_i| > 0.8
+    ||delta||_inf, a point is kept if
+
+    - -0.3 < phi < 0: just beyond the boundary;
+    - more than 90% of J has delta_i grad_i < -1e-7: there phi falls along delta, as stationarity
+      of the distance asks (grad is parallel to -sign(delta) on J);
+    - some coordinate outside J has |grad_i| <= 0.1 (0 at the nearest point). A point without such
+      coordinates is dropped, as in the code; so use this filter on images, not on toys.
+
+    Args:
+        x: samples [N, ...].
+        x_b: boundary points [N, ...].
+        grad: gradients of phi at the boundary points, [N, ...].
+        phi_b: phi at the boundary points, [N].
+    """
+    delta, grad = (x_b - x).flatten(1), grad.flatten(1)
+    active = delta.abs() > 0.8 * delta.abs().amax(1, keepdim=True)
+    falls = active & (delta * grad < -1e-7)
+    flat = ~active & (grad.abs() <= 0.1)
+    return (phi_b > -0.3) & (phi_b < 0) & (falls.sum(1) > 0.9 * active.sum(1)) & flat.any(1)

@@ -1,0 +1,44 @@
+"""Every table of ours trains, attacks and reports: a grid point per arm, at smoke scale."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hydra import initialize_config_dir
+
+from ablation import compose, job
+from ablation.collect import TableReport
+from ablation.errors import DONE
+from ablation.planning import Planner
+from ablation.render import terminal
+from ablation.runs import Run
+from ablation.sweep import open_table
+from ablation.tables import load_published, published_path, table_names, table_path
+
+ARMS = [
+    (name, arm)
+    for name in table_names([compose.sweeps_dir()])
+    for arm in open_table(name).arms
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arm"), ARMS, ids=[f"{name}-{arm}" for name, arm in ARMS])
+def test_an_arm_of_a_table_runs_end_to_end(name, arm, tmp_path):
+    places = [f"++runs_dir={tmp_path}", "++tracking.mode=disabled"]
+    cli = ["scale=smoke", "++seed=0", *places]
+    compose.register_components(compose.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+        table = open_table(name)
+        plan = Planner(table, cli, [arm]).plan()
+        assert not plan.problems
+        first = next(planned for planned in plan.jobs if planned.points[0].arm == arm)
+        assert job.train(first.config.container()) == DONE
+        source = published_path(table_path(name, [compose.sweeps_dir()]))
+        published = load_published(source) if source else None
+        found = TableReport(name, table, published, tmp_path, cli, [arm]).build()
+    result = json.loads(Run(first.config.run_dir, first.config.train_id).result_path.read_text())
+    assert result["scale"] == "smoke"
+    assert {entry["metric"] for entry in result["entries"]} == set(first.config.evaluation.attacks)
+    assert found.scale == "smoke"
+    assert "SMOKE" in terminal(found)
