@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -273,12 +274,12 @@ class Config:
         names: dict[str, CheckpointName] = {"robust": "best_robust", "clean": "best_clean"}
         return names.get(self.selection.metric, "last")
 
-    @property
+    @cached_property
     def train_id(self) -> str:
         """Hash of everything that can change the trained weights."""
         return digest(self.identity())
 
-    @property
+    @cached_property
     def arm_id(self) -> str:
         """The same without the seed: the runs of one arm share it."""
         return digest({**self.identity(), "seed": None})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import math
 import types
@@ -199,7 +200,7 @@ class Parser:
             self._fail(key, value, "expected a mapping of settings")
             return None
         before = len(self.problems)
-        hints = typing.get_type_hints(cls, include_extras=True)
+        hints = _hints(cls)
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for name in value:
             if name not in fields and name != TARGET:
@@ -228,11 +229,17 @@ class Parser:
             return None
 
 
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Annotations of a class; looking them up is what parsing a hundred configs costs most."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
 def plain(value: Any, part: bool = False) -> Any:
     """The canonical container of a parsed object: every field, parts with their ``_target_``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
-        hints = typing.get_type_hints(cls, include_extras=True)
+        hints = _hints(cls)
         fields = {
             field.name: _plain_field(getattr(value, field.name), hints[field.name])
             for field in dataclasses.fields(cls)

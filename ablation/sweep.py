@@ -200,17 +200,16 @@ class Sweep:
         """Launch until nothing is open, then say how it went."""
         stopped = False
         self._announce()
-        try:
-            while batch := self._open():
-                self._note_done()
-                self._launch(batch)
-                self._plan = self._planner.plan()
-                if self._plan.problems:
-                    raise ConfigError(self._plan.problems)
-        except KeyboardInterrupt:
-            stopped = True
-        self._plan = self._planner.plan()
         self._note_done()
+        while not stopped and (batch := self._open()):
+            try:
+                self._launch(batch)
+            except KeyboardInterrupt:
+                stopped = True
+            self._plan = self._planner.plan()
+            if self._plan.problems:
+                raise ConfigError(self._plan.problems)
+            self._note_done()
         return self._conclude(stopped)
 
     def _announce(self) -> None:

@@ -402,6 +402,7 @@ def test_configs_parse_and_use_the_contracts_names(path):
         "seed",
         "checkpoints",
         "weights",
+        "val",
     )
     assert set(node) == set(wanted)
 

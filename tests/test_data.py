@@ -841,3 +841,13 @@ def test_real_parquet_whole():
     train, test = Parquet().load(root)
     assert (len(train), len(test)) == (50_000, 10_000)
     check_labels(train, 10, "data.classes")
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    from ablation.data.digits import digits_table
+
+    bunch, table = load_digits(), digits_table()
+    assert (table[:, :64] == bunch.data).all()
+    assert (table[:, 64] == bunch.target).all()

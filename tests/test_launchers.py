@@ -489,7 +489,7 @@ def test_without_a_scheduler_a_stopped_run_is_just_interrupted(run):
 
 # Real jobs
 
-QUICK = ("tracking.mode=disabled", "attack.steps=1", "selection.attack.steps=1", "evaluation.n=9")
+QUICK = ("tracking.mode=disabled", "attack.steps=1", "selection.every=60", "evaluation.n=9")
 
 
 def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
@@ -522,7 +522,7 @@ def epochs(folder: Path, seed: int) -> list[int]:
 @pytest.mark.parametrize("name", ["pool", "joblib"])
 def test_a_killed_worker_loses_no_finished_run_and_the_same_command_completes(tmp_path, name):
     number = "hydra.launcher.jobs=2" if name == "pool" else "hydra.launcher.n_jobs=2"
-    command = ("-m", f"hydra/launcher={name}", number, "seed=0,1,2", "epochs=100", *QUICK)
+    command = ("-m", f"hydra/launcher={name}", number, "seed=0,1,2", "epochs=60", *QUICK)
     sweep = train(*command, cwd=tmp_path)
     until(lambda: "s2" in statuses(tmp_path), 180)  # so that one is done
     os.kill(int(str(statuses(tmp_path)["s2"]["pid"])), signal.SIGKILL)
@@ -534,7 +534,7 @@ def test_a_killed_worker_loses_no_finished_run_and_the_same_command_completes(tm
         assert "FAILED (killed by SIGKILL)" in (tmp_path / "out").read_text()
     assert train(*command, cwd=tmp_path).wait(180) == DONE, (tmp_path / "out").read_text()
     assert [status["state"] for status in statuses(tmp_path).values()] == ["done"] * 3
-    assert all(epochs(tmp_path, seed) == list(range(100)) for seed in range(3))
+    assert all(epochs(tmp_path, seed) == list(range(60)) for seed in range(3))
 
 
 @pytest.mark.slow
@@ -545,15 +545,17 @@ def test_ctrl_c_on_real_jobs_saves_them_and_the_same_command_completes(tmp_path)
     (own / "mine.yaml").write_text("defaults: [at, _self_]\nname: mine\n")
     command = (
         *("--config-dir", str(own.parent), "-m", "hydra/launcher=pool", "hydra.launcher.jobs=2"),
-        *("method=mine", "seed=0,1,2", "epochs=100", *QUICK),
+        *("method=mine", "seed=0,1,2", "epochs=60", *QUICK),
     )
     sweep = train(*command, cwd=tmp_path)
     until(lambda: len(statuses(tmp_path)) == 2, 180)
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait(60) == INTERRUPTED
-    assert {status["state"] for status in statuses(tmp_path).values()} == {"interrupted"}
+    states = {str(status["state"]) for status in statuses(tmp_path).values()}
+    assert "interrupted" in states
+    assert states <= {"interrupted", "done"}
     assert train(*command, cwd=tmp_path).wait(300) == DONE, (tmp_path / "out").read_text()
-    assert all(epochs(tmp_path, seed) == list(range(100)) for seed in range(3))
+    assert all(epochs(tmp_path, seed) == list(range(60)) for seed in range(3))
 
 
 # Launchers of the extras
@@ -638,7 +640,7 @@ def test_what_slurm_is_asked_for(slurm, tmp_path):
 @LINUX
 @pytest.mark.parametrize("name", ["submitit_slurm", "submitit_local"])
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(slurm, tmp_path, name):
-    sweep = train("-m", f"hydra/launcher={name}", "seed=0", "epochs=150", *QUICK, cwd=tmp_path)
+    sweep = train("-m", f"hydra/launcher={name}", "seed=0", "epochs=60", *QUICK, cwd=tmp_path)
     until(lambda: statuses(tmp_path), 120)
     before = int(str(statuses(tmp_path)["s0"]["pid"]))
     for number in (signal.SIGTERM, signal.SIGUSR2):  # what SLURM sends
@@ -648,4 +650,4 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(slurm, tmp_path, name
     assert "stopped after step" in log.read_text()
     assert "Requeued job" in log.read_text()
     assert statuses(tmp_path)["s0"]["pid"] != before
-    assert epochs(tmp_path, 0) == list(range(150))
+    assert epochs(tmp_path, 0) == list(range(60))

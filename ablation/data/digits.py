@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ablation.data.images import Extent, ImageSet
@@ -37,11 +39,25 @@ class Digits:
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Training and test set, uint8 [N, 1, 8, 8]; ``root`` is not used."""
         del root
-        from sklearn.datasets import load_digits  # half a second that only this source needs
-
-        bunch = load_digits()
-        grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-        labels = torch.from_numpy(bunch.target.astype(np.int64))
+        table = digits_table()
+        grey = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+        labels = torch.from_numpy(table[:, 64].astype(np.int64))
         whole = ImageSet(torch.from_numpy(grey), labels)
         split = stratified_split(labels, TEST_SIZE, TEST_SEED)
         return whole.subset(split.train), whole.subset(split.val)
+
+
+def digits_table() -> npt.NDArray[np.float64]:
+    """64 grey values in 0..16 and the label per row, [1797, 65].
+
+    Read from scikit-learn's own file: importing scikit-learn for it takes seconds.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    for place in (spec and spec.submodule_search_locations) or ():
+        path = Path(place) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits  # the file has moved
+
+    bunch = load_digits()
+    return np.column_stack([bunch.data, bunch.target])
