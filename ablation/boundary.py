@@ -232,7 +232,9 @@ def fab_all_classes(
     """FAB towards the nearest of all classes, from the sample itself: AutoAttack's untargeted FAB.
 
     Each step linearises z_y - z_j for all K - 1 other classes, one backward each, and goes for the
-    class with the smallest |z_y - z_j| / ||grad_x (z_y - z_j)||_q. Otherwise as ``fab``.
+    class with the smallest |z_y - z_j| / ||grad_x (z_y - z_j)||_q. Otherwise as ``fab``: where u goes
+    back, that distance is of the point it goes back to, because just beyond a boundary the nearest
+    one is always the one just crossed.
 
     Args:
         logits: maps points [N, ...] to logits [N, K].
@@ -254,20 +256,22 @@ def fab_all_classes(
     def linearise(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             z = logits(u.requires_grad_(True))
-            rivals = without_true(z, y).argsort(1, descending=True)[:, :-1].unbind(1)
-            gaps = [true_value(z, y) - true_value(z, rival) for rival in rivals]
-            totals = [gap.sum() for gap in gaps]
-        nearest = u.new_full((len(u),), torch.inf)
-        value, grad = torch.zeros_like(nearest), torch.zeros_like(u)
-        for gap, total in zip(gaps, totals, strict=True):
-            (slope,) = torch.autograd.grad(total, u, retain_graph=True)
-            gap = gap.detach().to(x.dtype)
-            distance = gap.abs() / dual_norm(slope, norm)
+            rivals = without_true(z, y).argsort(1, descending=True)[:, :-1]
+            gaps = true_value(z, y)[:, None] - z.gather(1, rivals)
+            totals = gaps.sum(0).unbind()
+        value = margin(z.detach(), y)
+        back = torch.where(per_sample(value < 0, u), (1 - beta) * (x - u.detach()), 0.0)
+        nearest = x.new_full((len(x),), torch.inf)
+        best_gap, best_grad = torch.zeros_like(nearest), torch.zeros_like(x)
+        for gap, total in zip(gaps.detach().to(x.dtype).unbind(1), totals, strict=True):
+            (grad,) = torch.autograd.grad(total, u, retain_graph=True)
+            ahead = gap + (grad * back).flatten(1).sum(1)
+            distance = ahead.abs() / dual_norm(grad, norm)
             nearer = distance < nearest
             nearest = torch.where(nearer, distance, nearest)
-            value = torch.where(nearer, gap, value)
-            grad = torch.where(per_sample(nearer, u), slope, grad)
-        return margin(z.detach(), y), value, grad
+            best_gap = torch.where(nearer, gap, best_gap)
+            best_grad = torch.where(per_sample(nearer, x), grad, best_grad)
+        return value, best_gap, best_grad
 
     search = _Search(x, side(x) > 0, norm, eta, beta, alpha_max)
     return search.run(side, linearise, x, _nothing(x), steps)

@@ -60,8 +60,8 @@ def run(
     """
     conf = conf_dir()
     register_components(conf)
-    register_launchers()
     if planned:
+        register_launchers()
         register_tables(table_names([*own_tables(sys.argv), sweeps_dir()]))
         if sweeping(sys.argv):
             sys.argv.append("--multirun")

@@ -191,6 +191,7 @@ class Pool:
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             log.write(f"# {now} {shlex.join([*settings, *work.command])}\n".encode())
             log.flush()
+            start = log.tell()
             process = subprocess.Popen(  # noqa: S603
                 work.command,
                 # Unbuffered: the last lines of a killed process are in its log.
@@ -203,7 +204,7 @@ class Pool:
                 start_new_session=True,
                 preexec_fn=_die_with(os.getpid()),
             )
-            return _Child(name, work, index, process, log.tell(), time.monotonic())
+            return _Child(name, work, index, process, start, time.monotonic())
 
     def _reap(self) -> None:
         """Note who ended."""

@@ -204,9 +204,10 @@ def after_sweep(request: Request, planner: Planner) -> str:
     if request.name is None:
         swept = [key_of(t) for t in request.cli if parsed(t).is_sweep_override()]
         by = [key.replace("/", ".") for key in swept if key != "seed"]
-        every = [job.config.run_dir for job in planner.plan().jobs if job.state == "done"]
+        done = [job.config for job in planner.plan().jobs if job.state == "done"]
+        every = [config.run_dir for config in done if config.evaluation.attacks]
         if not every:
-            return "nothing to compare yet"
+            return "nothing to compare"
         return render.terminal(compare_runs(every, by, "this sweep"))
     published = None if request.source is None else load_published(request.source)
     rows = None if request.rows == list(request.table.arms) else request.rows

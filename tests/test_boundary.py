@@ -678,7 +678,8 @@ def test_all_class_fab_agrees_with_autoattack(digits, norm, name):
     assert (broken ^ ours.found).sum() <= 1
     ratio = ours.distance[both] / fn.lp_norm(theirs - x, norm)[both]
     assert ratio.median().item() == pytest.approx(1, abs=0.02)
-    assert ratio.quantile(0.9) < 1.05
+    assert ratio.quantile(0.95) < 1.01
+    assert ratio.mean() < 1.003
 
 
 def test_the_papers_settings_come_near_a_long_search(digits):

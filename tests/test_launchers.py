@@ -43,10 +43,10 @@ for name in ("SIGINT", "SIGTERM"):
 path.write_text(f"{os.getpid()}\\n")
 while answer == "never" or not count:
     time.sleep(0.02)
-time.sleep(0.5)
+time.sleep(0.5 + int(path.stem))
 sys.exit(75)
 """
-"""A job that notes its process and the signals it gets; it saves half a second, or stops never."""
+"""A job that notes its process and the signals it gets; it saves a while, or stops never."""
 
 PARENT = """
 import sys

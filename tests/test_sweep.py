@@ -196,6 +196,11 @@ def test_a_plain_sweep_goes_through_the_same_checks(go, capsys):
     assert "method=trades" in capsys.readouterr().out
 
 
+def test_a_sweep_without_evaluation_has_nothing_to_compare(go, capsys):
+    assert go(Caller(), "method=at,trades", "evaluation=none") == DONE
+    assert "nothing to compare" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
