@@ -232,9 +232,9 @@ def fab_all_classes(
     """FAB towards the nearest of all classes, from the sample itself: AutoAttack's untargeted FAB.
 
     Each step linearises z_y - z_j for all K - 1 other classes, one backward each, and goes for the
-    class with the smallest |z_y - z_j| / ||grad_x (z_y - z_j)||_q. Otherwise as ``fab``: where u goes
-    back, that distance is of the point it goes back to, because just beyond a boundary the nearest
-    one is always the one just crossed.
+    class with the smallest |z_y - z_j| / ||grad_x (z_y - z_j)||_q. Where u goes back, that is the
+    distance of the point it goes back to: just beyond a boundary the nearest one is always the one
+    just crossed. Otherwise as ``fab``.
 
     Args:
         logits: maps points [N, ...] to logits [N, K].

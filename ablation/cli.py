@@ -76,9 +76,8 @@ def run(
     except KeyboardInterrupt:
         sys.stderr.write("stopped before anything started\n")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # ... | head: nobody reads on, and Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(DONE)
+    except BrokenPipeError:
+        sys.exit(unread())
     if len(codes) == 1 or INTERRUPTED in codes:
         sys.exit(codes[-1])
     sys.exit(JOB_FAILED if any(codes) else DONE)
@@ -127,6 +126,14 @@ def guarded(job: Job, config: DictConfig) -> int:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return BAD_INPUT
+    except BrokenPipeError:
+        return unread()
+
+
+def unread() -> int:
+    """After ``| head`` nobody reads on; Python would complain at exit if stdout stayed open."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
 
 
 def preflight(

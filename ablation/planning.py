@@ -376,9 +376,10 @@ def state_of(config: Config) -> JobState:
 def score(config: Config, select: Select) -> float | None:
     """The validation number of a finished run that a selection looks at."""
     result = Run(config.run_dir, config.train_id).result()
+    wanted = (select.metric, select.split, jobs.checkpoints(config)[0])
     for entry in result["entries"] if result else ():
-        same = (entry["metric"], entry["split"]) == (select.metric, select.split)
-        if same and entry["checkpoint"] == jobs.checkpoints(config)[0]:
+        found = (entry["metric"], entry["split"], entry["checkpoint"], entry["weights"])
+        if found == (*wanted, jobs.chosen_weights(config)):
             return float(entry["value"])
     return None
 

@@ -300,7 +300,8 @@ class Sweep:
             lines.append("  retry=true goes on from its last good checkpoint")
         log = self._logs.get(job.config.run_name)
         if log is not None and log.is_file():
-            tail = log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]
+            said = log.read_text("utf-8", "replace").splitlines()
+            tail = [line for line in said if not line.startswith("# ")][-LAST_LINES:]
             lines += [f"  {log}:", *(f"    {line}" for line in tail)]
         return lines
 

@@ -400,6 +400,27 @@ def test_fab_on_l3_from_the_clean_point(steps, share):
     assert l3_margin(found.x).item() < 0
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("alpha_max", [None, 0.9])
+def test_the_first_step_follows_the_papers_formula(norm, alpha_max):
+    seen: list[Tensor] = []
+
+    def phi(x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return 10 * (x @ w) - b
+
+    w, b = array([2.0, -1, 0.5]), array(5.0)
+    changes = {} if alpha_max is None else {"alpha_max": alpha_max}
+    bd.fab(phi, array([[0.5, 0.5, 0.5]]), norm=norm, rng=rng(), steps=1, **changes)
+    x, u, after = seen
+    to_u, to_x = (bd.project_hyperplane(p, 10 * w[None], b[None], norm)[0] for p in (u, x))
+    share = (fn.lp_norm(to_u, norm) / (fn.lp_norm(to_u, norm) + fn.lp_norm(to_x, norm))).item()
+    assert 0.1 < share < 0.9
+    alpha = share if alpha_max else 0.1
+    expected = (1 - alpha) * (u + 1.05 * to_u) + alpha * (x + 1.05 * to_x)
+    torch.testing.assert_close(after, expected.clamp(0, 1))
+
+
 @pytest.mark.parametrize(("steps", "bound"), [(5, 0.14), (20, 0.025), (100, 0.01)])
 def test_fab_on_l3_from_random_points_closes_in(steps, bound):
     for seed in range(5):
@@ -511,6 +532,15 @@ def test_failure_is_an_infinite_distance_and_leaves_the_neighbours_alone(norm):
     assert torch.equal(none.x, x)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_iterate_without_gradient_finds_back(norm):
+    x = array([[0.52, 0.5]] * 8)
+    start = bd.fab(dead, x, norm=norm, rng=rng(), eps=0.2, steps=0)
+    found = bd.fab(dead, x, norm=norm, rng=rng(), eps=0.2, steps=60)
+    assert not start.found.all()  # these begin where phi is flat
+    assert found.found.all()
+
+
 def test_fab_takes_wrong_samples_and_ties_for_not_searched():
     x = array([[0.5, 0.5]] * 3)
     offset = array([-0.1, 0.0, 0.1])
@@ -574,6 +604,8 @@ def test_fab_leaves_no_gradient_behind():
     assert not found.distance.requires_grad
     assert x.grad is None
     assert layer.weight.grad is None
+    failed = bd.fab(lambda p: 0 * p.sum(1) + 1, x, norm="linf", rng=rng())
+    assert not failed.x.requires_grad
     plain = BOX.clone()
     bd.fab(disc, plain, norm="linf", rng=rng(), start="clean")
     assert not plain.requires_grad
@@ -598,9 +630,24 @@ def test_random_starts_are_half_the_radius_or_half_the_best_distance_away(norm):
     torch.testing.assert_close(seen[-1], torch.full_like(eps, 0.02))
 
 
-def test_restarts_keep_the_nearest():
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_point_asked_for_lies_in_the_box(norm):
+    seen: list[Tensor] = []
+
+    def phi(x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return x.sum(1) - 0.5
+
+    bd.fab(phi, array([[0.0, 0.6, 1.0]] * 4), norm=norm, rng=rng(), eps=1.0)
+    points = torch.stack(seen)
+    assert points.min() == 0
+    assert points.max() == 1
+
+
+@pytest.mark.parametrize("start", ["random", "clean"])
+def test_restarts_keep_the_nearest(start):
     logits, x, y = net_case()
-    once, thrice = (fab_net(logits, x, y, start="random", restarts=n, steps=5) for n in (1, 3))
+    once, thrice = (fab_net(logits, x, y, start=start, restarts=n, steps=5) for n in (1, 3))
     assert (thrice.distance <= once.distance).all()
     assert (thrice.distance < once.distance).any()
 
