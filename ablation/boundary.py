@@ -72,7 +72,7 @@ def hinge(distance: Tensor, gamma: float) -> Tensor:
 
 
 def boundary_weight(distance: Tensor, alpha: float, gamma: float) -> Tensor:
-    """exp(-alpha R) 1[R < gamma] = -h'(R), shape [N] (DyART, section 4).
+    """exp(-alpha R) 1[R < gamma] = -h'(R), shape [N]: DyART's weight; h is ``exponential``.
 
     For correct samples. Give all others R = inf beforehand: exp of a large negative R overflows,
     and a mask afterwards turns that into NaN.
@@ -91,9 +91,9 @@ def exponential(distance: Tensor, alpha: float, gamma: float) -> Tensor:
 def project_hyperplane(t: Tensor, w: Tensor, b: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """The shortest way from each point to {v in [0, 1]^d: w.v = b}.
 
-    Croce and Hein (2020), section 3.1: all coordinates move towards the plane at speed 1 (linf) or
-    |w_i| (l2) until they meet the box. Coordinates with w_i = 0 stay; if the plane misses the box,
-    the others go to the corner nearest to it.
+    FAB's box-constrained projection (Croce and Hein, 2020): all coordinates move towards the plane
+    at speed 1 (linf) or |w_i| (l2) until they meet the box. Coordinates with w_i = 0 stay; if the
+    plane misses the box, the others go to the corner nearest to it.
 
     Args:
         t: points [N, d] in [0, 1].
@@ -196,7 +196,6 @@ def fab(
         alpha_max: largest weight of the sample's own projection.
         shared_bias: all take alpha of the first sample that is searched, as DyART's code does.
     """
-    x = x.detach()
     best = _nothing(x)
     if len(x) == 0:
         return best
@@ -246,7 +245,6 @@ def fab_all_classes(
         beta: share of the way from x that is left after going back.
         alpha_max: largest weight of the sample's own projection.
     """
-    x = x.detach()
     if len(x) == 0:
         return _nothing(x)
 
@@ -279,7 +277,7 @@ def fab_all_classes(
 
 def _nothing(x: Tensor) -> Boundary:
     distance = x.new_full((len(x),), torch.inf)
-    return Boundary(x, distance, torch.zeros_like(distance, dtype=torch.bool))
+    return Boundary(x.detach(), distance, torch.zeros_like(distance, dtype=torch.bool))
 
 
 def _around(x: Tensor, radius: Tensor, norm: Norm, rng: torch.Generator) -> Tensor:
@@ -355,7 +353,7 @@ def kkt_filter(x: Tensor, x_b: Tensor, grad: Tensor, phi_b: Tensor) -> Tensor:
 
     - -0.3 < phi < 0: just beyond the boundary;
     - more than 90% of J has delta_i grad_i < -1e-7: there phi falls along delta, as stationarity
-      of the distance asks (grad is parallel to -sign(delta) on J);
+      of the distance asks;
     - some coordinate outside J has |grad_i| <= 0.1 (0 at the nearest point). A point without such
       coordinates is dropped, as in the code; so use this filter on images, not on toys.
 
