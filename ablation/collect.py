@@ -60,8 +60,17 @@ class Found:
     examples: Path | None
 
 
-def numbers(path: Path, metric: str, split: str, checkpoint: str) -> list[Found]:
+def numbers(
+    path: Path, metric: str, split: str, checkpoint: str, weights: str | None = None
+) -> list[Found]:
     """Everything a run directory knows about a metric.
+
+    Args:
+        path: the run directory.
+        metric: for example ``pgd20``.
+        split: test, val or train.
+        checkpoint: for example ``best_robust``.
+        weights: raw or average; ``None`` takes both.
 
     Raises:
         InputError: an evaluation's file is damaged.
@@ -78,6 +87,7 @@ def numbers(path: Path, metric: str, split: str, checkpoint: str) -> list[Found]
             Found(e["value"], e["unit"], e["n"], e["params"], tuple(record["flags"]), examples)
             for e in record["entries"]
             if (e["metric"], e["split"], e["checkpoint"]) == (metric, split, checkpoint)
+            and weights in (None, e["weights"])
             and e["value"] is not None
         ]
     return found
@@ -333,7 +343,7 @@ class TableReport:
     ) -> Cell:
         absent: Counter[Absence] = Counter()
         samples, tags, wrong = [], dict[str, None](), dict[str, None]()
-        unit = "percent"
+        unit = self._published.units.get(column, "percent") if self._published else "percent"
         wanted = expected.params(column)
         for point in points:
             config = point.config
@@ -388,10 +398,9 @@ class TableReport:
 
     def _unavailable(self, columns: Sequence[str]) -> list[Row]:
         return [
-            Row(key, key, "", {c: Cell(c, published=self._number(key, c)) for c in columns},
-                note=f"not available: {why}")
-            for key, why in self._table.unavailable.items()
-        ]  # fmt: skip
+            Row(key, key, "", {c: Cell(c, published=self._number(key, c)) for c in columns})
+            for key in self._table.unavailable
+        ]
 
     def _ordered(self, rows: Sequence[Row]) -> list[Row]:
         """In the published order, where there is one."""
@@ -401,6 +410,9 @@ class TableReport:
 
     def _notes(self) -> list[str]:
         notes = []
+        if self._rows is None:
+            whys = dict.fromkeys(self._table.unavailable.values())
+            notes += [f"rows without numbers: {why}" for why in whys]
         if self.variant:
             notes.append(f"runs launched with: {' '.join(self.variant)}")
         for key, runs in self._launches.items():
@@ -428,10 +440,11 @@ def measured(config: Config, column: str, wanted: Mapping[str, Any]) -> Found | 
     state = state_of(config)
     metric, split = column_place(column)
     checkpoint = jobs.checkpoints(config)[0]
-    found = numbers(config.run_dir, metric, split, checkpoint)
+    weights = jobs.chosen_weights(config)
+    found = numbers(config.run_dir, metric, split, checkpoint, weights)
     if not found:
         return ABSENT[state]
-    clean = numbers(config.run_dir, "clean", "test", checkpoint)
+    clean = numbers(config.run_dir, "clean", "test", checkpoint, weights)
     if clean and collapsed(clean[0], config.data.classes):
         return "collapsed"
     node = _evaluation(config, split)
@@ -556,8 +569,12 @@ def _differing(configs: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[
     """Keys in which the runs of one group differ, the seed and the grouping keys apart."""
     keys = {key for config in configs for key in config}
     skip = ("seed", "scale", *VOLATILE, *by)
-    return sorted(
+    found = sorted(
         key
         for key in keys
         if not key.startswith(tuple(skip)) and len({str(c.get(key)) for c in configs}) > 1
     )
+    # A part that is another one is one difference, not one per setting.
+    parts = {key.removesuffix("._target_") for key in found if key.endswith("._target_")}
+    whole = {key: next((p for p in parts if key.startswith(f"{p}.")), key) for key in found}
+    return sorted(set(whole.values()) - {""})
