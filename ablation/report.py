@@ -12,10 +12,10 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from ablation import cli
-from ablation.compose import conf_dir, register_components, register_tables
+from ablation.compose import conf_dir, register_components
 from ablation.errors import DONE, ConfigError, InputError
 from ablation.schema import Parser
-from ablation.tables import load_published, published_path, table_names, table_path
+from ablation.tables import load_published, published_path, table_path
 from ablation.tracking import TrackingConfig
 
 if TYPE_CHECKING:
@@ -112,7 +112,6 @@ def _of_table(config: ReportConfig) -> Comparison:
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         register_components(conf_dir())
-        register_tables(table_names(folders))
         published = load_published(source) if source else None
         place = Path(config.runs_dir).expanduser()
         return TableReport(name, table, published, place, config.recipe, rows).build()

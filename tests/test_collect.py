@@ -1,4 +1,4 @@
-"""From run directories to the cells of a table: every number that is shown, and why others are not."""
+"""From run directories to the cells of a table: what is shown, and why the rest is not."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from hydra import initialize_config_dir
 
 from ablation import compose, job
 from ablation.collect import TableReport, compare_runs
+from ablation.comparison import Published
 from ablation.config import Launch
 from ablation.errors import InputError
 from ablation.planning import Planner
 from ablation.runs import Run
 from ablation.statistics import cell_interval, difference
-from ablation.tables import Arm, Published, PublishedTable, RowSpec, Select, Table
+from ablation.tables import Arm, PublishedTable, RowSpec, Select, Table
 from tests.fake_runs import fake_run
 
 COLUMNS = ("pgd20", "clean_val", "clean")

@@ -1,0 +1,119 @@
+"""``ablation-report`` as a user meets it: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from ablation import cli, compose, report
+from ablation.errors import DONE, ConfigError, InputError
+from ablation.planning import Planner
+from ablation.sweep import open_table
+from tests.fake_runs import fake_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two arms of the demo, three seeds."""
+    compose.register_components(compose.conf_dir())
+    place = tmp_path / "runs"
+    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+        cli_ = [f"++runs_dir={place}"]
+        for job in Planner(open_table("demo"), cli_, ["at", "trades"]).plan().jobs:
+            better = job.points[0].arm == "trades"
+            values = {"clean": 90, "apgd_ce": 50 if better else 40 + job.config.seed}
+            fake_run(job.config, values)
+    return place
+
+
+@pytest.fixture
+def go(tmp_path):
+    def run(*arguments):
+        texts = [compose.letting_in(text) for text in report.take_in(list(arguments))]
+        with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+            container = compose.to_plain(hydra_compose("report", texts))
+        problems = report.check(container)
+        if problems:
+            raise ConfigError(problems)
+        return report.run(container)
+
+    yield run
+    GlobalHydra.instance().clear()
+
+
+def test_a_table_is_printed_and_written(go, runs, tmp_path, capsys):
+    assert go("table=demo", f"runs_dir={runs}", f"out={tmp_path}/out", "against=at") == DONE
+    out = capsys.readouterr().out
+    assert "41.0 ±2.5 (3)" in out
+    assert "missing 3" in out
+    assert "+9.0 ±2.5 (3) *" in out
+    with (tmp_path / "out/demo/table.csv").open() as file:
+        rows = {(row["key"], row["column"]): row for row in csv.DictReader(file)}
+    assert float(rows["at", "apgd_ce"]["mean"]) == pytest.approx(41.0)
+    assert rows["at", "apgd_ce"]["n_runs"] == "3"
+    assert rows["mart", "apgd_ce"]["mean"] == ""
+    assert "41.0" in (tmp_path / "out/demo/table.md").read_text()
+    assert r"\toprule" in (tmp_path / "out/demo/table.tex").read_text()
+    assert (tmp_path / "out/demo/clean_against_robust.png").stat().st_size > 1000
+
+
+def test_keys_of_the_runs_are_told_from_its_own():
+    taken = report.take_in(["table=demo", "epochs=5", "component/awp=disabled", "seed=0,1",
+                            "by=method,component.awp", "tracking.mode=offline", "-m"])  # fmt: skip
+    assert taken == [
+        *("table=demo", "by=[method,component.awp]", "tracking.mode=offline", "-m"),
+        "recipe=['epochs=5','component/awp=disabled','seed=0,1']",
+    ]
+
+
+def test_overrides_find_the_runs_launched_with_them(go, runs, tmp_path, capsys):
+    assert go("table=demo", "row=at", "seed=2", f"runs_dir={runs}", "plots=false",
+              f"out={tmp_path}/out") == DONE  # fmt: skip
+    assert "42.0 (1)" in capsys.readouterr().out
+    go("table=demo", "row=at", "epochs=3", f"runs_dir={runs}", "plots=false", f"out={tmp_path}/o")
+    assert "42.0" not in capsys.readouterr().out
+
+
+def test_any_runs_side_by_side(go, runs, tmp_path, capsys):
+    assert go(f"runs={runs}", "by=method", f"out={tmp_path}/out", "plots=false") == DONE
+    out = capsys.readouterr().out
+    assert "method=at" in out
+    assert "50.0 ±0.0 (3)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either table=<name> or runs=<folder>"),
+        (["table=demo", "runs=x"], "give either table=<name> or runs=<folder>"),
+        (["table=dem"], "table=dem: did you mean demo?"),
+        (["table=demo", "row=nope"], "row=nope"),
+        (["runs=/nowhere/at/all"], "runs=/nowhere/at/all: no such folder"),
+        (["runs=x", "epochs=4"], "epochs=4: only with table="),
+        (["runs=x", "dashboard=true"], "dashboard=true: only with table="),
+        (["table=demo", "epoch=4"], "epoch=4: unknown key; did you mean epochs?"),
+        (["table=demo", "against=nope"], "nope"),
+        (["table=demo", "strict=maybe"], "strict='maybe': expected true or false"),
+    ],
+)
+def test_mistakes_are_named(go, arguments, message, tmp_path):
+    with pytest.raises(InputError) as caught:
+        go(*arguments, f"out={tmp_path}/out")
+    assert message in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_named(go, runs, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        go("table=demo", f"runs_dir={runs}", f"out={tmp_path}/file", "plots=false")
+
+
+def test_the_command_line_says_what_it_takes(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ablation-report", "--help"])
+    with pytest.raises(SystemExit):
+        cli.run("report", report.run, report.check)
+    assert "ablation-report table=demo against=at" in capsys.readouterr().out
