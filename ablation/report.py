@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,11 +59,13 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
     if not isinstance(found, ReportConfig):
         return None, parser.problems
     problems = []
-    if (found.table is None) == (found.runs is None):
+    if found.table is None and found.runs is None:
+        problems.append("give table=<name>, or runs=<folder>")
+    if found.table is not None and found.runs is not None:
         problems.append("give either table=<name> or runs=<folder>, not both")
     if found.dashboard and found.table is None:
         problems.append("dashboard=true: only with table=; W&B finds the runs by the table's tag")
-    if found.runs is not None and found.recipe:
+    if found.table is None and found.recipe:
         problems.append(f"{' '.join(found.recipe)}: only with table=; runs= takes runs as they are")
     return found, problems
 
@@ -138,33 +141,41 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
         "table.md": render.markdown(comparison, config.strict, pairs),
         "table.tex": render.latex(comparison, config.strict, pairs),
     }
-    from ablation.checkpoint import atomic_write_text, make_folder, storage_error
-
     try:
-        make_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            atomic_write_text(folder / name, text)
-        images = _draw(comparison, config, folder) if config.plots else {}
+            (folder / name).write_text(text, "utf-8")
+        images = _draw(comparison, config, folder) if config.plots else []
     except OSError as error:
-        raise storage_error(error, folder, "writing the report") from error
-    sys.stdout.write(f"written to {folder}: {', '.join([*texts, *sorted(images)])}\n")
-    _mirror(comparison, config, folder, images)
+        raise InputError(
+            f"out={config.out}: {folder} cannot be written ({error.strerror or error}); "
+            f"set out=<another folder>"
+        ) from error
+    written = [*texts, *(path.name for path in images)]
+    sys.stdout.write(f"written to {folder}: {', '.join(written)}\n")
+    pictures = {path.name: path for path in images if path.suffix == ".png"}
+    _mirror(comparison, config, folder, pictures)
 
 
-def _draw(comparison: Comparison, config: ReportConfig, folder: Path) -> dict[str, Path]:
+def _draw(comparison: Comparison, config: ReportConfig, folder: Path) -> list[Path]:
+    """Write the plots that there is data for; earlier ones without go."""
     from ablation import plots
 
-    robust = plots.choose_robust_metric(comparison.columns)
-    figures = {"measured_against_published": plots.measured_against_published(
-        comparison, config.strict)}  # fmt: skip
-    if robust is not None:
+    figures = {
+        "measured_against_published": plots.measured_against_published(comparison, config.strict),
+        "clean_against_robust": None,
+    }
+    if robust := plots.choose_robust_metric(comparison.columns):
         figures["clean_against_robust"] = plots.clean_against_robust(
             comparison, robust, config.strict
         )
+    written: list[Path] = []
     for name, figure in figures.items():
+        for kind in ("pdf", "png"):
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
         if figure is not None:
-            plots.save(figure, folder / name)
-    return {f"{name}.png": folder / f"{name}.png" for name, figure in figures.items() if figure}
+            written += plots.save(figure, folder / name)
+    return written
 
 
 def _mirror(
@@ -196,25 +207,39 @@ def _mirror(
 
 def after_sweep(request: Request, planner: Planner) -> str:
     """What a sweep prints when it is through: its table, or its runs side by side."""
+    try:
+        return _sweep_runs(request, planner) if request.name is None else _sweep_table(request)
+    except InputError as error:  # the jobs are done, whatever is wrong with the report
+        return f"no table: {error}"
+
+
+def _sweep_runs(request: Request, planner: Planner) -> str:
     from ablation import render
-    from ablation.collect import TableReport, compare_runs
+    from ablation.collect import compare_runs
     from ablation.compose import key_of, parsed
 
-    if request.name is None:
-        swept = [key_of(t) for t in request.cli if parsed(t).is_sweep_override()]
-        by = [key.replace("/", ".") for key in swept if key != "seed"]
-        done = [job.config for job in planner.plan().jobs if job.state == "done"]
-        every = [config.run_dir for config in done if config.evaluation.attacks]
-        if not every:
-            return "nothing to compare"
-        return render.terminal(compare_runs(every, by, "this sweep"))
+    swept = [key_of(text) for text in request.cli if parsed(text).is_sweep_override()]
+    # Evaluations of one training share its directory.
+    by = [key for key in swept if key not in ("seed", "scale") and "evaluation" not in key]
+    done = [job.config for job in planner.plan().jobs if job.state == "done"]
+    every = [config.run_dir for config in done if config.evaluation.attacks]
+    if not every:
+        return "nothing to compare"
+    return render.terminal(compare_runs(every, by, "this sweep"))
+
+
+def _sweep_table(request: Request) -> str:
+    from ablation import render
+    from ablation.collect import TableReport
+    from ablation.compose import key_of
+
     published = None if request.source is None else load_published(request.source)
     rows = None if request.rows == list(request.table.arms) else request.rows
     cli_part = [text for text in request.cli if not key_of(text).startswith("hydra")]
     found = TableReport(
-        request.name, request.table, published, request.runs_dir, cli_part, rows
+        str(request.name), request.table, published, request.runs_dir, cli_part, rows
     ).build()
-    how = " ".join(["ablation-report", f"table={request.name}", *found_recipe(cli_part)])
+    how = shlex.join(["ablation-report", f"table={request.name}", *found_recipe(cli_part)])
     return f"{render.terminal(found)}\nCSV, Markdown, LaTeX and plots: {how}"
 
 
