@@ -29,7 +29,7 @@ def fake_run(
     Args:
         config: of the run.
         values: percent by column: ``pgd20``, ``clean_val``; metrics without one get 50.
-        n: examples of each evaluation; the first ``value`` percent of them are robust.
+        n: images of each split; the first ``value`` percent of the evaluated ones are robust.
         state: done, failed or interrupted.
         flags: warnings of its evaluations.
         launch: who asked for it.
@@ -47,12 +47,34 @@ def fake_run(
     return run
 
 
+def fake_evaluation(
+    config: Config,
+    values: Mapping[str, float],
+    *,
+    n: int = 200,
+    flags: tuple[str, ...] = (),
+) -> None:
+    """What ``ablation-evaluate run=...`` adds to a run.
+
+    Args:
+        config: of the run, with the other evaluation.
+        values: likewise ``fake_run``.
+        n: likewise.
+        flags: likewise.
+    """
+    run = Run(config.run_dir, config.train_id)
+    with run.reopen():
+        for node in job.evaluations(config):
+            _evaluate(run, config, node, values, n, flags, ())
+
+
 def _evaluate(run, config, node, values, n, flags, skip):
     weights = job.chosen_weights(config)
     key = job.eval_id(node, config.eps, config.norm, weights)
     name = job.checkpoints(config)[0]
     count = n if node.n is None else node.n
-    entries, table = [], {"index": np.arange(count)}
+    index = np.arange(count) * (1 if node.n is None else 3)  # a subset is not the first images
+    entries, table = [], {"index": index, "label": index % 10}
     for metric, attack in node.attacks.items():
         if metric in skip:
             continue
@@ -63,6 +85,7 @@ def _evaluate(run, config, node, values, n, flags, skip):
         params = {}
         if attack is not None:
             params = describe(attack, eps, node.norm or config.norm, config.data.classes)
+            params |= {"seed": node.seed, "batch_size": node.batch_size}
         entries.append(
             {
                 "checkpoint": name,

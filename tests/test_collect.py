@@ -13,10 +13,9 @@ from ablation.comparison import Published
 from ablation.config import Launch
 from ablation.errors import InputError
 from ablation.planning import Planner
-from ablation.runs import Run
 from ablation.statistics import cell_interval, difference
 from ablation.tables import Arm, PublishedTable, RowSpec, Select, Table
-from tests.fake_runs import fake_run
+from tests.fake_runs import fake_evaluation, fake_run
 
 COLUMNS = ("pgd20", "clean_val", "clean")
 SET = ["evaluation=demo", "evaluation.val=[clean,pgd20]", "epochs=5", "lr=0.1"]
@@ -140,7 +139,7 @@ def test_a_selection_waits_for_every_candidate(world):
     for planned in world.jobs(grid())[:5]:
         fake_run(planned.config, {"clean": 90})
     found = world.report(grid(), numbers=published("at__clean", "at__pgd"))
-    assert dict(cell(found, "at__pgd", "pgd20").absent) == {"pending": 6}
+    assert dict(cell(found, "at__pgd", "pgd20").absent) == {"pending": 5, "missing": 1}
     assert "5 of 6 runs done" in found.rows[0].chosen
 
 
@@ -158,7 +157,7 @@ def test_runs_with_other_settings_are_tagged_and_never_averaged_with_the_recipe(
     pgd = cell(found, "at", "pgd20")
     assert [s.value for s in pgd.samples] == [20]
     assert pgd.tags == ("2 of 5 epochs",)
-    assert "runs launched with: epochs=2" in found.notes
+    assert "runs launched with: epochs=2 (most runs of this table)" in found.notes
     world.train(table, "seed=1")
     found = world.report(table)
     pgd = cell(found, "at", "pgd20")
@@ -205,12 +204,7 @@ def test_of_two_evaluations_the_tables_own_is_used(world):
     (planned,) = world.jobs(table, "seed=0")
     attacks = {"pgd20": replace(planned.config.evaluation.attacks["pgd20"], steps=7)}
     other = replace(planned.config.evaluation, attacks=attacks, val=[])
-    fake = replace(planned.config, evaluation=other)
-    run = Run(fake.run_dir, fake.train_id)
-    from tests.fake_runs import _evaluate
-
-    with run.reopen():
-        _evaluate(run, fake, other, {"pgd20": 77}, 200, (), ())
+    fake_evaluation(replace(planned.config, evaluation=other), {"pgd20": 77})
     found = world.report(table, "seed=0", numbers=published("at"))
     assert [s.value for s in cell(found, "at", "pgd20").samples] == [40]
 
@@ -243,7 +237,7 @@ def test_rows_follow_the_csv_and_unavailable_ones_keep_their_published_number(wo
     assert [row.key for row in found.rows] == ["trades", "ghost", "at"]
     assert cell(found, "ghost", "pgd20").samples == ()
     assert cell(found, "ghost", "pgd20").published is not None
-    assert "rows without numbers: not built" in found.notes
+    assert "not available: not built (ghost)" in found.notes
 
 
 def test_warnings_reach_the_row(world):
@@ -285,7 +279,7 @@ def test_smoke_runs_are_left_out_among_real_ones(world):
     found = compare_runs(sorted(world.path.glob("digits-*")), ["method"])
     assert found.scale == "full"
     assert len(found.rows[0].cells["pgd20"].samples) == 2
-    assert "2 runs at smoke scale are left out" in found.notes
+    assert "2 runs at smoke scale not shown" in found.notes
 
 
 def test_nothing_to_compare_is_an_error(world):
@@ -297,5 +291,5 @@ def test_an_averaged_runs_numbers_are_not_taken_for_raw_ones(world):
     table = simple(at=Arm(["method=at", "average=ema"]))
     world.train(table, "seed=0")
     found = world.report(table, "seed=0", "evaluation.weights=raw")
-    assert dict(cell(found, "at", "pgd20").absent) == {"interrupted": 1}
+    assert dict(cell(found, "at", "pgd20").absent) == {"not evaluated": 1}
     assert job.chosen_weights(world.jobs(table, "seed=0")[0].config) == "average"

@@ -88,7 +88,7 @@ def test_any_runs_side_by_side(go, runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give either table=<name> or runs=<folder>"),
+        ([], "give table=<name>, or runs=<folder>"),
         (["table=demo", "runs=x"], "give either table=<name> or runs=<folder>"),
         (["table=dem"], "table=dem: did you mean demo?"),
         (["table=demo", "row=nope"], "row=nope"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
+from ablation.engine import LightSgd
 from ablation.method import Method, Slot
 from ablation.modes import BatchNormReplay, buffers, crafting
 from ablation.step import StepViews, total_loss, train_step
@@ -284,3 +287,35 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
 def test_what_does_not_fit_together_is_named(changes, message):
     assert not at().problems()
     assert any(message in problem for problem in at(**changes).problems())
+
+
+def test_our_sgd_is_torchs_bit_for_bit():
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True, "fused": True}
+    first: torch.optim.SGD = LightSgd(ours.parameters(), **settings)
+    second = torch.optim.SGD(theirs.parameters(), **settings)
+    for number in range(6):
+        if number == 3:  # resume in the middle
+            first_state = first.state_dict()
+            first = LightSgd(ours.parameters(), lr=1.0, fused=True)
+            first.load_state_dict(first_state)
+        x = torch.randn(7, 5)
+        for net, optimizer in ((ours, first), (theirs, second)):
+            optimizer.zero_grad(set_to_none=True)
+            net(x).square().sum().backward()
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_step_does_not_import_the_compiler():
+    code = (
+        "import sys, torch; from ablation.engine import LightSgd, Sgd; net = torch.nn.Linear(2, 1);"
+        "o = Sgd().build(net, 0.1); o.zero_grad(); net(torch.ones(1, 2)).sum().backward();"
+        "o.step(); o.load_state_dict(o.state_dict()); print('torch._dynamo' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
