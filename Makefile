@@ -43,8 +43,8 @@ type: $(READY)  ## mypy --strict
 check: lint type test  ## lint, type and test
 
 bench: $(READY)  ## time training steps against a plain reference step, and planning
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.sweep
 
 lock: $(READY)  ## resolve requirements.lock anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -293,7 +293,8 @@ def test_our_sgd_is_torchs_bit_for_bit():
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True, "fused": True}
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    settings |= {"nesterov": True, "fused": True}
     first: torch.optim.SGD = LightSgd(ours.parameters(), **settings)
     second = torch.optim.SGD(theirs.parameters(), **settings)
     for number in range(6):
