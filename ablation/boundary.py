@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,8 @@ Phi = Callable[[Tensor], Tensor]
 Linearise = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 SearchStart = Literal["random", "clean"]
 
+AnyNorm = Literal["linf", "l2", "l1"]
+"""Norms of the distances that have a closed form; the box-constrained search has linf and l2."""
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 """The exponent q with 1/p + 1/q = 1."""
 
@@ -44,7 +46,45 @@ def soft_margin(z: Tensor, y: Tensor, beta: float) -> Tensor:
     return true_value(z, y) - torch.logsumexp(beta * without_true(z, y), 1) / beta
 
 
-def dual_norm(grad: Tensor, norm: Norm | Literal["l1"]) -> Tensor:
+class Surface(Protocol):
+    """A function of logits whose zero is the boundary."""
+
+    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+        """Positive where classified correctly; logits [N, K], labels [N] -> [N]."""
+
+
+@dataclass(frozen=True)
+class Hard:
+    """phi(x) = z_y - max_{j != y} z_j (DOSE, eq. 1)."""
+
+    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+        """The margin [N]."""
+        return margin(z, y)
+
+
+@dataclass(frozen=True)
+class Soft:
+    """phi(x) = z_y - (1/beta) log sum_{j != y} exp(beta z_j) (DOSE, eq. 8).
+
+    Its zero lies on the true side of the hard boundary. It acts on absolute logits: scaling the
+    network moves it.
+
+    Args:
+        beta: temperature; above 0.
+    """
+
+    beta: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"beta={self.beta:g} must be positive")
+
+    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+        """The soft margin [N]."""
+        return soft_margin(z, y, self.beta)
+
+
+def dual_norm(grad: Tensor, norm: AnyNorm) -> Tensor:
     """||grad||_q + 1e-8 of each sample, shape [N]; 1/p + 1/q = 1 for the distance's ``norm`` p.
 
     The constant keeps dead and saturated networks finite.
@@ -53,7 +93,7 @@ def dual_norm(grad: Tensor, norm: Norm | Literal["l1"]) -> Tensor:
     return length + 1e-8
 
 
-def taylor_margin(phi: Tensor, grad: Tensor, norm: Norm | Literal["l1"]) -> Tensor:
+def taylor_margin(phi: Tensor, grad: Tensor, norm: AnyNorm) -> Tensor:
     """Signed distance to the linearised boundary, phi / sg(||grad_x phi||_q), shape [N].
 
     Elsayed et al. (2018); DOSE, eq. 5. sg: the denominator is a constant in back-propagation.
@@ -142,11 +182,15 @@ class Boundary:
         x: the nearest point found with phi < 0, [N, ...]; the sample itself where none was.
         distance: how far it is, [N]; inf where none was found.
         found: [N], bool.
+        phi: value at the sample, [N].
+        origin: where the function was linearised to get to ``x``, [N, ...].
     """
 
     x: Tensor
     distance: Tensor
     found: Tensor
+    phi: Tensor
+    origin: Tensor
 
 
 @torch.no_grad()
@@ -196,10 +240,10 @@ def fab(
         alpha_max: largest weight of the sample's own projection.
         shared_bias: all take alpha of the first sample that is searched, as DyART's code does.
     """
-    best = _nothing(x)
+    best = _nothing(x, phi(x))
     if len(x) == 0:
         return best
-    search = _Search(x, phi(x) > 0, norm, eta, beta, alpha_max, shared_bias)
+    search = _Search(x, best.phi > 0, norm, eta, beta, alpha_max, shared_bias)
 
     def linearise(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
@@ -245,8 +289,9 @@ def fab_all_classes(
         beta: share of the way from x that is left after going back.
         alpha_max: largest weight of the sample's own projection.
     """
+    start = _nothing(x, margin(logits(x), y))
     if len(x) == 0:
-        return _nothing(x)
+        return start
 
     def side(u: Tensor) -> Tensor:
         return margin(logits(u), y)
@@ -271,13 +316,40 @@ def fab_all_classes(
             best_grad = torch.where(per_sample(nearer, x), grad, best_grad)
         return value, best_gap, best_grad
 
-    search = _Search(x, side(x) > 0, norm, eta, beta, alpha_max)
-    return search.run(side, linearise, x, _nothing(x), steps)
+    search = _Search(x, start.phi > 0, norm, eta, beta, alpha_max)
+    return search.run(side, linearise, x, start, steps)
 
 
-def _nothing(x: Tensor) -> Boundary:
+@torch.no_grad()
+def linearised(phi: Phi, x: Tensor, *, norm: Norm) -> Boundary:
+    """The nearest point of the boundary linearised at the sample: one forward and one backward.
+
+    The point is on the linear boundary, not checked to be beyond the true one. Not found: samples
+    with phi(x) <= 0, and those whose linear boundary misses the box.
+
+    Args:
+        phi: maps points [N, ...] to [N]; a sample's value depends on its own point only.
+        x: samples [N, ...] in [0, 1].
+        norm: of the distance.
+    """
+    if len(x) == 0:
+        return _nothing(x, phi(x))
+    with torch.enable_grad():
+        point = x.detach().requires_grad_(True)
+        value = phi(point)
+        (grad,) = torch.autograd.grad(value.sum(), point)
+    value = value.detach().to(x.dtype)
+    move, meets = _displacement(x.flatten(1), grad.flatten(1), value, norm)
+    nearest = x + move.view_as(x)
+    found = meets & (value > 0)
+    distance = torch.where(found, lp_norm(nearest - x, norm), torch.inf)
+    return Boundary(torch.where(per_sample(found, x), nearest, x), distance, found, value, x)
+
+
+def _nothing(x: Tensor, phi: Tensor) -> Boundary:
     distance = x.new_full((len(x),), torch.inf)
-    return Boundary(x.detach(), distance, torch.zeros_like(distance, dtype=torch.bool))
+    found = torch.zeros_like(distance, dtype=torch.bool)
+    return Boundary(x.detach(), distance, found, phi.detach().to(x.dtype), x.detach())
 
 
 def _around(x: Tensor, radius: Tensor, norm: Norm, rng: torch.Generator) -> Tensor:
@@ -311,19 +383,23 @@ class _Search:
             best: nearest points so far.
             steps: gradients to take.
         """
+        origin = self.x
         for _ in range(steps):
             value, gap, grad = linearise(u.detach())
-            best = self._nearer(best, u, value < 0)
-            u = self._step(u, value < 0, gap, grad)
-        return self._nearer(best, u, side(u) < 0)
+            best = self._nearer(best, u, origin, value < 0)
+            origin, u = u, self._step(u, value < 0, gap, grad)
+        return self._nearer(best, u, origin, side(u) < 0)
 
-    def _nearer(self, best: Boundary, u: Tensor, beyond: Tensor) -> Boundary:
+    def _nearer(self, best: Boundary, u: Tensor, origin: Tensor, beyond: Tensor) -> Boundary:
         distance = lp_norm(u - self.x, self.norm)
         better = self.searched & beyond & (distance < best.distance)
+        chosen = per_sample(better, u)
         return Boundary(
-            torch.where(per_sample(better, u), u, best.x),
+            torch.where(chosen, u, best.x),
             torch.where(better, distance, best.distance),
             best.found | better,
+            best.phi,
+            torch.where(chosen, origin.detach(), best.origin),
         )
 
     def _step(self, u: Tensor, beyond: Tensor, gap: Tensor, grad: Tensor) -> Tensor:

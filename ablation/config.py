@@ -507,8 +507,61 @@ def init_problems(config: Config) -> list[str]:
     return [f"init_from={config.init_from}: no finished run there ({weights} is missing)"]
 
 
+def _eager_problems(method: Method) -> list[str]:
+    found = {name: getattr(slot.term, "eager", None) for name, slot in method.terms.items()}
+    return [
+        f"runtime.compile=true: terms.{name} {why}, which torch.compile cannot; set "
+        f"runtime.compile=false"
+        for name, why in found.items()
+        if why
+    ]
+
+
+def _switched(config: Config, phases: list[Phase], problems: list[str]) -> list[Phase]:
+    """The phases with every enabled component in them."""
+    enabled = {name: part for name, part in config.component.items() if part is not None}
+    for name in (ordered := _in_order(enabled)):
+        lacking = [
+            other for other in getattr(enabled[name], "requires", ()) if other not in enabled
+        ]
+        if lacking:
+            problems.append(
+                f"component.{name}: has nothing to change without {', '.join(lacking)}; set "
+                f"component/{lacking[0]}=enabled or component/{name}=disabled"
+            )
+            continue
+        try:
+            apply = enabled[name].apply
+            phases = [replace(phase, method=apply(phase.method)) for phase in phases]
+        except ValueError as error:
+            problems.append(f"component.{name}: {error}")
+    for name in ordered:
+        arrange = getattr(enabled[name], "arrange", None)
+        try:
+            phases = list(arrange(tuple(phases))) if arrange else phases
+        except ValueError as error:
+            problems.append(f"component.{name}: {error}")
+    return phases
+
+
+def _in_order(enabled: Mapping[str, Component]) -> list[str]:
+    """Alphabetical, but each after those that it requires or wants before it."""
+    order: list[str] = []
+
+    def place(name: str) -> None:
+        if name in enabled and name not in order:
+            part = enabled[name]
+            for other in (*getattr(part, "requires", ()), *getattr(part, "after", ())):
+                place(other)
+            order.append(name)
+
+    for name in sorted(enabled):
+        place(name)
+    return order
+
+
 def _phases(config: Config, method: Mapping[str, Any], problems: list[str]) -> tuple[Phase, ...]:
-    """Preset phases, then components in the order of ``conf/component``."""
+    """The preset's phases with the components in them."""
     nodes = [*config.method.phases]
     if not any(node.name == "main" for node in nodes):
         nodes.append(PhaseConfig("main"))
@@ -523,18 +576,12 @@ def _phases(config: Config, method: Mapping[str, Any], problems: list[str]) -> t
             problems.append(f"method.phases.{node.name}.epochs={epochs}: at least 1")
         elif isinstance(built, MethodConfig):
             phases.append(Phase(node.name, epochs, built.build(), node.optim, node.selectable))
-    for name, component in config.component.items():
-        if component is None:
-            continue
-        try:
-            phases = [replace(phase, method=component.apply(phase.method)) for phase in phases]
-            arrange = getattr(component, "arrange", None)
-            phases = list(arrange(tuple(phases))) if arrange else phases
-        except ValueError as error:
-            problems.append(f"component.{name}: {error}")
+    phases = _switched(config, phases, problems)
     if config.selection.metric != "last" and not any(phase.selectable for phase in phases):
         problems.append(f"selection.metric={config.selection.metric}: no phase is selectable")
     for phase in phases:
+        if config.runtime.compile:
+            problems += _eager_problems(phase.method)
         prefix = "method" if phase.name == "main" else f"phase {phase.name}"
         problems += [f"{prefix}.{problem}" for problem in phase.method.problems()]
     return tuple(phases)

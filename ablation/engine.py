@@ -272,10 +272,12 @@ class Engine:
     def _rates(self, step_in_epoch: int) -> tuple[float, float]:
         """Learning rate and momentum of a step of the present epoch."""
         before, epochs = self._schedule_span()
-        recipe = self.recipe
+        recipe, phase = self.recipe, self._phase
+        schedule = phase.schedule or recipe.schedule
+        peak = recipe.lr if phase.lr is None else phase.lr
         done = before + self.position.epoch + step_in_epoch / len(self.loader)
-        momentum = recipe.schedule.momentum(recipe.optim.momentum, done, epochs)
-        return recipe.schedule.lr(recipe.lr, done, epochs), momentum
+        momentum = schedule.momentum(recipe.optim.momentum, done, epochs)
+        return schedule.lr(peak, done, epochs), momentum
 
     def _epoch(self) -> None:
         started, first = time.perf_counter(), self.position.step_in_epoch
@@ -306,10 +308,12 @@ class Engine:
         if self.average is not None:
             self.average.update(self.net, clock)
         names = [*log.parts, "gradient", "loss", *(f"correct_{n}" for n in log.correct), "images"]
+        names += [f"craft_{name}" for name in log.facts]
         if self._sums is None or self._sums.names != tuple(names):
             self._sums = EpochSums(names, self._device)
         images = torch.full_like(log.loss, float(count))
         values = [*log.parts.values(), log.grad_norm, log.loss, *log.correct.values(), images]
+        values += log.facts.values()
         self._sums.add(values, clock.step)
         self.position.step += 1
         self.position.step_in_epoch += 1
@@ -375,6 +379,8 @@ class Engine:
         for name, total in totals.items():
             if name in labels:
                 row[labels[name]] = 100 * total / images
+            elif name.startswith("craft_"):
+                row[name.removeprefix("craft_")] = total / steps
             else:
                 row[f"loss_{name}"] = total / steps
         return row

@@ -17,7 +17,17 @@ from typing import Literal, Protocol
 
 from torch import nn
 
-from ablation.types import Ascent, Budget, Clock, Crafter, Gate, Term, Weight
+from ablation.types import (
+    Ascent,
+    Budget,
+    Clock,
+    Crafter,
+    Differentiates,
+    Gate,
+    Schedule,
+    Term,
+    Weight,
+)
 
 CRAFT, REPLAY, STEP, CLEAN = "craft:", "bn:", "step", "nat"
 
@@ -106,6 +116,14 @@ class Method:
             method = method.with_view(view)
         return method
 
+    def with_changed_term(self, name: str, term: Term) -> Method:
+        """Put another term into a slot, and add the views it needs."""
+        slot = replace(self.terms[name], term=term)
+        method = replace(self, terms={**self.terms, name: slot})
+        for view in _needs(slot):
+            method = method.with_view(view)
+        return method
+
     def with_weight(self, role: str, weight: Weight) -> Method:
         """Put a weight on the term that plays a role.
 
@@ -130,6 +148,15 @@ class Method:
             raise ValueError("another component moves the weights already")
         return replace(self, ascent=ascent)
 
+    def observed(self) -> dict[str, tuple[str, ...]]:
+        """Views that terms differentiate with respect to, and the layers of each; "" is input."""
+        found: dict[str, dict[str, None]] = {}
+        for slot in self.terms.values():
+            if isinstance(slot.term, Differentiates):
+                for view, layers in slot.term.differentiates.items():
+                    found.setdefault(view, {}).update(dict.fromkeys(layers))
+        return {view: tuple(layers) for view, layers in found.items()}
+
     def problems(self) -> list[str]:
         """What does not fit together, one line each; empty if it can train."""
         found = []
@@ -141,7 +168,7 @@ class Method:
         found += [
             f"terms.{name}: the name is taken by the log; choose another"
             for name in self.terms
-            if name in ("loss", "gradient", "images") or name.startswith("correct_")
+            if name in ("loss", "gradient", "images") or name.startswith(("correct_", "craft_"))
         ]
         before = passes[: passes.index(STEP)] if STEP in passes else passes
         for token in passes:
@@ -187,6 +214,8 @@ class Phase:
         method: what a step does.
         optim: ``keep`` the optimiser's state and go on along the schedule, or start ``fresh``.
         selectable: may its epochs be chosen as best?
+        lr: its own peak learning rate; ``None`` means the run's.
+        schedule: its own schedule; ``None`` means the run's.
     """
 
     name: str
@@ -194,12 +223,16 @@ class Phase:
     method: Method
     optim: Literal["keep", "fresh"] = "keep"
     selectable: bool = True
+    lr: float | None = None
+    schedule: Schedule | None = None
 
 
 class Component(Protocol):
     """What a user switches: a dataclass of hyperparameters with one pure function.
 
-    A component that adds phases also has ``arrange(phases) -> phases``.
+    A component that adds phases also has ``arrange(phases) -> phases``, called once all are
+    applied. ``requires`` names components that must be enabled, ``after`` others that are applied
+    earlier if they are enabled (those it requires are, anyway); else the order is alphabetical.
     """
 
     def apply(self, method: Method) -> Method:

@@ -11,6 +11,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ablation.errors import InputError
 from ablation.folding import Folded
 from ablation.method import CLEAN, CRAFT, REPLAY, STEP, Method
 from ablation.models.net import Net
@@ -38,6 +39,7 @@ class StepViews:
         clock: where training stands.
         precision: context of every forward, for autocast.
         crafted: points found so far, shared between the networks of a step.
+        observed: views to differentiate with respect to, and their layers (``Method.observed``).
     """
 
     def __init__(
@@ -47,8 +49,11 @@ class StepViews:
         clock: Clock,
         precision: Precision,
         crafted: dict[str, Crafted] | None = None,
+        observed: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.net, self.batch, self.clock = net, batch, clock
+        self._observed = observed or {}
+        self._seen: dict[tuple[str, str], Tensor] = {}
         self._precision = precision
         self._searched = net
         self._crafted = {} if crafted is None else crafted
@@ -58,7 +63,9 @@ class StepViews:
 
     def on(self, net: Net) -> StepViews:
         """The same points seen by other weights: no pass is done yet."""
-        return StepViews(net, self.batch, self.clock, self._precision, self._crafted)
+        return StepViews(
+            net, self.batch, self.clock, self._precision, self._crafted, self._observed
+        )
 
     def add(self, name: str, crafted: Crafted) -> None:
         """Store what a crafter found."""
@@ -67,6 +74,10 @@ class StepViews:
     def crafted(self, name: str) -> Crafted:
         """The result of ``craft:<name>``."""
         return self._crafted[name]
+
+    def all_crafted(self) -> Mapping[str, Crafted]:
+        """The results of all crafters so far, by name."""
+        return self._crafted
 
     def x(self, name: str) -> Tensor:
         """Points of a view [R, C, H, W]."""
@@ -99,10 +110,26 @@ class StepViews:
             return
         if remember:
             self._replays[name] = BatchNormReplay(self.net)
-        with self._precision():
+        with self._precision(), self._observing(name, x) as x:
             self._outputs[name] = self.net.output(x)
         if remember:
             self._replays[name].mark()
+
+    @contextlib.contextmanager
+    def _observing(self, name: str, x: Tensor) -> Iterator[Tensor]:
+        """Keep what terms differentiate with respect to; yields the pass's input."""
+        layers = self._observed.get(name, ())
+        if "" in layers:
+            x = self._seen[name, ""] = x.detach().requires_grad_(True)
+        with contextlib.ExitStack() as hooks:
+            for layer in filter(None, layers):
+                module = self.net.body.get_submodule(layer)
+                hooks.enter_context(_keeping(module, self._seen, (name, layer)))
+            yield x
+
+    def at(self, name: str, layer: str = "") -> Tensor:
+        """What a pass saw at a layer of the body [R, ...]; "" is its input."""
+        return self._seen[name, layer]
 
     def replay(self, name: str) -> None:
         """``bn:<view>``."""
@@ -155,6 +182,34 @@ class StepViews:
         self._searched = self.net
 
 
+@contextlib.contextmanager
+def _keeping(
+    module: nn.Module, store: dict[tuple[str, str], Tensor], key: tuple[str, str]
+) -> Iterator[None]:
+    """Store the module's output."""
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        store[key] = output
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_layers(method: Method, net: Net) -> None:
+    """Do the layers exist that terms differentiate with respect to?
+
+    Raises:
+        InputError: one does not.
+    """
+    known = [name for name, _ in net.body.named_modules() if name]
+    for layer in {layer for layers in method.observed().values() for layer in layers if layer}:
+        if layer not in known:
+            raise InputError(f"layers=[{layer}]: the network's body has {', '.join(known)}")
+
+
 @dataclass(frozen=True)
 class StepLog:
     """What a step leaves behind: device tensors, never synchronised here.
@@ -164,12 +219,14 @@ class StepLog:
         parts: weighted terms, scalars.
         grad_norm: norm of the whole gradient before clipping, scalar.
         correct: view -> number of correct predictions of the training pass.
+        facts: what crafters say of their searches, scalars.
     """
 
     loss: Tensor
     parts: Mapping[str, Tensor]
     grad_norm: Tensor
     correct: Mapping[str, Tensor]
+    facts: Mapping[str, Tensor]
 
 
 def total_loss(
@@ -240,7 +297,7 @@ def train_step(
     """
     at = list(method.passes).index(STEP)
     passes, trailing = method.passes[:at], method.passes[at + 1 :]
-    views = StepViews(net, batch, clock, precision)
+    views = StepViews(net, batch, clock, precision, observed=method.observed())
     with torch.no_grad():
         eps = method.budget(views)
     last_craft = max((i for i, t in enumerate(passes) if t.startswith(CRAFT)), default=-1)
@@ -280,7 +337,7 @@ def train_step(
     with torch.no_grad():
         for token in trailing:
             _pass(views, token, trailing)
-    return StepLog(loss.detach(), _detached(parts), norm, _correct(latest)), latest
+    return StepLog(loss.detach(), _detached(parts), norm, _correct(latest), _facts(views)), latest
 
 
 def _pass(views: StepViews, token: str, passes: Sequence[str]) -> None:
@@ -300,6 +357,14 @@ def _grad_norm(net: nn.Module, clip: float | None) -> Tensor:
 
 def _detached(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.detach() for name, part in parts.items()}
+
+
+def _facts(views: StepViews) -> dict[str, Tensor]:
+    return {
+        f"{name}_{fact}": value
+        for name, crafted in views.all_crafted().items()
+        for fact, value in crafted.facts.items()
+    }
 
 
 @torch.no_grad()

@@ -46,11 +46,13 @@ class Crafted:
         x: points, shape [R, C, H, W], detached.
         rows: which samples of the batch they belong to, shape [R]; ``None`` means all, in order.
         aux: whatever else the search found, for example ``{"steps": [R]}``.
+        facts: scalars for the log, averaged over an epoch's steps.
     """
 
     x: Tensor
     rows: Tensor | None = None
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ class Views(Protocol):
     def loss_logits(self, name: str) -> Tensor:
         """The same pass through the head's classification logits, shape [R, K]."""
 
+    def at(self, name: str, layer: str = "") -> Tensor:
+        """What the same pass saw at a layer [R, ...]; "" is its input. See ``Differentiates``."""
+
     def eval(self, name: str, input_grad: bool = False) -> EvalView:
         """Lazy, memoised evaluation-mode forward; it moves no buffer.
 
@@ -190,6 +195,15 @@ class Term(Protocol):
 
     def __call__(self, views: Views) -> Tensor:
         """Loss per sample, shape [N]."""
+
+
+@runtime_checkable
+class Differentiates(Protocol):
+    """A term that takes gradients with respect to what a train-mode pass saw."""
+
+    @property
+    def differentiates(self) -> Mapping[str, Sequence[str]]:
+        """View -> layers of the network's body to keep the output of; "" is the input."""
 
 
 class Weight(Protocol):

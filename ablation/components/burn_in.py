@@ -1,0 +1,67 @@
+"""Switch: cross-entropy first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ablation.method import CLEAN, STEP, Method, Phase, Slot
+from ablation.schedules import Constant
+from ablation.terms import CrossEntropy
+
+
+@dataclass(frozen=True)
+class BurnIn:
+    """A phase of standard training before the method, so that margins start on correct samples.
+
+    DOSE, sections 2.4 and 3.2; DyART. Its epochs come on top of ``epochs`` and are never selected.
+    With one seed all arms go through the same burn-in, step by step. To compute it once, train it
+    as a run of its own (``method=standard epochs=25 schedule=constant``) and start the others with
+    ``init_from=<that run>`` instead.
+
+    Args:
+        epochs: its length.
+        optimizer: the method starts with a ``fresh`` optimiser and schedule, and the burn-in has
+            a constant learning rate; or it goes on (``keep``) with one schedule over both.
+        lr: of a fresh burn-in; ``None`` means the run's.
+    """
+
+    epochs: int = 25
+    optimizer: Literal["fresh", "keep"] = "fresh"
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(
+                f"epochs={self.epochs}: at least 1; without it: component/burn_in=disabled"
+            )
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"lr={self.lr:g} must be positive")
+        if self.lr is not None and self.optimizer == "keep":
+            raise ValueError("lr: optimizer=keep has one schedule over both phases; set lr=null")
+
+    def apply(self, method: Method) -> Method:
+        """The method as it is; see ``arrange``."""
+        return method
+
+    def arrange(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """The phases with the burn-in before them."""
+        first, *rest = phases
+        standard = replace(
+            first.method,
+            crafters={},
+            passes=(CLEAN, STEP),
+            terms={"ce": Slot(CrossEntropy(CLEAN))},
+            roles={"classify": "ce"},
+            ascent=None,
+        )
+        fresh = self.optimizer == "fresh"
+        burn_in = Phase(
+            "burn_in",
+            self.epochs,
+            standard,
+            selectable=False,
+            lr=self.lr,
+            schedule=Constant() if fresh else None,
+        )
+        return (burn_in, replace(first, optim="fresh") if fresh else first, *rest)

@@ -1,0 +1,185 @@
+"""Points on the decision boundary: FAB towards a surface, or one linear step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ablation.boundary import (
+    Boundary,
+    Hard,
+    Phi,
+    SearchStart,
+    Surface,
+    dual_norm,
+    fab,
+    kkt_filter,
+    linearised,
+)
+from ablation.types import AttackMode, Crafted, Norm, Views
+
+Point = Literal["boundary", "last_iterate"]
+
+
+class Search(Protocol):
+    """How the boundary is looked for."""
+
+    @property
+    def gradients(self) -> int:
+        """Gradients with respect to the input that it takes."""
+
+    def __call__(
+        self, phi: Phi, x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator
+    ) -> Boundary:
+        """The nearest points found with phi = 0 of ``x`` [N, ...]; ``eps`` [N] bounds starts."""
+
+
+@dataclass(frozen=True)
+class FabSearch:
+    """FAB (Croce and Hein, 2020) as DyART runs it; see ``ablation.boundary.fab``.
+
+    Args:
+        steps: gradient steps per restart.
+        start: ``random``, at half of eps from the sample, as DyART's code; or ``clean``.
+        restarts: searches.
+        eta: overshoot.
+        beta: share of the way that is left after going back.
+        alpha_max: largest weight of the sample's own projection.
+        shared_bias: all samples take alpha of the first, as DyART's code does.
+    """
+
+    steps: int = 20
+    start: SearchStart = "random"
+    restarts: int = 1
+    eta: float = 1.05
+    beta: float = 0.9
+    alpha_max: float = 0.1
+    shared_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise ValueError(
+                f"steps={self.steps}, restarts={self.restarts}: FAB takes at least one step of "
+                f"one restart; without a search use the Taylor margin (component/fab_margin="
+                f"disabled)"
+            )
+        if not (self.eta >= 1 and 0 < self.beta <= 1 and 0 <= self.alpha_max <= 1):
+            raise ValueError(
+                f"eta={self.eta:g} must be at least 1, beta={self.beta:g} in (0, 1], "
+                f"alpha_max={self.alpha_max:g} in [0, 1]"
+            )
+
+    @property
+    def gradients(self) -> int:
+        """See ``Search``."""
+        return self.steps * self.restarts
+
+    def __call__(
+        self, phi: Phi, x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator
+    ) -> Boundary:
+        """See ``Search``."""
+        return fab(
+            phi,
+            x,
+            norm=norm,
+            rng=rng,
+            steps=self.steps,
+            eps=eps,
+            start=self.start,
+            restarts=self.restarts,
+            eta=self.eta,
+            beta=self.beta,
+            alpha_max=self.alpha_max,
+            shared_bias=self.shared_bias,
+        )
+
+
+@dataclass(frozen=True)
+class LinearSearch:
+    """One projection onto the boundary linearised at the sample: a Taylor margin's point."""
+
+    @property
+    def gradients(self) -> int:
+        """See ``Search``."""
+        return 1
+
+    def __call__(
+        self, phi: Phi, x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator
+    ) -> Boundary:
+        """See ``Search``."""
+        return linearised(phi, x, norm=norm)
+
+
+@dataclass(frozen=True)
+class BoundarySearch:
+    """The boundary points of correctly classified samples, as seen in evaluation mode.
+
+    ``aux`` holds, per sample of the batch [N]: ``correct`` (phi > 0), ``found``, ``distance`` (inf
+    where not found) and ``phi`` at the sample. ``facts`` holds the shares of the batch that are
+    correct and found (and kept by the filter).
+
+    Without ``subset`` the points are those of the whole batch, the sample itself where none was
+    found, and nothing waits for the device. With ``subset`` they are those found, for a
+    train-mode pass of their own, and ``aux`` has ``grad_norm`` [R], ||grad_x phi||_q there. A
+    single point is left out: BatchNorm cannot normalise it.
+
+    Args:
+        surface: whose zero is the boundary.
+        search: how it is looked for.
+        norm: of the distance.
+        subset: only the samples whose point was found.
+        point: ``boundary``, or where the surface was linearised last on the way there.
+        filtered: keep points that satisfy DyART's quality conditions (``kkt_filter``).
+        bn: the model's mode during the search.
+    """
+
+    search: Search
+    surface: Surface = field(default_factory=Hard)
+    norm: Norm = "linf"
+    subset: bool = False
+    point: Point = "boundary"
+    filtered: bool = False
+    bn: AttackMode = "eval"
+
+    @property
+    def steps(self) -> int:
+        """Gradients with respect to the input, for estimates of time."""
+        return self.search.gradients + int(self.subset)
+
+    def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
+        """Search around the clean batch; see the class."""
+        x, y = views.batch.x, views.batch.y
+
+        def phi(points: Tensor) -> Tensor:
+            return self.surface(views.forward(points), y)
+
+        found = self.search(phi, x, eps, self.norm, rng)
+        aux = {"correct": found.phi > 0, "distance": found.distance, "phi": found.phi}
+        points = found.x if self.point == "boundary" else found.origin
+        facts = {"correct": aux["correct"], "found": found.found}
+        if not self.subset:
+            return Crafted(points, None, {**aux, "found": found.found}, _shares(facts))
+        value, grad = _linearise(phi, points)
+        kept = found.found
+        if self.filtered:
+            kept = kept & kkt_filter(x, points, grad, value)
+            facts["kept"] = kept
+        rows = torch.nonzero(kept).squeeze(1)
+        rows = rows if len(rows) > 1 else rows[:0]
+        aux |= {"found": kept, "grad_norm": dual_norm(grad, self.norm)[rows]}
+        return Crafted(points[rows], rows, aux, _shares(facts))
+
+
+def _linearise(phi: Phi, points: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        points = points.detach().requires_grad_(True)
+        value = phi(points)
+        (grad,) = torch.autograd.grad(value.sum(), points)
+    return value.detach(), grad
+
+
+def _shares(masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mask.to(torch.float64).mean() for name, mask in masks.items()}
