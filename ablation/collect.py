@@ -27,10 +27,13 @@ from ablation.planning import Pending, Plan, Planner, Point, ranking, variant
 from ablation.runs import VOLATILE, Run, State, find_runs
 from ablation.schema import TARGET, did_you_mean
 from ablation.sweep import quoted
-from ablation.tables import PublishedTable, RowSpec, Table
+from ablation.tables import PRINTED_AS, PublishedTable, RowSpec, Table
 
-IMMATERIAL = ("eps_text", "seed", "batch_size")
-"""Parameters of an attack in which two comparable numbers may differ."""
+IMMATERIAL = (
+    *("eps_text", "seed", "batch_size"),
+    *("std", "mean_all", "correct", "zero_gradients"),
+)
+"""Parameters of an attack in which two comparable numbers may differ; what a measure found."""
 COLLAPSED = 1.25
 """Clean accuracy up to so many times chance, and two standard errors, is chance: a network that
 predicts one class has 11.35% on MNIST, which is 1.135 times chance."""
@@ -73,8 +76,9 @@ class Found:
 
     @property
     def column(self) -> str:
-        """``clean_val`` is clean accuracy on validation images."""
-        return self.metric if self.split == "test" else f"{self.metric}_{self.split}"
+        """``clean_val`` is clean accuracy on validation images; ``margin_train`` says it itself."""
+        named = self.split == "test" or self.metric.endswith(f"_{self.split}")
+        return self.metric if named else f"{self.metric}_{self.split}"
 
     @property
     def whole(self) -> bool:
@@ -637,7 +641,8 @@ class TableReport:
             cells[column], found = self._cell(spec, column, list(mine.values()), pinned)
             flags.append(found)
         key = f"{spec.key} {' '.join(grid)}" if several else spec.key
-        return Row(key, self._label(spec), spec.arm, cells, chosen, _unique(flags))
+        runs = tuple(dict.fromkeys(_config(point).run_dir for point in mine.values()))
+        return Row(key, self._label(spec), spec.arm, cells, chosen, _unique(flags), runs=runs)
 
     def _pinned(self, spec: RowSpec, points: Sequence[Point]) -> tuple[str, ...]:
         """A tag for a row whose choice among grid points the command line has narrowed."""
@@ -687,7 +692,7 @@ class TableReport:
         pairs = (("data", config.data.name, table.datasets[spec.key]),
                  ("model", config.model.name, table.models[spec.key]))  # fmt: skip
         return [f"{what} {ours}" for what, ours, theirs in pairs
-                if ours != theirs and theirs != "not_stated"]  # fmt: skip
+                if theirs not in (ours, PRINTED_AS.get(ours), "not_stated")]  # fmt: skip
 
     def _number(self, key: str, column: str) -> Published | None:
         return self._published.cells.get(key, {}).get(column) if self._published else None
@@ -916,7 +921,8 @@ def _group_row(
             numbers.append(Number(best, sample, subset, mismatches(best.params, wanted)))
         cells[column], found_flags = filled(column, numbers, absent)
         flags.append(found_flags)
-    return Row(label, label, label, cells, flags=_unique(flags))
+    runs = tuple(run.path for run in group)
+    return Row(label, label, label, cells, flags=_unique(flags), runs=runs)
 
 
 def _mixed(label: str, group: Sequence[_Trained]) -> list[str]:

@@ -91,6 +91,7 @@ class Row:
         cells: by column.
         flags: warnings of the row's evaluations (gradient masking), each once.
         note: for example why the row has no arm.
+        runs: directories of the runs behind it; they need not exist.
     """
 
     key: str
@@ -100,6 +101,7 @@ class Row:
     chosen: str = ""
     flags: tuple[str, ...] = ()
     note: str = ""
+    runs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from ablation.data import Augment, Source
 from ablation.engine import Sgd
 from ablation.errors import ConfigError
-from ablation.evaluation import Attack
+from ablation.evaluation import Attack, Measure, SplitName
 from ablation.method import Component, Method, Phase, Slot
 from ablation.models import HEADS, ModelSpec
 from ablation.scale import scaled
@@ -133,6 +133,29 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True)
+class MonitorConfig:
+    """What each validation measures besides accuracies, for the curves: nothing is chosen by it.
+
+    No part of a run's identity: weights are the same with any of it, or without.
+
+    Attributes:
+        enabled: measure at all.
+        n: a fixed subset of the validation images (of the training images if there are none);
+            ``None`` means all, as a number beyond their count does.
+        effective_margin: EMR's margin (eq. 3) too, of ``n`` training and ``n`` test images: as
+            many backward passes as there are classes.
+    """
+
+    enabled: bool = True
+    n: int | None = 512
+    effective_margin: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"n={self.n}: at least 1; null measures all images")
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """Numerics: all but the device are part of a run's identity.
 
@@ -156,7 +179,8 @@ class EvaluationConfig:
     """One evaluation: attacks by metric name, and on what.
 
     Attributes:
-        attacks: metric name -> attack; ``None`` is clean accuracy.
+        attacks: metric name -> attack or measure; ``None`` is clean accuracy. A measure may name
+            its own split: then it is an evaluation of its own, on those images.
         n: a fixed random subset of the split; ``None`` means all of it.
         split: which images.
         eps: radius; ``None`` means the training radius.
@@ -169,9 +193,9 @@ class EvaluationConfig:
             among its runs by.
     """
 
-    attacks: Mapping[str, Attack | None]
+    attacks: Mapping[str, Attack | Measure | None]
     n: int | None
-    split: Literal["test", "val", "train"]
+    split: SplitName
     eps: Fraction | None
     norm: Norm | None
     batch_size: int
@@ -266,6 +290,7 @@ class Config:
     retry: bool
     scale: Literal["full", "smoke"] = "full"
     launch: Launch | None = None
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     phases: tuple[Phase, ...] = ()
 
     @property
@@ -301,13 +326,13 @@ class Config:
         return Path(self.data_dir).expanduser()
 
     def identity(self) -> dict[str, Any]:
-        """The container that ``train_id`` hashes: no paths, tracking, device or evaluation.
+        """The container that ``train_id`` hashes: no paths, tracking, device, evaluation, monitor.
 
         The training attack's keys act through the crafters, so they are left out: a method that
         does not attack is the same whatever they say.
         """
         full = self.container()
-        for key in ("attack", "evaluation", "tracking", "runs_dir", "data_dir", "retry"):
+        for key in ("attack", "evaluation", "tracking", "runs_dir", "data_dir", "retry", "monitor"):
             del full[key]
         del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
         full["data"]["source"].pop("download", None)
@@ -406,6 +431,14 @@ RULES: list[tuple[Callable[[Config], bool], str]] = [
         "evaluation.val=[]",
     ),
     (
+        lambda c: bool(_own_splits(c, c.evaluation.val)),
+        "evaluation.val={c.evaluation.val}: a measure with a split of its own stays on its images",
+    ),
+    (
+        lambda c: c.data.val_size == 0 and "val" in _own_splits(c, c.evaluation.attacks),
+        "evaluation.attacks: a measure has split: val, and data.val_size=0 leaves no such images",
+    ),
+    (
         lambda c: c.evaluation.weights == "average" and c.average is None,
         "evaluation.weights=average: the run keeps no average; set average=ema or weights=raw",
     ),
@@ -428,6 +461,12 @@ RULES: list[tuple[Callable[[Config], bool], str]] = [
 
 def _asked(config: Config) -> set[str]:
     return set(config.evaluation.checkpoints or ())
+
+
+def _own_splits(config: Config, metrics: Iterable[str]) -> set[str]:
+    """Splits that these metrics name themselves."""
+    attacks = [config.evaluation.attacks.get(metric) for metric in metrics]
+    return {split for attack in attacks if (split := getattr(attack, "split", None)) is not None}
 
 
 def _climbs(config: Config, loss: str) -> bool:

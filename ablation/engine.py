@@ -101,8 +101,9 @@ class Recipe:
     compile: bool = False
 
 
-Validate = Callable[[torch.nn.Module], Mapping[str, float]]
-"""Validation accuracies of a network in percent: ``val_clean`` and ``val_robust``; may be empty."""
+Validate = Callable[[torch.nn.Module], Mapping[str, float | str]]
+"""What is said of a network after an epoch: ``val_clean`` and ``val_robust``, accuracies on
+validation images in percent, choose the best epochs; whatever else is there is only logged."""
 
 
 class Store(Protocol):
@@ -274,10 +275,14 @@ class Engine:
         before, epochs = self._schedule_span()
         recipe, phase = self.recipe, self._phase
         schedule = phase.schedule or recipe.schedule
-        peak = recipe.lr if phase.lr is None else phase.lr
         done = before + self.position.epoch + step_in_epoch / len(self.loader)
         momentum = schedule.momentum(recipe.optim.momentum, done, epochs)
-        return schedule.lr(peak, done, epochs), momentum
+        return schedule.lr(self._peak, done, epochs), momentum
+
+    @property
+    def _peak(self) -> float:
+        """The present phase's peak learning rate."""
+        return self.recipe.lr if self._phase.lr is None else self._phase.lr
 
     def _epoch(self) -> None:
         started, first = time.perf_counter(), self.position.step_in_epoch
@@ -287,7 +292,7 @@ class Engine:
             lr, momentum = self._rates(place.step_in_epoch)
             for group in self._optimizer.param_groups:
                 group["lr"], group["momentum"] = lr, momentum
-            clock = Clock(place.epoch, place.step, phase.name)
+            clock = Clock(place.epoch, place.step, phase.name, lr / self._peak)
             log, views = train_step(
                 phase.method,
                 self.net,
@@ -309,11 +314,14 @@ class Engine:
             self.average.update(self.net, clock)
         names = [*log.parts, "gradient", "loss", *(f"correct_{n}" for n in log.correct), "images"]
         names += [f"craft_{name}" for name in log.facts]
+        clip = self.recipe.optim.clip
+        names += [] if clip is None else ["clipped"]
         if self._sums is None or self._sums.names != tuple(names):
             self._sums = EpochSums(names, self._device)
         images = torch.full_like(log.loss, float(count))
         values = [*log.parts.values(), log.grad_norm, log.loss, *log.correct.values(), images]
         values += log.facts.values()
+        values += [] if clip is None else [log.grad_norm > clip]
         self._sums.add(values, clock.step)
         self.position.step += 1
         self.position.step_in_epoch += 1
@@ -379,7 +387,7 @@ class Engine:
         for name, total in totals.items():
             if name in labels:
                 row[labels[name]] = 100 * total / images
-            elif name.startswith("craft_"):
+            elif name == "clipped" or name.startswith("craft_"):
                 row[name.removeprefix("craft_")] = total / steps
             else:
                 row[f"loss_{name}"] = total / steps

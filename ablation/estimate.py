@@ -32,7 +32,7 @@ from ablation.averages import Swa
 from ablation.config import DISABLED, Config, digest
 from ablation.data import Extent
 from ablation.errors import InputError
-from ablation.evaluation import Attack, Ensemble, auto, describe
+from ablation.evaluation import Attack, Ensemble, Measure, auto, describe
 from ablation.evaluation.guards import exact_arithmetic, warnings_of
 from ablation.folding import Folded
 from ablation.functional import cross_entropy, pgd
@@ -248,7 +248,7 @@ def step_passes(phase: Phase) -> Passes:
     return Passes(forward=trailing, search=sum(steps), train=len(views) * (1 + ascents))
 
 
-def attack_passes(attack: Attack, classes: int) -> Passes:
+def attack_passes(attack: Attack | Measure, classes: int) -> Passes:
     """Of one evaluated image, on average; see ``CORRECT`` and ``ROBUST``."""
     if not isinstance(attack, Ensemble):
         first, later = _search_passes(attack, classes)
@@ -262,7 +262,7 @@ def attack_passes(attack: Attack, classes: int) -> Passes:
     return total
 
 
-def _search_passes(attack: Attack, classes: int) -> tuple[Passes, Passes]:
+def _search_passes(attack: Attack | Measure, classes: int) -> tuple[Passes, Passes]:
     """Of the first run with the verdict's forward pass, and of all further restarts and targets."""
     facts = _facts(attack, 1.0, "linf", classes)
     if "steps" not in facts and "queries" in facts:
@@ -272,7 +272,7 @@ def _search_passes(attack: Attack, classes: int) -> tuple[Passes, Passes]:
     return once + Passes(forward=1), once * (runs - 1)
 
 
-def _facts(attack: Attack, eps: float, norm: Norm, classes: int) -> dict[str, Any]:
+def _facts(attack: Attack | Measure, eps: float, norm: Norm, classes: int) -> dict[str, Any]:
     try:
         return describe(attack, eps, norm, classes)
     except InputError:  # the evaluation will refuse it
@@ -333,7 +333,7 @@ def _evaluating(config: Config, measured: Measured, sizes: Sizes) -> Bill:
                 seconds += rate * count
             elif attack is None:
                 passes += Passes(search=1) * count
-            elif facts["eps"] > 0:
+            elif facts.get("eps", 1.0) > 0:  # a measure has no radius
                 passes += attack_passes(attack, config.data.classes) * count
     times = len(job.checkpoints(config))
     if passes == Passes():

@@ -50,10 +50,11 @@ from ablation.errors import (
     InterruptedRunError,
     NonFiniteError,
 )
-from ablation.evaluation import Pgd, Request, evaluate
+from ablation.evaluation import Evaluation, Pgd, Request, SplitName, evaluate
 from ablation.method import Method
 from ablation.models import Net, build_model
 from ablation.modes import buffers, evaluating, mode, restore_buffers
+from ablation.monitor import Monitor, fixed_subset
 from ablation.progress import Progress, summary_table
 from ablation.random import generator
 from ablation.runs import Run, State, stop_on_signals
@@ -246,6 +247,7 @@ def validator(config: Config, images: Images) -> Validate:
         batch_size=EVAL_BATCH,
         seed=config.seed,
         split="val",
+        diagnose=False,
     )
 
     def validate(net: torch.nn.Module) -> Mapping[str, float]:
@@ -255,6 +257,24 @@ def validator(config: Config, images: Images) -> Validate:
         return {entry.metric: entry.value for entry in found.entries}
 
     return validate
+
+
+def monitor(config: Config, images: Images) -> Monitor | None:
+    """What looks at the run's margins at each validation: a fixed subset of the images.
+
+    Of the validation images, or of the training images (as they are, not augmented) where there
+    are none.
+    """
+    node = config.monitor
+    if not node.enabled:
+        return None
+
+    def some(split: SplitName) -> ImageSet:
+        return fixed_subset(images.of(split), node.n, config.data.split_seed)
+
+    split: SplitName = "val" if config.data.val_size else "train"
+    measured: tuple[SplitName, ...] = ("train", "test") if node.effective_margin else ()
+    return Monitor(some(split), split, config.norm, {name: some(name) for name in measured})
 
 
 def train(container: Mapping[str, Any]) -> int:
@@ -397,15 +417,28 @@ def chosen_weights(config: Config) -> Weights:
 
 
 def evaluations(config: Config) -> list[EvaluationConfig]:
-    """What the config asks for: its evaluation, and the part of it for validation images."""
+    """What the config asks for: its evaluation, and the parts of it for images of other splits.
+
+    These are the measures with a split of their own, and what ``val`` lists.
+    """
     node = config.evaluation
-    if not node.attacks:
-        return []
-    if not node.val:
-        return [node]
-    whole = node.n is None or node.n >= config.data.val_size
-    attacks = {name: node.attacks[name] for name in node.val}
-    return [node, replace(node, split="val", attacks=attacks, n=None if whole else node.n)]
+    parts: dict[SplitName, list[str]] = {node.split: []}
+    for name, attack in node.attacks.items():
+        own: SplitName | None = getattr(attack, "split", None)
+        parts.setdefault(own or node.split, []).append(name)
+    found = [_on(config, split, names) for split, names in (*parts.items(), ("val", node.val))]
+    return [part for part in found if part.attacks]
+
+
+def _on(config: Config, split: SplitName, names: Sequence[str]) -> EvaluationConfig:
+    """Metrics of the evaluation on the images of a split; all of them if it has no more."""
+    node = config.evaluation
+    attacks = {name: node.attacks[name] for name in names}
+    if split == node.split:
+        return replace(node, attacks=attacks)
+    size = {"val": config.data.val_size, "train": config.data.train_size}.get(split)
+    whole = node.n is None or (size is not None and node.n >= size)
+    return replace(node, split=split, attacks=attacks, n=None if whole else node.n)
 
 
 def missing(config: Config, run: Run) -> list[tuple[CheckpointName, EvaluationConfig]]:
@@ -494,14 +527,20 @@ def fit(
         compile=config.runtime.compile,
     )
 
+    validate, watch = validator(config, images), monitor(config, images)
+
+    def look(net: torch.nn.Module) -> Mapping[str, float | str]:
+        return {**validate(net), **({} if watch is None else watch(net))}
+
     def on_epoch(row: Mapping[str, Any], model: torch.nn.Module) -> None:
         del model
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
         tracker.log(numbers, epoch=row["epoch"])
+        if watch is not None and "margin_split" in row:
+            tracker.histogram("margins", watch.margins, epoch=row["epoch"])
 
     store = RunStore(run, config.model.name)
-    validate = validator(config, images)
-    Engine(net, loader, recipe, validate, store, Progress(), stop, on_epoch).fit()
+    Engine(net, loader, recipe, look, store, Progress(), stop, on_epoch).fit()
 
 
 def check_last_batch(net: Net, images: Images, batch_size: int) -> None:
@@ -575,10 +614,8 @@ class Subject:
         """``eval_id``."""
         return eval_id(self.evaluation, self.eps, self.norm, self.weights)
 
-    def record(
-        self, run: Run, net: Net, images: ImageSet, stop: Callable[[], bool]
-    ) -> Mapping[str, float]:
-        """Attack, write the result into a run directory, return metric -> value."""
+    def record(self, run: Run, net: Net, images: ImageSet, stop: Callable[[], bool]) -> Evaluation:
+        """Attack and write the result into a run directory."""
         node = self.evaluation
         request = Request(
             attacks=node.attacks,
@@ -608,11 +645,13 @@ class Subject:
             "scale": self.scale,
             "deviations": list(self.deviations),
         }
+        subject = {"checkpoint": self.checkpoint, "weights": self.weights, "split": node.split}
+        checks = [{**subject, **asdict(check)} for check in found.checks]
         run.add_evaluation(
-            self.checkpoint, self.key, entries, found.examples, list(found.flags), meta
+            self.checkpoint, self.key, entries, found.examples, found.flags, meta, checks
         )
         partial.unlink(missing_ok=True)
-        return {entry.metric: entry.value for entry in found.entries}
+        return found
 
 
 def report(metric: str, done: int, total: int) -> None:
@@ -637,9 +676,29 @@ def evaluate_checkpoint(
     load_into(net, run.checkpoints.load_weights(name, weights == "average"), name)
     changed = [text for entry in recorded_launches(run) for text in entry["overrides"]]
     subject = Subject(name, weights, config.eps, config.norm, node, config.scale, changed)
-    values = subject.record(run, net, images.of(node.split), stop)
-    place = f"{name}/" if node.split == "test" else f"{name}/{node.split}_"
-    tracker.summary({f"{place}{metric}": value for metric, value in values.items()})
+    values = summary_of(subject.record(run, net, images.of(node.split), stop))
+    tracker.summary({f"{name}/{_summary_key(k, node.split)}": v for k, v in values.items()})
+    flags = (run.result() or {}).get("flags", ())
+    tracker.summary({"flags": len(flags), "flags_text": "; ".join(flags)})
+
+
+def _summary_key(metric: str, split: SplitName) -> str:
+    """``val_clean`` is of validation images; ``margin_train`` says its split itself."""
+    named = split == "test" or metric.endswith(f"_{split}")
+    return metric if named else f"{split}_{metric}"
+
+
+def summary_of(found: Evaluation) -> dict[str, Any]:
+    """An evaluation's numbers by metric, and what its checks found.
+
+    Those not run are left out: another evaluation of the same weights may have run them.
+    """
+    values: dict[str, Any] = {entry.metric: entry.value for entry in found.entries}
+    for check in found.checks:
+        if check.outcome != "not run":
+            values[f"checks/{check.name}"] = check.outcome
+        values |= {f"checks/{check.name}/{key}": value for key, value in check.values.items()}
+    return values
 
 
 def show_examples(
@@ -703,6 +762,19 @@ def announce(config: Config, run: Run, device: torch.device) -> None:
     sys.stdout.flush()
 
 
+def checks_line(checks: Sequence[Mapping[str, Any]]) -> str:
+    """How many checks passed, tripped, or were run by none of a run's evaluations."""
+    outcomes: dict[str, set[str]] = {}
+    for check in checks:
+        outcomes.setdefault(check["name"], set()).add(check["outcome"])
+    worst = [
+        next(name for name in ("tripped", "passed", "not run") if name in found)
+        for found in outcomes.values()
+    ]
+    counts = (f"{worst.count(name)} {name}" for name in ("passed", "tripped", "not run"))
+    return f"checks: {', '.join(counts)}"
+
+
 def result_table(run: Run) -> str:
     """The entries of a run as aligned text, warnings below."""
     result = run.result()
@@ -713,7 +785,7 @@ def result_table(run: Run) -> str:
             entry["checkpoint"] + ("" if entry["weights"] == "raw" else " (average)"),
             entry["metric"],
             entry["split"],
-            f"{entry['value']:.2f}",
+            "-" if entry["value"] is None else f"{entry['value']:.2f}",
             entry["unit"],
             str(entry["n"]),
             show_fraction(entry["params"]["eps"]) if "eps" in entry["params"] else "",
@@ -724,4 +796,5 @@ def result_table(run: Run) -> str:
     table = summary_table(run.path.name, rows, header)
     marks = ["SMOKE RUN: these numbers mean nothing"] if result["scale"] == "smoke" else []
     marks += [f"differs from its table: {text}" for text in result["deviations"]]
+    marks += [checks_line(result["checks"])] if "checks" in result else []
     return "\n".join([table, *marks, *(f"warning: {flag}" for flag in result["flags"])])

@@ -387,15 +387,19 @@ def score(config: Config, select: Select) -> float | None:
 def ranking(points: Sequence[Point], select: Select) -> list[tuple[str, ...]] | None:
     """Grid points, best first by the mean over the axes; ``None`` while a run is not done.
 
-    A run that failed for good takes its grid point out; ties keep the file's order.
+    A run that failed for good takes its grid point out; ties keep the file's order. A single grid
+    point is the best whatever its numbers.
     """
+    alone = len({point.grid for point in points}) == 1
     values: dict[tuple[str, ...], list[float]] = {}
     failed = set()
     for point in points:
         if point.config is None:
             return None
         state = state_of(point.config)
-        found = score(point.config, select) if state == "done" else None
+        found = None
+        if state == "done":
+            found = 0.0 if alone else score(point.config, select)
         if state == "failed":
             failed.add(point.grid)
         elif found is None:

@@ -14,7 +14,11 @@ BAR_SECONDS = 0.5
 """Least time between two redraws of the bar."""
 LINE_SECONDS = 10.0
 """Least time between two lines within an epoch, where there is no terminal."""
-HIDDEN = ("epoch", "step", "seconds", "images_per_second")
+HIDDEN = (
+    *("epoch", "step", "seconds", "images_per_second"),
+    *("margin_q0", "margin_q25", "margin_q75", "margin_q100", "logit_gap_mean", "logit_gap_p99"),
+    *("zero_gradient", "margin_train_std", "margin_test_std"),
+)
 """Columns of an epoch's row that the line shows in another way, or not at all."""
 PERCENT = ("train_", "val_", "test_")
 """Prefixes of accuracies in percent."""

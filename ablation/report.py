@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ablation.tracking import TrackingConfig
 if TYPE_CHECKING:
     from ablation.comparison import Comparison
     from ablation.planning import Planner
+    from ablation.plots import History
     from ablation.sweep import Request
 
 OWN = (
@@ -145,7 +147,7 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
-        images = _draw(comparison, config, folder) if config.plots else []
+        images, left_out = _draw(comparison, config, folder) if config.plots else ([], [])
     except OSError as error:
         raise InputError(
             f"out={config.out}: {folder} cannot be written ({error.strerror or error}); "
@@ -153,19 +155,35 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
         ) from error
     written = [*texts, *(path.name for path in images)]
     sys.stdout.write(f"written to {folder}: {', '.join(written)}\n")
+    sys.stdout.write("".join(f"not drawn: {reason}\n" for reason in left_out))
     pictures = {path.name: path for path in images if path.suffix == ".png"}
     _mirror(comparison, config, folder, pictures)
 
 
-def _draw(comparison: Comparison, config: ReportConfig, folder: Path) -> list[Path]:
-    """Write the plots that there is data for; earlier ones without go."""
+UNDRAWN: Mapping[str, str] = {
+    "measured_against_published": "no measured number has a published one of the same attack",
+    "clean_against_robust": "no row has a clean and a robust accuracy",
+    "margin_quantiles": "no run measured margins (monitor.enabled=true)",
+    "effective_margins": "no run measured them over epochs (monitor.effective_margin=true)",
+}
+"""Why a plot is left out, by its file's name."""
+
+
+def _draw(
+    comparison: Comparison, config: ReportConfig, folder: Path
+) -> tuple[list[Path], list[str]]:
+    """Write the plots that there is data for; earlier ones without go, and it is said why."""
     from ablation import plots
 
+    robust = plots.choose_robust_metric(comparison.columns)
+    curves = _histories(comparison)
     figures = {
         "measured_against_published": plots.measured_against_published(comparison, config.strict),
         "clean_against_robust": None,
+        "margin_quantiles": plots.margin_quantiles(comparison, curves),
+        "effective_margins": plots.effective_margins(comparison, curves),
     }
-    if robust := plots.choose_robust_metric(comparison.columns):
+    if robust:
         figures["clean_against_robust"] = plots.clean_against_robust(
             comparison, robust, config.strict
         )
@@ -175,7 +193,28 @@ def _draw(comparison: Comparison, config: ReportConfig, folder: Path) -> list[Pa
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
         if figure is not None:
             written += plots.save(figure, folder / name)
-    return written
+    return written, [
+        f"{name}: {UNDRAWN[name]}" for name, figure in figures.items() if figure is None
+    ]
+
+
+def _histories(comparison: Comparison) -> list[History]:
+    """What the runs of each row wrote down after each epoch.
+
+    Raises:
+        InputError: a ``metrics.jsonl`` is damaged.
+    """
+    from ablation.plots import History
+    from ablation.runs import Run
+
+    count = Counter(row.label for row in comparison.rows)
+    return [
+        History(
+            row.label if count[row.label] == 1 else f"{row.label} {row.chosen}",
+            tuple(Run(path, path.name.rpartition("-")[2]).read_metrics() for path in row.runs),
+        )
+        for row in comparison.rows
+    ]
 
 
 def _mirror(

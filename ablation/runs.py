@@ -52,7 +52,7 @@ STALE_SECONDS = 120.0
 LOCK_SECONDS = 0.5
 """How long a start waits for the lock: longer than a ``status`` of another process holds it."""
 VOLATILE = (
-    *("attack", "evaluation", "tracking", "runs_dir", "data_dir", "retry", "init_from"),
+    *("attack", "evaluation", "tracking", "monitor", "runs_dir", "data_dir", "retry", "init_from"),
     *("runtime.device", "data.eps", "data.augment", "data.source.download"),
 )
 """Keys in which a command may differ from a run's ``config.yaml``: they change nothing that was
@@ -317,6 +317,7 @@ class Run:
         examples: pd.DataFrame,
         flags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
+        checks: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Keep one evaluation and rebuild ``result.json``. One that is there already stays.
 
@@ -327,6 +328,7 @@ class Run:
             examples: one row per example.
             flags: warnings about the evaluation.
             meta: plain data; ``scale`` and ``deviations`` reach ``result.json``.
+            checks: of the evaluation, as plain data.
 
         Raises:
             InputError: the disk is full or cannot be written; earlier results are untouched.
@@ -341,6 +343,7 @@ class Run:
                 "eval_id": eval_id,
                 "entries": [dict(entry) for entry in entries],
                 "flags": list(flags),
+                "checks": [dict(check) for check in checks],
                 "meta": dict(meta or {}),
             }
             buffer = BytesIO()
@@ -359,6 +362,8 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """All entries of the run, put together from its evaluations; ``None`` if it has none.
 
+        ``checks`` is missing where no evaluation has any: those before there were checks.
+
         Raises:
             InputError: an evaluation's file is damaged.
         """
@@ -372,12 +377,14 @@ class Run:
             return None
         metas = [record["meta"] for record in records]
         scales = {str(meta["scale"]) for meta in metas if "scale" in meta}
+        checks = [check for record in records for check in record.get("checks", ())]
         return {
             "run": self.path.name,
             "train_id": self.train_id,
             "scale": "smoke" if "smoke" in scales else next(iter(scales), None),
             "flags": _unique(record["flags"] for record in records),
             "deviations": _unique(meta.get("deviations", ()) for meta in metas),
+            **({"checks": checks} if checks else {}),
             "entries": [entry for record in records for entry in record["entries"]],
         }
 

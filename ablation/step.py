@@ -40,6 +40,7 @@ class StepViews:
         precision: context of every forward, for autocast.
         crafted: points found so far, shared between the networks of a step.
         observed: views to differentiate with respect to, and their layers (``Method.observed``).
+        seed: of the run; keys what terms draw.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class StepViews:
         precision: Precision,
         crafted: dict[str, Crafted] | None = None,
         observed: Mapping[str, Sequence[str]] | None = None,
+        seed: int = 0,
     ) -> None:
         self.net, self.batch, self.clock = net, batch, clock
-        self._observed = observed or {}
+        self._observed, self._seed = observed or {}, seed
         self._seen: dict[tuple[str, str], Tensor] = {}
         self._precision = precision
         self._searched = net
@@ -64,7 +66,7 @@ class StepViews:
     def on(self, net: Net) -> StepViews:
         """The same points seen by other weights: no pass is done yet."""
         return StepViews(
-            net, self.batch, self.clock, self._precision, self._crafted, self._observed
+            net, self.batch, self.clock, self._precision, self._crafted, self._observed, self._seed
         )
 
     def add(self, name: str, crafted: Crafted) -> None:
@@ -147,20 +149,30 @@ class StepViews:
     def loss_logits(self, name: str) -> Tensor:
         """Train-mode logits for classification terms [R, K]."""
         output = self._outputs[name]
-        return self.net.loss_logits(output, self.y(name)) if len(output.logits) else output.logits
+        if len(output.logits) == 0:
+            return output.logits
+        return self.net.loss_logits(output, self.y(name), self.clock.step)
+
+    def rng(self, stream: str) -> torch.Generator:
+        """Random numbers of a stream, keyed by seed and step."""
+        return generator(self._seed, stream, self.clock.step, self.batch.x.device)
 
     def nothing(self) -> Tensor:
         """A loss of 0 that still reaches the parameters: all gates are closed."""
         return sum((out.logits.sum() * 0.0 for out in self._outputs.values()), torch.zeros(()))
 
     def eval(self, name: str, input_grad: bool = False) -> EvalView:
-        """Evaluation-mode forward, memoised per view and gradient mode."""
+        """Evaluation-mode forward, memoised per view and gradient mode.
+
+        With ``input_grad`` in single precision: penalties on gradients are differentiated twice.
+        """
         key = (name, input_grad, torch.is_grad_enabled())
         if key not in self._evaluated:
             x = self.x(name).detach()
             if input_grad:
                 x.requires_grad_(True)
-            with mode(self.net, training=False), self._precision():
+            precision = contextlib.nullcontext if input_grad else self._precision
+            with mode(self.net, training=False), precision():
                 self._evaluated[key] = EvalView(x, self.net.output(x))
         return self._evaluated[key]
 
@@ -297,7 +309,7 @@ def train_step(
     """
     at = list(method.passes).index(STEP)
     passes, trailing = method.passes[:at], method.passes[at + 1 :]
-    views = StepViews(net, batch, clock, precision, observed=method.observed())
+    views = StepViews(net, batch, clock, precision, observed=method.observed(), seed=seed)
     with torch.no_grad():
         eps = method.budget(views)
     last_craft = max((i for i, t in enumerate(passes) if t.startswith(CRAFT)), default=-1)

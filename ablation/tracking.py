@@ -88,6 +88,9 @@ class Tracker(Protocol):
     def log(self, row: Mapping[str, float], epoch: int) -> None:
         """One point of every curve at an epoch."""
 
+    def histogram(self, name: str, values: Sequence[float], epoch: int) -> None:
+        """How values are distributed at an epoch; those that are not finite are left out."""
+
     def images(self, name: str, panels: Sequence[Panel], epoch: int | None = None) -> None:
         """Adversarial examples at an epoch; ``None`` means the one logged last."""
 
@@ -227,6 +230,9 @@ class NoTracker:
     def log(self, row: Mapping[str, float], epoch: int) -> None:
         """Nothing."""
 
+    def histogram(self, name: str, values: Sequence[float], epoch: int) -> None:
+        """Nothing."""
+
     def images(self, name: str, panels: Sequence[Panel], epoch: int | None = None) -> None:
         """Nothing."""
 
@@ -255,6 +261,19 @@ class WandbTracker:
         self._epoch = epoch
         values = {key: value for key, value in row.items() if value is not None}
         self._try(lambda run: run.log({**values, "epoch": epoch}))
+
+    def histogram(self, name: str, values: Sequence[float], epoch: int) -> None:
+        """One histogram per epoch; W&B shows them as a band over epochs."""
+        shown = [value for value in values if math.isfinite(value)]
+        if not shown:
+            return
+
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Histogram(shown), "epoch": epoch})
+
+        self._try(send)
 
     def images(self, name: str, panels: Sequence[Panel], epoch: int | None = None) -> None:
         """Clean, adversarial and difference side by side, one image per panel."""

@@ -57,11 +57,19 @@ class Crafted:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands. Epochs are 0-based and count within the phase; steps never restart."""
+    """Where training stands. Epochs are 0-based and count within the phase; steps never restart.
+
+    Attributes:
+        epoch: of the phase.
+        step: of the run.
+        phase: its name.
+        decay: the learning rate as a share of its peak.
+    """
 
     epoch: int
     step: int
     phase: str = "main"
+    decay: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,15 @@ class Gate:
         return min(1.0, (clock.epoch - self.start + 1) / self.ramp) if self.ramp else 1.0
 
 
+@dataclass(frozen=True)
+class DecayingGate(Gate):
+    """A gate whose factor falls with the learning rate: times its share of the peak."""
+
+    def __call__(self, clock: Clock) -> float:
+        """The factor, in [0, 1]."""
+        return super().__call__(clock) * clock.decay
+
+
 class Memory(dict[str, Tensor]):
     """Tensors a part remembers between steps (per example or per position); checkpointed."""
 
@@ -106,8 +123,11 @@ class Classifier(Protocol):
     def output(self, x: Tensor) -> Output:
         """Logits and features."""
 
-    def loss_logits(self, output: Output, y: Tensor) -> Tensor:
-        """Logits for classification terms (L-Softmax, HE adjust them), shape [N, K]."""
+    def loss_logits(self, output: Output, y: Tensor, step: int | None = None) -> Tensor:
+        """Logits for classification terms (L-Softmax, HE adjust them), shape [N, K].
+
+        Heads that anneal their margin do so by the ``step``; ``None`` means the whole margin.
+        """
 
 
 @dataclass(frozen=True)
@@ -159,6 +179,9 @@ class Views(Protocol):
 
     def scatter(self, name: str, values: Tensor) -> Tensor:
         """Spread values [R] of a view's points over the batch [N], zero elsewhere."""
+
+    def rng(self, stream: str) -> torch.Generator:
+        """Random numbers of a stream: the same whenever the step is computed anew (AWP)."""
 
 
 class Crafter(Protocol):

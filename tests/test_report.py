@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from ablation import cli, compose, report
 from ablation.errors import DONE, ConfigError, InputError
 from ablation.planning import Planner
+from ablation.runs import find_runs
 from ablation.sweep import open_table
 from tests.fake_runs import fake_run
 
@@ -59,6 +60,31 @@ def test_a_table_is_printed_and_written(go, runs, tmp_path, capsys):
     assert "41.0" in (tmp_path / "out/demo/table.md").read_text()
     assert r"\toprule" in (tmp_path / "out/demo/table.tex").read_text()
     assert (tmp_path / "out/demo/clean_against_robust.png").stat().st_size > 1000
+
+
+def test_margins_over_epochs_are_drawn_where_runs_have_them(go, runs, tmp_path, capsys):
+    def curves() -> set[str]:
+        folder = tmp_path / "out/demo"
+        return {p.name for p in folder.glob("*.png")} & {
+            *("margin_quantiles.png", "effective_margins.png")
+        }
+
+    arguments = ("table=demo", f"runs_dir={runs}", f"out={tmp_path}/out")
+    assert go(*arguments) == DONE
+    assert curves() == set()
+    out = capsys.readouterr().out
+    assert "not drawn: margin_quantiles: no run measured margins (monitor.enabled=true)" in out
+    assert "not drawn: effective_margins: " in out
+    run = next(run for run in find_runs(runs) if "trades" in run.path.name)
+    quantiles = {f"margin_q{q}": q / 1000 for q in (0, 25, 50, 75, 100)}
+    run.log_metrics({"epoch": 0, "margin_split": "val", "margin_norm": "linf", **quantiles})
+    assert go(*arguments) == DONE
+    assert curves() == {"margin_quantiles.png"}
+    out = capsys.readouterr().out
+    assert "margin_quantiles.pdf" in out
+    assert "not drawn: margin_quantiles" not in out
+    assert go(f"runs={runs}", "by=method", f"out={tmp_path}/any") == DONE
+    assert (tmp_path / "any/runs/margin_quantiles.png").is_file()
 
 
 def test_keys_of_the_runs_are_told_from_its_own():

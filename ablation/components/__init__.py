@@ -3,8 +3,13 @@
 from ablation.components.awp import Awp
 from ablation.components.burn_in import BurnIn
 from ablation.components.closed_form_gradient import ClosedFormGradient
+from ablation.components.emr import Emr, EmrApproximate, EmrProbe
 from ablation.components.exponential_loss import ExponentialLoss
 from ablation.components.fab_margin import FabMargin
+from ablation.components.hypersphere import Hypersphere
+from ablation.components.igr import Igr
+from ablation.components.large_margin_softmax import LargeMarginSoftmax
+from ablation.components.mail import Mail
 from ablation.components.margin_maximization import MarginMaximization
 from ablation.components.soft_boundary import SoftBoundary
 
@@ -12,8 +17,15 @@ __all__ = [
     "Awp",
     "BurnIn",
     "ClosedFormGradient",
+    "Emr",
+    "EmrApproximate",
+    "EmrProbe",
     "ExponentialLoss",
     "FabMargin",
+    "Hypersphere",
+    "Igr",
+    "LargeMarginSoftmax",
+    "Mail",
     "MarginMaximization",
     "SoftBoundary",
 ]

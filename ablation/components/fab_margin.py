@@ -55,14 +55,14 @@ class FabMargin:
                 f"component.margin_maximization.gradient={term.gradient}: a Taylor margin's; "
                 f"leave it at detached, or set component/fab_margin=disabled"
             )
-        last = self.gradient == "last_projection"
+        norm, last = searchable(term.norm), self.gradient == "last_projection"
         changed = replace(
             term, estimator="search", gradient=CARRIERS[self.gradient], wrong=self.wrong
         )
         crafter = BoundarySearch(
             self._search(),
             term.surface,
-            norm=searchable(term.norm),
+            norm=norm,
             subset=last,
             point="last_iterate" if last else "boundary",
         )
@@ -80,4 +80,6 @@ def searchable(norm: str) -> Norm:
     """
     if norm == "linf" or norm == "l2":
         return "linf" if norm == "linf" else "l2"
-    raise ValueError(f"component.margin_maximization.norm={norm}: the search has linf and l2")
+    raise ValueError(
+        f"component.margin_maximization.norm={norm}: the search has linf and l2; set one of them"
+    )

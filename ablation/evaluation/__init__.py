@@ -2,7 +2,9 @@
 
 from ablation.evaluation.attacks import Attack, AttackError, Ensemble, Fgsm, Pgd, Predict, Spsa
 from ablation.evaluation.auto import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
+from ablation.evaluation.checks import Check
 from ablation.evaluation.evaluate import Entry, Evaluation, Request, describe, evaluate
+from ablation.evaluation.margin_metric import EffectiveMargin, Measure, SplitName
 
 __all__ = [
     "ApgdCe",
@@ -11,14 +13,18 @@ __all__ = [
     "Attack",
     "AttackError",
     "AutoAttack",
+    "Check",
+    "EffectiveMargin",
     "Ensemble",
     "Entry",
     "Evaluation",
     "FabT",
     "Fgsm",
+    "Measure",
     "Pgd",
     "Predict",
     "Request",
+    "SplitName",
     "Spsa",
     "Square",
     "describe",

@@ -1,19 +1,29 @@
-"""Does the evaluation contradict itself? Signs of gradient masking, from the results alone.
+"""Can the evaluation be believed? Signs of gradient masking, each with its value and its limit.
 
-Pure functions of entries and examples. A check compares attacks of the same norm and radius on
-the examples that both were run on; one whose attacks were not run says nothing.
+Pure functions of entries, examples and what the probes (see ``probes``) found. A check compares
+attacks of the same norm and radius on the examples that both were run on; one whose attacks were
+not run says which it needs. Shares and differences are in percent and percentage points.
+
+Sources: Carlini et al. (2019, arXiv:1902.06705), section 5; Athalye et al. (2018,
+arXiv:1802.00420), section 3.1; for logit scales and the boundary, DOSE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import permutations, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ablation.evaluation.evaluate import Entry
+
+Outcome = Literal["passed", "tripped", "not run"]
 
 BLACK_BOX = ("square", "spsa")
 WHITE_BOX = ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t")
@@ -24,106 +34,348 @@ ROUNDING = 1e-9
 AUTOATTACK_GAP = 10.0
 """Points from PGD down to AutoAttack. Adversarially trained networks show 2 to 8 (published MART
 and margin-based runs are the upper end); far more means that PGD's gradients mislead."""
+SATURATED_GAP = 24 * math.log(2)
+"""Logit gap, 16.6, from which fp32 cross-entropy loses its y component: sum_j exp(z_j - z_y) =
+1 + exp(-gap) rounds to 1 once exp(-gap) < 2^-24, so that p_y - 1 is exactly 0."""
+SATURATED_SHARE = AUTOATTACK_GAP
+"""Percent of correct images beyond ``SATURATED_GAP``. As many may be counted robust for no other
+reason; more than this exceeds what else separates PGD from AutoAttack."""
+RESCALED_LEAD = 5.0
+"""Points by which APGD-CE may do better on rescaled logits. Another scale weighs the rivals
+otherwise, which is worth no more than another loss: margin losses gain 2 to 4 on adversarially
+trained networks (Croce and Hein, 2020, Table 2)."""
+LARGE_RADIUS_LEFT = 5.0
+"""Percent that may survive a radius at which every image can become uniformly grey."""
+BOUNDARY_GAP = 2.0
+"""Points between AutoAttack and the share of images farther than eps from FAB's boundary."""
 
 
-def diagnose(entries: Sequence[Entry], examples: pd.DataFrame) -> tuple[str, ...]:
-    """All findings, one line each.
+@dataclass(frozen=True)
+class Check:
+    """One question to an evaluation, and its answer.
+
+    Attributes:
+        name: the same in every evaluation.
+        outcome: ``tripped`` iff the first of ``values`` exceeds ``threshold``.
+        text: one line; for ``not run`` what would be needed.
+        values: what was measured, by name; empty if not run.
+        threshold: limit of the first value; ``None`` if not run.
+    """
+
+    name: str
+    outcome: Outcome
+    text: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An attack beyond the request's, beside a verdict of the evaluation on the same n images.
+
+    Attributes:
+        against: the metric whose verdict it is.
+        before: robust (or correct) by that verdict, [n] bool.
+        after: robust to the probe, [n] bool.
+        eps: radius of the probe, in pixels.
+    """
+
+    against: str
+    before: Tensor
+    after: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """By how much something is worse than it should be, and what to say if it is too much."""
+
+    excess: float
+    text: str
+
+
+def diagnose(
+    entries: Sequence[Entry], examples: pd.DataFrame, probes: Mapping[str, Probe | str]
+) -> tuple[Check, ...]:
+    """All checks, always the same ones in the same order.
 
     Args:
         entries: of one evaluation.
         examples: its table.
+        probes: by the name of their check; text says what one would have needed.
     """
     attacked = [entry for entry in entries if f"{entry.metric}_robust" in examples]
     return (
-        *weaker_wins(attacked, examples),
-        *ensemble_above_part(attacked, examples),
-        *black_box_wins(attacked, examples),
-        *far_below_pgd(attacked, examples),
-        *square_breaks(attacked, examples),
-        *zero_gradients(examples),
+        logit_gap(examples),
+        zero_gradient(examples),
+        rescaled_apgd(probes["rescaled_apgd"]),
+        ordering(attacked, examples),
+        autoattack_lowest(attacked, examples),
+        black_box(attacked, examples),
+        pgd_gap(attacked, examples),
+        square_last(attacked, examples),
+        zero_radius(probes["zero_radius"]),
+        large_radius(probes["large_radius"]),
+        boundary_distance(probes["boundary_distance"]),
     )
 
 
-def weaker_wins(entries: Sequence[Entry], examples: pd.DataFrame) -> Iterator[str]:
-    """More steps, or a larger radius, left more examples robust."""
-    for weak, strong in permutations(entries, 2):
-        if not _is_stronger(strong, weak):
+def logit_gap(examples: pd.DataFrame) -> Check:
+    """z_(1) - z_(2) at the images: are cross-entropy gradients in fp32 what they should be?"""
+    name = "logit_gap"
+    if not examples["clean_correct"].any():
+        return _not_run(name, "needs a correctly classified image")
+    gaps = examples["logit_gap"]
+    saturated = gaps[examples["clean_correct"]] > SATURATED_GAP
+    values = {
+        "saturated": 100 * float(saturated.mean()),
+        "mean": float(gaps.mean()),
+        "p99": float(gaps.quantile(0.99)),
+    }
+    text = (
+        f"{values['saturated']:.2f}% of the correctly classified images have a logit gap above "
+        f"{SATURATED_GAP:.1f} (mean {values['mean']:.4g}, 99th percentile {values['p99']:.4g})"
+    )
+    consequence = (
+        ": p_y rounds to 1 in fp32, so attacks on the cross-entropy (FGSM, PGD, APGD-CE) may "
+        "report robustness that is not there"
+    )
+    return _judged(name, values, SATURATED_SHARE, text, text + consequence)
+
+
+def zero_gradient(examples: pd.DataFrame) -> Check:
+    """Images at which the cross-entropy's gradient is exactly zero: gradient attacks stay there."""
+    name = "zero_gradient"
+    if "zero_gradient" not in examples:
+        return _not_run(name, "needs an attack")
+    if not examples["clean_correct"].any():
+        return _not_run(name, "needs a correctly classified image")
+    share = 100 * float(examples.loc[examples["clean_correct"], "zero_gradient"].mean())
+    text = (
+        f"{share:.2f}% of the correctly classified images have a zero input gradient of the "
+        "cross-entropy"
+    )
+    consequence = ": attacks on it (FGSM, PGD, APGD-CE) may not move them"
+    return _judged(name, {"share": share}, 0.0, text, text + consequence)
+
+
+def rescaled_apgd(probe: Probe | str) -> Check:
+    """APGD-CE on rescaled logits: does it break much that APGD-CE had left?"""
+    name = "rescaled_apgd"
+    if isinstance(probe, str):
+        return _not_run(name, probe)
+    values = {
+        "broken_more": _percent(probe.before & ~probe.after),
+        "plain": _percent(probe.before),
+        "worst_case": _percent(probe.before & probe.after),
+    }
+    text = (
+        f"APGD-CE on rescaled logits breaks {values['broken_more']:.2f} points more than APGD-CE "
+        f"({probe.against}) on the same {len(probe.before)} images; both together leave "
+        f"{values['worst_case']:.2f}%"
+    )
+    threshold = RESCALED_LEAD + _chance(probe)
+    return _judged(
+        name, values, threshold, text, f"{text}: its accuracy depends on the scale of the logits"
+    )
+
+
+def ordering(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
+    """More steps, or a larger radius, must not leave more examples robust."""
+    found = [
+        _Finding(
+            high - low,
+            f"{strong.metric} is {high - low:.2f} points above {weak.metric}, which is the "
+            f"weaker attack; both together leave {worst:.2f}%. A larger step or more "
+            "restarts, or gradient masking",
+        )
+        for weak, strong in permutations(entries, 2)
+        if _is_stronger(strong, weak)
+        for low, high, worst in [_compare(weak, strong, examples)]
+    ]
+    return _worst(
+        "ordering",
+        found,
+        0.0,
+        needs="needs fgsm and pgd20, or attacks that differ in steps or radius only",
+        fine="no attack with more steps or a larger radius leaves more images robust",
+    )
+
+
+def autoattack_lowest(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
+    """AutoAttack must not leave more examples robust than another attack at its radius."""
+    found = []
+    for whole, other in product(_of(entries, "auto_attack"), entries):
+        if other.params["attack"] == "auto_attack" or not _same_threat(whole, other):
             continue
-        low, high, worst = _compare(weak, strong, examples)
-        if high > low:
-            yield (
-                f"{strong.metric} is {high - low:.2f} points above {weak.metric}, which is the "
-                f"weaker attack; both together leave {worst:.2f}%. A larger step or more "
-                "restarts, or gradient masking"
-            )
+        low, high, worst = _compare(other, whole, examples)
+        role = "one of its parts" if other.params["attack"] in PARTS else "at the same radius"
+        text = (
+            f"{whole.metric} is {high - low:.2f} points above {other.metric}, {role}; both "
+            f"together leave {worst:.2f}%. Other settings or random starts can explain a few images"
+        )
+        found.append(_Finding(high - low, text))
+    return _worst(
+        "autoattack_lowest",
+        found,
+        0.0,
+        needs="needs aa and another attack at the same radius",
+        fine="AutoAttack leaves no more images robust than any other attack at its radius",
+    )
 
 
-def ensemble_above_part(entries: Sequence[Entry], examples: pd.DataFrame) -> Iterator[str]:
-    """AutoAttack left more examples robust than one of its parts alone."""
-    for whole, part in product(_of(entries, "auto_attack"), _of(entries, *PARTS)):
-        if not _same_threat(whole, part):
-            continue
-        low, high, worst = _compare(part, whole, examples)
-        if high > low:
-            yield (
-                f"{whole.metric} is {high - low:.2f} points above {part.metric}, one of its "
-                f"parts; both together leave {worst:.2f}%. Other settings or random starts can "
-                "explain a few images"
-            )
-
-
-def black_box_wins(entries: Sequence[Entry], examples: pd.DataFrame) -> Iterator[str]:
-    """An attack without gradients did better than the best one with them."""
+def black_box(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
+    """An attack without gradients must not do better than the best one with them."""
+    found = []
     for black in _of(entries, *BLACK_BOX):
         rivals = [white for white in _of(entries, *WHITE_BOX) if _same_threat(white, black)]
-        scored = [(_compare(black, white, examples), white) for white in rivals]
-        leads = [(white_left - left, white) for (left, white_left, _), white in scored]
-        if not leads:
-            continue
-        lead, best = min(leads, key=lambda pair: pair[0])
-        if lead > BLACK_BOX_LEAD + ROUNDING:
-            yield (
-                f"{black.metric} is {lead:.2f} points below {best.metric}: a black-box attack "
-                "beats the white-box ones, so gradient masking is likely"
+        leads = [(_gap(black, white, examples), white.metric) for white in rivals]
+        if leads:
+            lead, best = min(leads)
+            text = (
+                f"{black.metric} is {lead:.2f} points below {best}: a black-box attack beats the "
+                "white-box ones, so gradient masking is likely"
             )
+            found.append(_Finding(lead, text))
+    return _worst(
+        "black_box",
+        found,
+        BLACK_BOX_LEAD,
+        needs="needs square or spsa, and a gradient attack at the same radius",
+        fine="no black-box attack beats the gradient attacks",
+    )
 
 
-def far_below_pgd(entries: Sequence[Entry], examples: pd.DataFrame) -> Iterator[str]:
-    """AutoAttack is far below the strongest PGD."""
+def pgd_gap(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
+    """AutoAttack must not be far below the strongest PGD."""
+    found = []
     for whole in _of(entries, "auto_attack"):
         rivals = [entry for entry in _of(entries, "pgd") if _same_threat(entry, whole)]
-        gaps = [(_gap(whole, rival, examples), rival) for rival in rivals]
-        gap, rival = min(gaps, key=lambda pair: pair[0], default=(0.0, None))
-        if rival is not None and gap > AUTOATTACK_GAP:
-            yield (
-                f"{rival.metric} is {gap:.1f} points above {whole.metric}: gradient masking is "
-                "likely"
-            )
+        gaps = [(_gap(whole, rival, examples), rival.metric) for rival in rivals]
+        if gaps:
+            gap, rival = min(gaps)
+            text = f"{rival} is {gap:.1f} points above {whole.metric}: gradient masking is likely"
+            found.append(_Finding(gap, text))
+    return _worst(
+        "pgd_gap",
+        found,
+        AUTOATTACK_GAP,
+        needs="needs aa and a PGD at the same radius",
+        fine="AutoAttack is not far below the strongest PGD",
+    )
 
 
-def square_breaks(entries: Sequence[Entry], examples: pd.DataFrame) -> Iterator[str]:
-    """Within AutoAttack, Square broke what the white-box parts had left."""
+def square_last(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
+    """Within AutoAttack, Square must not break what the white-box parts had left."""
+    found = []
     for whole in _of(entries, "auto_attack"):
         broken_by = examples[f"{whole.metric}_broken_by"]
         share = 100 * int((broken_by == "square").sum()) / max(1, whole.n)
-        if share > BLACK_BOX_LEAD + ROUNDING:
-            yield (
-                f"Square, the last part of {whole.metric}, broke {share:.2f}% that the white-box "
-                "parts had left: gradient masking is likely, and more queries or an adaptive "
-                "attack may break more"
-            )
-
-
-def zero_gradients(examples: pd.DataFrame) -> Iterator[str]:
-    """Images at which the cross-entropy's gradient is exactly zero: gradient attacks stay there."""
-    if "zero_gradient" not in examples:
-        return
-    among = examples.loc[examples["clean_correct"], "zero_gradient"]
-    if among.any():
-        yield (
-            f"{100 * among.mean():.2f}% of the correctly classified images have a zero input "
-            "gradient of the cross-entropy: attacks on it (FGSM, PGD, APGD-CE) may not move them"
+        text = (
+            f"Square, the last part of {whole.metric}, broke {share:.2f}% that the white-box "
+            "parts had left: gradient masking is likely, and more queries or an adaptive "
+            "attack may break more"
         )
+        found.append(_Finding(share, text))
+    return _worst(
+        "square_last",
+        found,
+        BLACK_BOX_LEAD,
+        needs="needs aa",
+        fine="Square broke nothing that AutoAttack's white-box parts had left",
+    )
+
+
+def zero_radius(probe: Probe | str) -> Check:
+    """A PGD with radius 0 must give clean accuracy."""
+    name = "zero_radius"
+    if isinstance(probe, str):
+        return _not_run(name, probe)
+    values = {
+        "changed": _percent(probe.before != probe.after),
+        "accuracy": _percent(probe.after),
+        "clean": _percent(probe.before),
+    }
+    text = (
+        f"with radius 0 PGD leaves {values['accuracy']:.2f}%, clean accuracy is "
+        f"{values['clean']:.2f}% on the same {len(probe.before)} images"
+    )
+    return _judged(name, values, 0.0, text, f"{text}: the network's answers are not reproducible")
+
+
+def large_radius(probe: Probe | str) -> Check:
+    """A PGD that may turn every image grey must break about all of them."""
+    name = "large_radius"
+    if isinstance(probe, str):
+        return _not_run(name, probe)
+    robust = _percent(probe.after)
+    text = (
+        f"PGD with radius {probe.eps:.4g}, enough to turn any image grey, leaves {robust:.2f}% of "
+        f"{len(probe.after)} images"
+    )
+    return _judged(
+        name,
+        {"robust": robust, "clean": _percent(probe.before)},
+        LARGE_RADIUS_LEFT,
+        text,
+        f"{text}: the gradients do not lead to adversarial examples",
+    )
+
+
+def boundary_distance(probe: Probe | str) -> Check:
+    """As many images must be farther than eps from the boundary as survive AutoAttack."""
+    name = "boundary_distance"
+    if isinstance(probe, str):
+        return _not_run(name, probe)
+    farther, robust = _percent(probe.after), _percent(probe.before)
+    text = (
+        f"{farther:.2f}% are farther than eps from FAB's boundary and correct, {robust:.2f}% "
+        f"survive {probe.against}, of the same {len(probe.before)} images"
+    )
+    return _judged(
+        name,
+        {"difference": abs(farther - robust), "farther": farther, "autoattack": robust},
+        BOUNDARY_GAP + _chance(probe),
+        text,
+        f"{text}: one of the two searches fails, so gradient masking is likely",
+    )
+
+
+def _not_run(name: str, needs: str) -> Check:
+    return Check(name, "not run", needs)
+
+
+def _judged(name: str, values: Mapping[str, float], threshold: float, fine: str, bad: str) -> Check:
+    """The first value against its limit."""
+    tripped = next(iter(values.values())) > threshold + ROUNDING
+    return Check(
+        name, "tripped" if tripped else "passed", bad if tripped else fine, values, threshold
+    )
+
+
+def _worst(
+    name: str, found: Sequence[_Finding], threshold: float, *, needs: str, fine: str
+) -> Check:
+    """The largest excess against its limit; says all that are too large."""
+    if not found:
+        return _not_run(name, needs)
+    said = [finding.text for finding in found if finding.excess > threshold + ROUNDING]
+    excess = max(finding.excess for finding in found)
+    return _judged(name, {"excess": excess}, threshold, fine, "; ".join(said))
+
+
+def _percent(mask: Tensor) -> float:
+    """Share of [n] bool."""
+    return 100 * mask.double().mean().item()
+
+
+def _chance(probe: Probe) -> float:
+    """Two standard errors, in points, of a difference of two shares over the same images.
+
+    McNemar's: sqrt(b + c) / n with b + c images on which the verdicts differ.
+    """
+    differing = int((probe.before != probe.after).sum())
+    return 200 * math.sqrt(differing) / len(probe.before)
 
 
 def _of(entries: Sequence[Entry], *attacks: str) -> list[Entry]:
@@ -152,7 +404,9 @@ def _compare(a: Entry, b: Entry, examples: pd.DataFrame) -> tuple[float, float, 
     pair = examples[[f"{a.metric}_robust", f"{b.metric}_robust"]].dropna().astype(bool)
     first, second = pair.iloc[:, 0], pair.iloc[:, 1]
     size = max(1, len(pair)) / 100
-    return first.sum() / size, second.sum() / size, (first & second).sum() / size
+    counts = (int(mask.sum()) for mask in (first, second, first & second))
+    low, high, both = (count / size for count in counts)
+    return low, high, both
 
 
 def _gap(low: Entry, high: Entry, examples: pd.DataFrame) -> float:

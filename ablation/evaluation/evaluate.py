@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
 from ablation.evaluation import auto, checks
 from ablation.evaluation.attacks import Attack, Described, Ensemble, RandomStart
+from ablation.evaluation.checks import Check
 from ablation.evaluation.guards import check_points, distinct, exact_arithmetic, warnings_of
+from ablation.evaluation.margin_metric import Measure
 from ablation.evaluation.partial import Forgetful, Memo, Part, Partial, identify
+from ablation.evaluation.probes import Attacked, Prober, Verdict, logit_gap
 from ablation.functional import cross_entropy
 from ablation.modes import evaluating
 from ablation.random import generator
@@ -48,7 +51,7 @@ class Request:
     """What to evaluate.
 
     Attributes:
-        attacks: metric name to attack, in order; ``None`` is clean accuracy.
+        attacks: metric name to attack or measure, in order; ``None`` is clean accuracy.
         eps: radius in pixels, at least 0; with 0 the accuracies are the clean one.
         norm: of the ball. Attacks may override both.
         n: a random subset, a function of ``seed`` alone, so that arms share it; ``None`` means
@@ -57,18 +60,21 @@ class Request:
         batch_size: images attacked at once.
         seed: of the subset, of starts and of the attacks.
         split: which images these are; recorded.
+        diagnose: run the checks, with the few small attacks that they need. Turn it off where a
+            number only chooses between epochs.
 
     Raises:
         InputError: a value out of range.
     """
 
-    attacks: Mapping[str, Attack | None]
+    attacks: Mapping[str, Attack | Measure | None]
     eps: float
     norm: Norm = "linf"
     n: int | None = None
     batch_size: int = 500
     seed: int = 0
     split: Literal["test", "val", "train"] = "test"
+    diagnose: bool = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.eps) and self.eps >= 0):
@@ -77,6 +83,12 @@ class Request:
             raise InputError(f"evaluation.batch_size={self.batch_size}: at least 1")
         if self.n is not None and self.n < 1:
             raise InputError(f"evaluation.n={self.n}: at least 1; null takes all images")
+        for name, attack in self.attacks.items():
+            if isinstance(attack, Measure) and attack.split not in (None, self.split):
+                raise InputError(
+                    f"evaluation.attacks.{name}: measured on {attack.split} images, and these are "
+                    f"{self.split} images; leave it out: ~evaluation.attacks.{name}"
+                )
 
 
 @dataclass(frozen=True)
@@ -107,19 +119,24 @@ class Evaluation:
     Attributes:
         entries: one per metric, in the request's order.
         examples: one row per image. ``index`` in the split, ``label``, ``prediction``,
-            ``clean_correct``; ``zero_gradient`` if attacks were run (grad_x CE is exactly zero);
-            per attack ``<metric>_robust``, missing where the attack's own ``n`` left it out; per
-            ensemble ``<metric>_broken_by``, the part that broke it; ``first_broken_by``, the
-            first metric that did. The last two are ``clean`` for misclassified images and missing
-            for robust ones.
+            ``clean_correct``; if diagnosed ``logit_gap`` (z_(1) - z_(2)) and, where attacks were
+            run, ``zero_gradient`` (grad_x CE is exactly zero); per attack ``<metric>_robust``,
+            missing where the attack's own ``n`` left it out; per ensemble ``<metric>_broken_by``,
+            the part that broke it; ``first_broken_by``, the first metric that did. The last two
+            are ``clean`` for misclassified images and missing for robust ones. Per measure
+            ``<metric>``, its number, missing where there is none.
         flags: warnings about the evaluation's trustworthiness, each once; to be shown.
-        seconds: per metric; the forward pass of all images is ``clean``.
+        seconds: per metric; the forward pass of all images is ``clean``, ``checks`` what only the
+            checks ran.
+        checks: of gradient masking, passed, tripped or not run; empty if not diagnosed. The texts
+            of the tripped ones are among ``flags``.
     """
 
     entries: tuple[Entry, ...]
     examples: pd.DataFrame
     flags: tuple[str, ...]
     seconds: Mapping[str, float]
+    checks: tuple[Check, ...] = ()
 
 
 def evaluate(
@@ -172,11 +189,11 @@ def threat(attack: Attack, eps: float, norm: Norm) -> tuple[float, Norm]:
     return eps if own is None else own, own_norm or norm
 
 
-def describe(attack: Attack, eps: float, norm: Norm, classes: int) -> dict[str, Any]:
+def describe(attack: Attack | Measure, eps: float, norm: Norm, classes: int) -> dict[str, Any]:
     """What a metric's name leaves open about its attack: two numbers compare if these agree.
 
     Args:
-        attack: any.
+        attack: any, or a measure, which inherits neither radius nor norm.
         eps: the evaluation's radius.
         norm: the evaluation's.
         classes: of the network.
@@ -184,13 +201,16 @@ def describe(attack: Attack, eps: float, norm: Norm, classes: int) -> dict[str, 
     Raises:
         InputError: the attack cannot be run on so many classes.
     """
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(attack).__name__).lower()
+    if isinstance(attack, Measure):
+        return {"measure": kind, **attack.describe(eps, classes)}
     eps, norm = threat(attack, eps, norm)
     if isinstance(attack, Described):
         facts = attack.describe(eps, classes)
     else:
         facts = {k: v for k, v in getattr(attack, "__dict__", {}).items() if k != "n"}
     return {
-        "attack": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(attack).__name__).lower(),
+        "attack": kind,
         **facts,
         "norm": norm,
         "eps": eps,
@@ -252,16 +272,6 @@ class _Subject:
         return x, self.labels[rows.to(self.labels.device)].to(self.device)
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    """What an attack did: the images it saw, [all] robust, [all] which of ``names`` broke it."""
-
-    chosen: Tensor
-    robust: Tensor
-    names: list[str]
-    broken_by: Tensor
-
-
 class _Session:
     """One evaluation; arrays over all images, on the CPU."""
 
@@ -282,6 +292,8 @@ class _Session:
         self.prediction = torch.zeros(total, dtype=torch.long)
         self.correct = torch.zeros(total, dtype=torch.bool)
         self.zero_gradient = torch.zeros(total, dtype=torch.bool)
+        self.gap = torch.zeros(total, dtype=torch.float64)
+        self.measured: dict[str, Tensor] = {}
         self.classes = 0
         self.flags: list[str] = []
         self.seconds: dict[str, float] = {}
@@ -290,8 +302,9 @@ class _Session:
         attacks = {
             name: attack for name, attack in self.request.attacks.items() if attack is not None
         }
+        gradients = any(not isinstance(attack, Measure) for attack in attacks.values())
         with self._timed("clean"):
-            self._clean(gradients=bool(attacks))
+            self._clean(gradients=self.request.diagnose and gradients)
         params = {name: self._describe(attack) for name, attack in attacks.items()}
         if any(isinstance(attack, auto.PACKAGE) for attack in attacks.values()):
             with self._flagged("pyautoattack"):
@@ -299,25 +312,45 @@ class _Session:
                     self.subject.predict, *self.subject.batch(self.rows[: self.request.batch_size])
                 )
         entries: list[Entry] = []
-        verdicts: dict[str, _Verdict] = {}
+        verdicts: dict[str, Verdict] = {}
+        attacked: list[Attacked] = []
         for metric, attack in self.request.attacks.items():
+            if isinstance(attack, Measure):
+                with self._timed(metric):
+                    entries.append(self._measure(metric, attack, params[metric]))
+                continue
             if attack is None:
                 chosen, robust = self.rows, self.correct
             else:
                 with self._timed(metric):
                     verdicts[metric] = self._attack(metric, attack)
+                attacked.append(Attacked(metric, attack, *self._threat(attack), verdicts[metric]))
                 chosen, robust = verdicts[metric].chosen, verdicts[metric].robust
             value = 100 * robust[chosen].double().mean().item()
             facts = params.get(metric, {})
             entries.append(Entry(metric, self.request.split, value, n=len(chosen), params=facts))
         examples = self._table(verdicts)
-        flags = dict.fromkeys([*self.flags, *checks.diagnose(entries, examples)])
-        return Evaluation(tuple(entries), examples, tuple(flags), self.seconds)
+        found = self._checks(entries, examples, attacked) if self.request.diagnose else ()
+        tripped = [check.text for check in found if check.outcome == "tripped"]
+        flags = tuple(dict.fromkeys([*self.flags, *tripped]))
+        return Evaluation(tuple(entries), examples, flags, self.seconds, found)
+
+    def _checks(
+        self, entries: list[Entry], examples: pd.DataFrame, attacked: list[Attacked]
+    ) -> tuple[Check, ...]:
+        typical = self.gap[self.rows].mean().item()
+        pixels = self.subject.images[0].numel()
+        prober = Prober(
+            tuple(attacked), self.order, self.correct, typical, pixels, self._broken_by_probe
+        )
+        with self._timed("checks"):
+            found = prober.run()
+        return checks.diagnose(entries, examples, found)
 
     def _threat(self, attack: Attack) -> tuple[float, Norm]:
         return threat(attack, self.request.eps, self.request.norm)
 
-    def _describe(self, attack: Attack) -> dict[str, Any]:
+    def _describe(self, attack: Attack | Measure) -> dict[str, Any]:
         return {
             **describe(attack, self.request.eps, self.request.norm, self.classes),
             "seed": self.request.seed,
@@ -354,6 +387,7 @@ class _Session:
             if top >= self.classes:
                 raise InputError(f"labels: {top} is not among the model's {self.classes} classes")
             self.prediction[rows] = z.argmax(1).cpu()
+            self.gap[rows] = logit_gap(z.detach()).double().cpu()
             if z.requires_grad:
                 with torch.enable_grad():
                     (grad,) = torch.autograd.grad(cross_entropy(z, y).sum(), x)
@@ -363,11 +397,23 @@ class _Session:
         labels = self.subject.labels.cpu()
         self.correct[self.rows] = (self.prediction == labels)[self.rows]
 
-    def _attack(self, metric: str, attack: Attack) -> _Verdict:
+    def _measure(self, metric: str, measure: Measure, params: Mapping[str, Any]) -> Entry:
+        chosen = self.order[: getattr(measure, "n", None)].sort().values
+        values = torch.full((len(self.correct),), torch.nan, dtype=torch.double)
+        for rows in self._batches(metric, chosen):
+            x, y = self.subject.batch(rows)
+            values[rows] = measure.measure(self.subject.predict, x, y).double().cpu()
+        self.measured[metric] = values
+        found = measure.read(values[chosen], self.correct[chosen])
+        self.flags += [f"{metric}: {flag}" for flag in found.flags]
+        facts = {**params, **found.facts}
+        return Entry(metric, self.request.split, found.value, measure.unit, len(chosen), facts)
+
+    def _attack(self, metric: str, attack: Attack) -> Verdict:
         """Run an attack, or the parts of an ensemble, on what is still robust."""
         eps, norm = self._threat(attack)
         chosen = self.order[: getattr(attack, "n", None)].sort().values
-        verdict = _Verdict(chosen, self.correct.clone(), [], torch.full_like(self.prediction, -1))
+        verdict = Verdict(chosen, self.correct.clone(), [], torch.full_like(self.prediction, -1))
         if eps == 0:
             return verdict
         parts: Mapping[str, Attack] = {metric: attack}
@@ -391,6 +437,23 @@ class _Session:
                     verdict.broken_by[fallen] = len(verdict.names) - 1
             self.memo.put(title, Part(verdict.robust, verdict.broken_by, self.flags[before:]))
         return verdict
+
+    def _broken_by_probe(
+        self, name: str, attack: Attack, rows: Tensor, eps: float, norm: Norm
+    ) -> Tensor:
+        """Run an attack that is not the request's: ``probes.Break``."""
+        title = f"checks/{name}"
+        kept = self.memo.get(title)
+        if kept is not None:
+            self.flags += kept.flags
+            return ~kept.robust
+        broken, before = torch.zeros_like(self.correct), len(self.flags)
+        with self._flagged(title):
+            for batch in self._batches(title, rows):
+                broken[batch] = self._broken(title, attack, batch, eps, norm)
+        nobody = torch.full_like(self.prediction, -1)
+        self.memo.put(title, Part(~broken, nobody, self.flags[before:]))
+        return broken
 
     def _broken(self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm) -> Tensor:
         """Attack one batch and judge it: [len(rows)], on the CPU."""
@@ -431,7 +494,7 @@ class _Session:
                 "logits", f"{int(bad.sum())} of {len(rows)} {where}; first at index {first}"
             )
 
-    def _table(self, verdicts: Mapping[str, _Verdict]) -> pd.DataFrame:
+    def _table(self, verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
         # Slow to import, and not needed before there is a result.
         import pandas as pd
 
@@ -442,7 +505,9 @@ class _Session:
             "prediction": self.prediction,
             "clean_correct": self.correct,
         }
-        if verdicts:
+        if self.request.diagnose:
+            columns["logit_gap"] = self.gap
+        if self.request.diagnose and verdicts:
             columns["zero_gradient"] = self.zero_gradient
         table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
         first = pd.Series(pd.NA, table.index, dtype="string").mask(wrong.numpy(), "clean")
@@ -460,6 +525,8 @@ class _Session:
                 table[f"{metric}_broken_by"] = part.mask((wrong & seen).numpy(), "clean")
             first = first.mask(fallen & first.isna(), metric)
         table["first_broken_by"] = first
+        for metric, values in self.measured.items():
+            table[metric] = values.numpy()
         return table.iloc[self.rows.numpy()].reset_index(drop=True)
 
     @contextmanager

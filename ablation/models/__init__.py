@@ -3,7 +3,7 @@
 from ablation.models.blocks import Body
 from ablation.models.build import ModelSpec, build_model
 from ablation.models.cnn import Cnn, TinyCnn
-from ablation.models.heads import HEADS, Head, LinearHead
+from ablation.models.heads import HEADS, Annealing, Head, Hypersphere, LargeMargin, LinearHead
 from ablation.models.mlp import Mlp
 from ablation.models.net import Net
 from ablation.models.preact_resnet import PreActResNet
@@ -13,9 +13,12 @@ from ablation.models.wide_resnet import WideResNet
 
 __all__ = [
     "HEADS",
+    "Annealing",
     "Body",
     "Cnn",
     "Head",
+    "Hypersphere",
+    "LargeMargin",
     "LinearHead",
     "Mlp",
     "ModelSpec",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ablation.models.heads import Annealed
 from ablation.types import Output
 
 
@@ -60,17 +61,21 @@ class Net(nn.Module):
         features = self._features(x)
         return Output(self._logits(features), features)
 
-    def loss_logits(self, output: Output, y: Tensor) -> Tensor:
+    def loss_logits(self, output: Output, y: Tensor, step: int | None = None) -> Tensor:
         """Logits [N, K] for classification terms: the head may adjust them by the labels [N].
 
         The head gets its features in fp32 or better: this may be called outside the autocast
         region of the forward pass, and margins are angles, which bf16 resolves too coarsely.
+        A head may let its margin in by and by, by the ``step``; ``None`` means all of it.
         """
         adjust = getattr(self.head, "loss_logits", None)
         if adjust is None:
             return output.logits
         logits: Tensor = adjust(_single(output.features), output.logits, y)
-        return logits
+        share = 1.0
+        if step is not None and isinstance(self.head, Annealed):
+            share = self.head.share(step)
+        return logits if share == 1 else output.logits + share * (logits - output.logits)
 
     def _features(self, x: Tensor) -> Tensor:
         if self.mean is not None and self.std is not None:

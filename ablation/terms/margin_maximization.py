@@ -159,7 +159,7 @@ class MarginMaximization:
         else:
             loss, correct = self._taylor(views)
         if self.reduction == "correct":
-            loss = loss * (len(correct) / correct.sum().clamp_min(1))
+            loss = loss * len(correct) / correct.sum().clamp_min(1)
         return loss
 
     def _at_points(self, views: Views) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,119 @@
+"""Switch: effective margin regularisation, in three forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ablation import terms
+from ablation.method import CLEAN, Method, Slot
+from ablation.terms.effective_margin import EffectiveNorm, Scale
+from ablation.types import DecayingGate, Fraction, Gate
+
+TERM = "emr"
+"""Name of the loss term."""
+
+
+@dataclass(frozen=True)
+class Emr:
+    """Adds ``terms.EffectiveWeightNorm`` to any method, exact: a backward pass per class (eq. 5).
+
+    Args:
+        coef: lambda, of the mean over the samples unless ``scale`` says otherwise.
+        view: whose points; ``auto``: adversarial ones where the method has them, as in the
+            released code, else the clean images.
+        centred: of the logits less their mean, on which alone predictions depend.
+        scale: ``sample`` (paper) or ``code``, whose lambda is N times as large.
+        decay: ``lr``: lambda falls with the learning rate (section 5.1; Tables 3 and 4).
+    """
+
+    coef: Fraction = 1e-3
+    view: str = "auto"
+    centred: bool = False
+    scale: Scale = "sample"
+    decay: Literal["none", "lr"] = "none"
+
+    def __post_init__(self) -> None:
+        check_coef("emr", self.coef)
+
+    @property
+    def norm(self) -> EffectiveNorm:
+        """How effective weights are measured."""
+        return terms.ExactNorm()
+
+    def apply(self, method: Method) -> Method:
+        """The method with the term in it."""
+        view = points_of(method, self.view)
+        term = terms.EffectiveWeightNorm(self.norm, view, self.centred, self.scale)
+        gate = DecayingGate() if self.decay == "lr" else Gate()
+        return method.with_term(TERM, Slot(term, self.coef, gate=gate))
+
+
+@dataclass(frozen=True)
+class EmrProbe(Emr):
+    """``Emr`` by an unbiased estimate: a backward pass per draw (``terms.ProbedNorm``).
+
+    Args:
+        draws: backward passes that are averaged.
+    """
+
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        terms.ProbedNorm(self.draws)
+
+    @property
+    def norm(self) -> EffectiveNorm:
+        """How effective weights are measured."""
+        return terms.ProbedNorm(self.draws)
+
+
+@dataclass(frozen=True)
+class EmrApproximate(Emr):
+    """``Emr`` as the paper approximates it: one backward pass (eq. 7, ``terms.ApproximateNorm``).
+
+    Args:
+        temperature: t; ``None`` is infinite.
+    """
+
+    coef: Fraction = 3 / 128
+    temperature: float | None = 40.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        terms.ApproximateNorm(self.temperature)
+
+    @property
+    def norm(self) -> EffectiveNorm:
+        """How effective weights are measured."""
+        return terms.ApproximateNorm(self.temperature)
+
+
+def check_coef(component: str, coef: float) -> None:
+    """Check that a penalty is one.
+
+    Raises:
+        ValueError: its coefficient is not positive.
+    """
+    if coef <= 0:
+        raise ValueError(
+            f"coef={coef:g} must be positive; without the term: component/{component}=disabled"
+        )
+
+
+def points_of(method: Method, view: str) -> str:
+    """The view that a penalty on input gradients is taken at.
+
+    Args:
+        method: what crafts the points.
+        view: a view, or ``auto``: the adversarial points if there are any, else the clean images.
+
+    Raises:
+        ValueError: the method does not craft them.
+    """
+    if view == "auto":
+        return "adv" if "adv" in method.crafters else CLEAN
+    if view != CLEAN and view not in method.crafters:
+        raise ValueError(f"view={view}: the method has {', '.join([CLEAN, *method.crafters])}")
+    return view

@@ -1,0 +1,116 @@
+"""Effective margin regularisation: a penalty on the input gradients of the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ablation.penalties import (
+    effective_weights,
+    probed_weights,
+    random_signs,
+    squared_gradient,
+    weighted_logit,
+)
+from ablation.types import Views
+
+Scale = Literal["sample", "code"]
+
+
+class EffectiveNorm(Protocol):
+    """How the effective weights of a point are measured."""
+
+    def __call__(self, z: Tensor, x: Tensor, views: Views) -> Tensor:
+        """Penalty [R] of logits [R, K] computed from points ``x`` [R, ...]."""
+
+
+@dataclass(frozen=True)
+class ExactNorm:
+    """sum_j ||w_j||^2 (EMR, eq. 5): a backward pass per class, all differentiated again."""
+
+    def __call__(self, z: Tensor, x: Tensor, views: Views) -> Tensor:
+        """See ``EffectiveNorm``."""
+        return effective_weights(z, x)
+
+
+@dataclass(frozen=True)
+class ProbedNorm:
+    """An unbiased estimate of ``ExactNorm``, see ``penalties.probed_weights``. Not in the paper.
+
+    Args:
+        draws: backward passes that are averaged.
+    """
+
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"draws={self.draws}: at least 1")
+
+    def __call__(self, z: Tensor, x: Tensor, views: Views) -> Tensor:
+        """See ``EffectiveNorm``."""
+        rng = views.rng("emr")
+        draws = [probed_weights(z, x, random_signs(z, rng)) for _ in range(self.draws)]
+        return torch.stack(draws).mean(0)
+
+
+@dataclass(frozen=True)
+class ApproximateNorm:
+    """||sum_j p_j w_j||^2, p = softmax(z / t) a constant (EMR, eq. 7): one backward pass.
+
+    Large t leave mostly the gradient of the mean logit, which no prediction depends on.
+
+    Args:
+        temperature: t; ``None`` is its limit, the mean logit alone.
+    """
+
+    temperature: float | None = 40.0
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature:g} must be positive; null: infinite")
+
+    def __call__(self, z: Tensor, x: Tensor, views: Views) -> Tensor:
+        """See ``EffectiveNorm``."""
+        return squared_gradient(weighted_logit(z, self.temperature), x)
+
+
+@dataclass(frozen=True)
+class EffectiveWeightNorm:
+    """Penalty on the effective weights w_j = grad_x z_j of a point, shape [N] (EMR).
+
+    Liu and Chan (2022), eq. 5 and 7; ziquanliu/Effective_Margin_Reg. Taken of the plain logits in
+    evaluation mode, where samples do not depend on each other (section 4).
+
+    Args:
+        norm: exact, probed or the paper's approximation.
+        view: whose points; the released code has the adversarial ones.
+        centred: of z - mean_j z_j, on which alone predictions depend. Not in the paper.
+        scale: ``sample``, the mean over the samples (eq. 5). ``code``, that over N as in the
+            released code, which differentiates the batch's mean: its coefficient is N times the
+            other's.
+    """
+
+    norm: EffectiveNorm = field(default_factory=ExactNorm)
+    view: str = "nat"
+    centred: bool = False
+    scale: Scale = "sample"
+
+    eager: ClassVar[str] = "differentiates twice"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """No train-mode view: the forward is one of evaluation mode."""
+        return ()
+
+    def __call__(self, views: Views) -> Tensor:
+        """Loss per sample [N]."""
+        seen = views.eval(self.view, input_grad=True)
+        z = seen.output.logits
+        if self.centred:
+            z = z - z.mean(1, keepdim=True)
+        penalty = views.scatter(self.view, self.norm(z, seen.x, views))
+        return penalty / len(penalty) if self.scale == "code" else penalty

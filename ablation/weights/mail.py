@@ -1,0 +1,50 @@
+"""MAIL's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablation.functional import margin
+from ablation.types import Views
+
+
+@dataclass(frozen=True)
+class ProbabilisticMargin:
+    """c sigmoid(slope (bias - PM)), PM = p_y(view) - max_{j != y} p_j(view), shape [N] (MAIL).
+
+    Liu et al. (2021), eq. 6 and 8; mail_loss.py: samples near the boundary or beyond it count
+    more. Constant in the weights of the network. The paper normalises them over the batch, the
+    code multiplies by 3 instead. Most weights are then far below 1, which acts like a smaller
+    learning rate.
+
+    Args:
+        slope: how sharp the step is (gamma in the paper).
+        bias: the margin at which it is (beta in the paper).
+        start: first epoch of the phase with weights; all are 1 before.
+        normalize: ``constant``, c = 3; ``batch``, c makes the weights' mean 1.
+        view: whose prediction.
+    """
+
+    slope: float = 10.0
+    bias: float = -0.5
+    start: int = 0
+    normalize: Literal["constant", "batch"] = "constant"
+    view: str = "adv"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Train-mode views it reads."""
+        return (self.view,)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Weights [N], detached."""
+        z = views.logits(self.view).detach()
+        probabilistic = margin(F.softmax(z, 1), views.y(self.view))
+        if views.clock.epoch < self.start:
+            return probabilistic.new_ones(len(probabilistic))
+        weight = (self.slope * (self.bias - probabilistic)).sigmoid()
+        return 3 * weight if self.normalize == "constant" else weight / weight.mean()
