@@ -217,6 +217,9 @@ class Engine:
         self._optimizer = recipe.optim.build(net, recipe.lr)
         self._folded = Folded(net)
         if recipe.compile:
+            import torch._functorch.config as functorch
+
+            functorch.donated_buffer = False  # a Taylor margin goes back through a pass twice
             for body in (net.body, self._folded.net.body):
                 body.compile()
         self._sums: EpochSums | None = None

@@ -461,7 +461,10 @@ class Run:
                 f"{self.config_path} cannot be read ({' '.join(str(error).split())}): move the "
                 f"run's directory away or set runs_dir=..."
             ) from error
-        found = None if there == text else first_difference(before, yaml.safe_load(text), ignore)
+        found = None
+        if there != text:
+            now = yaml.safe_load(text)
+            found = first_difference(_switched_on(before), _switched_on(now), ignore)
         if found is not None:
             key, old, new = found
             raise InputError(
@@ -565,6 +568,14 @@ def stop_on_signals() -> Iterator[Stop]:
     finally:
         for number, handler in stop.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _switched_on(config: Any) -> Any:
+    """A config without its disabled components: older ones do not mention those that came later."""
+    if not isinstance(config, dict) or not isinstance(config.get("component"), dict):
+        return config
+    enabled = {k: v for k, v in config["component"].items() if v != {"enabled": False}}
+    return {**config, "component": enabled}
 
 
 def first_difference(

@@ -539,6 +539,19 @@ def test_other_threads_install_nothing():
     assert seen == [(False, before)]
 
 
+def test_a_component_that_came_later_leaves_old_runs_theirs(tmp_path):
+    run = Run(tmp_path / "run", "id")
+    old = yaml.safe_dump({"lr": 0.1, "component": {"awp": {"gamma": 1}, "gone": {"enabled": False}}})
+    new = {"lr": 0.1, "component": {"awp": {"gamma": 1}, "later": {"enabled": False}}}
+    with run.open(old):
+        pass
+    with run.open(yaml.safe_dump(new)):
+        pass
+    new["component"] = {"awp": {"gamma": 1}, "later": {"coef": 1}}
+    with pytest.raises(InputError, match="component.later"), run.open(yaml.safe_dump(new)):
+        pass
+
+
 # Small parts
 
 
