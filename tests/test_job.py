@@ -338,7 +338,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
     original = session._batches
 
     def batches(self: Any, name: str, rows: torch.Tensor) -> Any:
-        if name != "clean" and len(rows) > 0:
+        if name != "clean" and not name.startswith("checks/") and len(rows) > 0:
             attacked.append(name)
         return original(self, name, rows)
 

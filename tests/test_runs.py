@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from ablation import runs
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
@@ -541,14 +542,14 @@ def test_other_threads_install_nothing():
 
 def test_a_component_that_came_later_leaves_old_runs_theirs(tmp_path):
     run = Run(tmp_path / "run", "id")
-    old = yaml.safe_dump({"lr": 0.1, "component": {"awp": {"gamma": 1}, "gone": {"enabled": False}}})
+    old = {"lr": 0.1, "component": {"awp": {"gamma": 1}, "gone": {"enabled": False}}}
     new = {"lr": 0.1, "component": {"awp": {"gamma": 1}, "later": {"enabled": False}}}
-    with run.open(old):
+    with run.open(yaml.safe_dump(old)):
         pass
     with run.open(yaml.safe_dump(new)):
         pass
     new["component"] = {"awp": {"gamma": 1}, "later": {"coef": 1}}
-    with pytest.raises(InputError, match="component.later"), run.open(yaml.safe_dump(new)):
+    with pytest.raises(InputError, match=r"component\.later"), run.open(yaml.safe_dump(new)):
         pass
 
 
