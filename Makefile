@@ -45,6 +45,7 @@ check: lint type test  ## lint, type and test
 bench: $(READY)  ## time training steps against a plain reference step, and planning
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.boundary
+	$(BIN)/python -m benchmarks.emr
 	$(BIN)/python -m benchmarks.sweep
 
 lock: $(READY)  ## resolve requirements.lock anew

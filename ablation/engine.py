@@ -287,6 +287,12 @@ class Engine:
         """The present phase's peak learning rate."""
         return self.recipe.lr if self._phase.lr is None else self._phase.lr
 
+    @property
+    def _clip(self) -> float | None:
+        """The present phase's largest gradient norm."""
+        own = self._phase.clip
+        return self.recipe.optim.clip if own is None else None if math.isinf(own) else own
+
     def _epoch(self) -> None:
         started, first = time.perf_counter(), self.position.step_in_epoch
         phase, place = self._phase, self.position
@@ -304,7 +310,7 @@ class Engine:
                 clock,
                 seed=self.recipe.seed,
                 precision=self.recipe.precision,
-                clip=self.recipe.optim.clip,
+                clip=self._clip,
                 folded=self._folded,
             )
             self._after_step(log, views, clock, len(batch.y))
@@ -317,7 +323,7 @@ class Engine:
             self.average.update(self.net, clock)
         names = [*log.parts, "gradient", "loss", *(f"correct_{n}" for n in log.correct), "images"]
         names += [f"craft_{name}" for name in log.facts]
-        clip = self.recipe.optim.clip
+        clip = self._clip
         names += [] if clip is None else ["clipped"]
         if self._sums is None or self._sums.names != tuple(names):
             self._sums = EpochSums(names, self._device)

@@ -216,6 +216,7 @@ class Phase:
         selectable: may its epochs be chosen as best?
         lr: its own peak learning rate; ``None`` means the run's.
         schedule: its own schedule; ``None`` means the run's.
+        clip: its own largest gradient norm, inf for none; ``None`` means the run's.
     """
 
     name: str
@@ -225,6 +226,7 @@ class Phase:
     selectable: bool = True
     lr: float | None = None
     schedule: Schedule | None = None
+    clip: float | None = None
 
 
 class Component(Protocol):

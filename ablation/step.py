@@ -183,15 +183,22 @@ class StepViews:
         return logits
 
     @contextlib.contextmanager
-    def searching(self, bn: AttackMode, folded: Folded | None) -> Iterator[None]:
-        """``forward`` in the mode of a search; evaluation mode takes the folded copy if given."""
+    def searching(
+        self, bn: AttackMode, folded: Folded | None, exact: bool = False
+    ) -> Iterator[None]:
+        """``forward`` in the mode of a search; evaluation mode takes the folded copy if given.
+
+        An ``exact`` search is in full precision whatever the run's.
+        """
+        precision = self._precision
+        self._precision = contextlib.nullcontext if exact else precision
         if bn == "eval" and folded is not None:
             self._searched = folded.refresh()
             yield
         else:
             with crafting(self.net, bn):
                 yield
-        self._searched = self.net
+        self._searched, self._precision = self.net, precision
 
 
 @contextlib.contextmanager
@@ -275,7 +282,7 @@ def craft(
     """``craft:<name>``: search in the crafter's mode, with its own random stream."""
     crafter, batch = method.crafters[name], views.batch
     rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device)
-    with views.searching(crafter.bn, folded):
+    with views.searching(crafter.bn, folded, exact=getattr(crafter, "exact", False)):
         views.add(name, crafter(views, eps, rng))
 
 

@@ -60,6 +60,8 @@ def completed(override: str) -> list[str]:
     nodes = [yaml.safe_load(path.read_text()) for path in (CONF / group).glob("*.yaml")]
     target = next(node["_target_"] for node in nodes if "_target_" in node)
     required = getattr(getattr(ablation.components, target.rpartition(".")[2]), "requires", ())
+    if override == "component/closed_form_gradient=dyart":  # its filter is for searched points
+        required = (*required, "fab_margin")
     return [*(f"component/{name}=enabled" for name in required), override]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ablation.ascents import AdversarialWeightPerturbation
 from ablation.method import Method
@@ -18,6 +19,11 @@ class Awp:
         start: first epoch (0-based) that perturbs.
         terms: ascended loss terms; empty means all.
     """
+
+    after: ClassVar[tuple[str, ...]] = (  # so that ``terms`` may name what they add
+        *("closed_form_gradient", "emr", "exponential_loss", "fab_margin", "igr"),
+        *("margin_maximization", "soft_boundary"),
+    )
 
     gamma: float = 0.01
     start: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,20 +16,22 @@ class BurnIn:
     """A phase of standard training before the method, so that margins start on correct samples.
 
     DOSE, sections 2.4 and 3.2; DyART. Its epochs come on top of ``epochs`` and are never selected.
-    With one seed all arms go through the same burn-in, step by step. To compute it once, train it
-    as a run of its own (``method=standard epochs=25 schedule=constant``) and start the others with
-    ``init_from=<that run>`` instead.
+    With one seed, batch size and ``lr`` all arms go through the same burn-in, step by step. To
+    compute it once, train it as a run of its own (``method=standard epochs=25 schedule=constant``)
+    and start the others with ``init_from=<that run>`` instead.
 
     Args:
         epochs: its length.
         optimizer: the method starts with a ``fresh`` optimiser and schedule, and the burn-in has
             a constant learning rate; or it goes on (``keep``) with one schedule over both.
         lr: of a fresh burn-in; ``None`` means the run's.
+        clip: largest gradient norm of a fresh burn-in, whatever the method's; ``None`` is none.
     """
 
     epochs: int = 25
     optimizer: Literal["fresh", "keep"] = "fresh"
     lr: float | None = None
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -37,8 +40,13 @@ class BurnIn:
             )
         if self.lr is not None and self.lr <= 0:
             raise ValueError(f"lr={self.lr:g} must be positive")
-        if self.lr is not None and self.optimizer == "keep":
-            raise ValueError("lr: optimizer=keep has one schedule over both phases; set lr=null")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip={self.clip:g} must be positive; null means no clipping")
+        if self.optimizer == "keep" and (self.lr, self.clip) != (None, None):
+            raise ValueError(
+                f"lr={self.lr}, clip={self.clip}: optimizer=keep goes on with the run's; set both "
+                f"to null, or optimizer=fresh"
+            )
 
     def apply(self, method: Method) -> Method:
         """The method as it is; see ``arrange``."""
@@ -63,5 +71,6 @@ class BurnIn:
             selectable=False,
             lr=self.lr,
             schedule=Constant() if fresh else None,
+            clip=(math.inf if self.clip is None else self.clip) if fresh else None,
         )
         return (burn_in, replace(first, optim="fresh") if fresh else first, *rest)

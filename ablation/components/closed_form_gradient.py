@@ -42,6 +42,12 @@ class ClosedFormGradient:
             )
         crafter = method.crafters.get(POINTS)
         if not isinstance(crafter, BoundarySearch):
+            if self.filter == "kkt":
+                raise ValueError(
+                    "filter=kkt: is for searched points, and those of one linear step are not "
+                    "beyond the boundary; set component.closed_form_gradient.filter=none or "
+                    "component/fab_margin=enabled"
+                )
             crafter = BoundarySearch(LinearSearch(), term.surface, norm=norm)
         crafter = replace(crafter, subset=True, point="boundary", filtered=self.filter == "kkt")
         changed = replace(term, gradient="at_points", wrong="exclude")

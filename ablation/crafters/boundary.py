@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -135,6 +135,9 @@ class BoundarySearch:
         filtered: keep points that satisfy DyART's quality conditions (``kkt_filter``).
         bn: the model's mode during the search.
     """
+
+    exact: ClassVar[bool] = True
+    """Searched in full precision: the surface is followed to where it is zero."""
 
     search: Search
     surface: Surface = field(default_factory=Hard)

@@ -101,7 +101,8 @@ class MarginMaximization:
             couple the samples, or one of evaluation mode.
         classes: see above.
         top_k: of ``max`` and ``sum``; ``None`` means all other classes.
-        layers: of the network's body; "" is the input.
+        layers: of the network's body; "" is the input. A layer before an in-place activation
+            stands for the activation.
     """
 
     penalty: Penalty = field(default_factory=Hinge)
@@ -248,6 +249,14 @@ CONTRADICTIONS: list[tuple[Callable[[MarginMaximization], bool], str]] = [
     (
         lambda t: t.gradient == "at_points" and t.wrong == "include",
         "wrong=include: a misclassified sample has no boundary point; set wrong=exclude",
+    ),
+    (
+        lambda t: t.gradient == "at_points" and t.bn == "eval",
+        "bn=eval: the gradient is that of the points' training pass; set bn=train",
+    ),
+    (
+        lambda t: isinstance(t.penalty, Exponential) and t.wrong == "include",
+        "wrong=include: an exponential of a negative margin has no bound; set wrong=exclude",
     ),
     (
         lambda t: t.reduction == "correct" and t.wrong == "include",
