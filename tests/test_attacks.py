@@ -368,6 +368,7 @@ def test_inspecting_finds_dynamic_defences_and_restores_a_debuggers_trace(caplog
 CONTRACT = {
     *("clean", "fgsm", "pgd10", "pgd20", "pgd100", "pgd20_eps6", "pgd20_eps10", "pgd20_eps12"),
     *("cw", "aa", "aa_l2", "apgd_ce", "apgd_t", "square", "spsa", "fab"),
+    *("margin_train", "margin_test"),
 }
 
 
