@@ -51,6 +51,7 @@ from ablation.errors import (
     NonFiniteError,
 )
 from ablation.evaluation import Evaluation, Pgd, Request, SplitName, evaluate
+from ablation.matmul import fastest_exact_matmul
 from ablation.method import Method
 from ablation.models import Net, build_model
 from ablation.modes import buffers, evaluating, mode, restore_buffers
@@ -114,7 +115,8 @@ def numerics(runtime: configuration.RuntimeConfig) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with fastest_exact_matmul():
+            yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = benchmark

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ablation.evaluation.attacks import AttackError
+from ablation.matmul import fastest_exact_matmul
 from ablation.types import Norm
 
 
@@ -37,7 +38,7 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
         precision = torch.get_float32_matmul_precision()
     _set([*switches, *cpu])
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), fastest_exact_matmul():
             yield
     finally:
         _set(saved)

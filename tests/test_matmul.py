@@ -1,0 +1,52 @@
+"""The library that multiplies matrices: faster, and no less exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ablation import matmul
+from ablation.matmul import fastest_exact_matmul
+
+backend = getattr(torch.backends.mkldnn, "matmul", None)
+needs_switch = pytest.mark.skipif(
+    not hasattr(backend, "fp32_precision"), reason="torch before 2.9 has no such switch"
+)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100, 1000])
+def test_products_are_as_exact_as_fp32(rows: int) -> None:
+    rng = torch.Generator().manual_seed(rows)
+    a, b = torch.randn(rows, 300, generator=rng), torch.randn(300, 200, generator=rng)
+    exact = a.double() @ b.double()
+    with fastest_exact_matmul():
+        assert (a @ b - exact).norm() < 1e-6 * exact.norm()
+
+
+@needs_switch
+def test_the_switch_is_put_back_also_after_an_error() -> None:
+    before = backend.fp32_precision  # type: ignore[union-attr]
+    with pytest.raises(ZeroDivisionError), fastest_exact_matmul():
+        raise ZeroDivisionError
+    assert backend.fp32_precision == before  # type: ignore[union-attr]
+
+
+@needs_switch
+def test_a_processor_that_would_round_keeps_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "_exact", lambda: False)
+    before = backend.fp32_precision  # type: ignore[union-attr]
+    with fastest_exact_matmul():
+        assert backend.fp32_precision == before  # type: ignore[union-attr]
+
+
+def test_rounded_products_are_told_from_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert matmul._exact.__wrapped__()
+    exact = torch.Tensor.__matmul__
+
+    def rounded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if a.dtype == torch.float64:
+            return exact(a, b)
+        return exact(a.bfloat16().float(), b.bfloat16().float())
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    assert not matmul._exact.__wrapped__()
