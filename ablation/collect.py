@@ -831,8 +831,7 @@ def compare_runs(paths: Iterable[Path], by: Sequence[str], title: str = "runs") 
     _check_keys(keys, kept)
     groups: dict[str, list[_Trained]] = {}
     for run in kept:
-        label = " ".join(_setting(key, _at(run.config, key)) for key in keys)
-        groups.setdefault(label or "all", []).append(run)
+        groups.setdefault(_group_name(run.config, keys), []).append(run)
     columns = tuple(dict.fromkeys(column for run in kept for column in run.numbers))
     usual = {column: _usual(kept, column) for column in columns}
     other, scale = len(every) - len(kept), "full" if smoke else "smoke"
@@ -845,6 +844,27 @@ def compare_runs(paths: Iterable[Path], by: Sequence[str], title: str = "runs") 
         scale="smoke" if smoke else "full",
         notes=tuple(notes),
     )
+
+
+def _group_name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """``dyart``, ``elsayed burn_in coef=1000``: what is switched off goes without saying."""
+    names, tails = [], Counter(key.rpartition(".")[2] for key in keys)
+    for key in keys:
+        value, tail = _nothing(_at(config, key)), key.rpartition(".")[2]
+        if tails[tail] > 1:
+            tail = key.removeprefix("component.")
+        is_component = key.startswith("component.")
+        if is_component and value is None:
+            continue
+        if is_component and key.count(".") == 1:
+            names.append(tail)
+        elif "." not in key and isinstance(value, str | Mapping):
+            names.append(str(_short(value)))
+        else:
+            names.append(f"{tail}={_short(value)}")
+    if keys and not names:
+        return "without " + ", ".join(key.removeprefix("component.") for key in keys)
+    return " ".join(names) or "all"
 
 
 def _trained(path: Path) -> _Trained | None:

@@ -500,13 +500,13 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     if not isinstance(config, Config):
         return None, parser.problems
     problems = parser.problems + [text.format(c=config) for wrong, text in RULES if wrong(config)]
-    problems += _head_problems(config)
     problems += [
         f"{key}={container[key]}: chooses from a table's sweep; {remedy}"
         for key, remedy in (("table", "leave hydra.mode to it"), ("row", "add table=<name>"))
         if container.get(key) is not None
     ]
     phases = _phases(config, values["method"], problems)
+    problems += _head_problems(config.model.head, phases)
     return replace(config, phases=phases), problems
 
 
@@ -530,10 +530,16 @@ def _components(nodes: Mapping[str, Any], parser: Parser) -> dict[str, Any]:
     return found
 
 
-def _head_problems(config: Config) -> list[str]:
-    if config.model.head in HEADS:
-        return []
-    return [f"model.head={config.model.head!r}: {did_you_mean(config.model.head, list(HEADS))}"]
+def _head_problems(name: str, phases: Sequence[Phase]) -> list[str]:
+    """A component's head would take the place of the model's without a word."""
+    if name not in HEADS:
+        return [f"model.head={name!r}: {did_you_mean(name, list(HEADS))}"]
+    if name != "linear" and any(phase.method.head is not None for phase in phases):
+        return [
+            f"model.head={name}: a component brings another head; set model.head=linear, or "
+            "disable component/hypersphere and component/large_margin_softmax"
+        ]
+    return []
 
 
 def init_problems(config: Config) -> list[str]:

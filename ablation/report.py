@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +98,12 @@ def _of_runs(config: ReportConfig) -> Comparison:
 
     paths: list[Path] = []
     for text in _listed(config.runs):
-        place = Path(text).expanduser()
-        if not place.is_dir():
+        places = [Path(found) for found in sorted(glob(str(Path(text).expanduser())))]  # noqa: PTH207 (a path may be absolute)
+        if not any(place.is_dir() for place in places):
             raise InputError(f"runs={text}: no such folder")
-        is_run = (place / "config.yaml").is_file()
-        paths += [place] if is_run else [found.path for found in find_runs(place)]
+        for place in places:
+            is_run = (place / "config.yaml").is_file()
+            paths += [place] if is_run else [found.path for found in find_runs(place)]
     return compare_runs(paths, _listed(config.by), f"runs in {', '.join(_listed(config.runs))}")
 
 

@@ -262,13 +262,13 @@ def test_any_runs_are_grouped_by_keys(world):
     paths = sorted(world.path.glob("digits-*"))
     found = compare_runs(paths, ["method", "component.awp"])
     values = {row.key: row.cells["pgd20"].samples[0].value for row in found.rows}
-    assert values == {
-        "method=at component.awp=disabled": 30,
-        "method=at component.awp=enabled": 50,
-    }
+    assert values == {"at": 30, "at awp": 50}
+    alone = compare_runs(paths, ["component.awp", "component.awp.gamma"])
+    assert {row.key for row in alone.rows} == {"without awp, awp.gamma", "awp gamma=0.01"}
+    assert [row.key for row in compare_runs(paths, ["lr", "model"]).rows] == ["lr=0.1 tiny_cnn"]
     mixed = compare_runs(paths, ["method"])
     assert mixed.notes == (
-        "method=at averages runs that differ in component.awp: add to by=",
+        "at averages runs that differ in component.awp: add to by=",
     )  # fmt: skip
 
 

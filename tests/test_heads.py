@@ -277,6 +277,12 @@ def test_a_head_can_be_chosen_with_the_model():
     assert largest_difference(net.body, other) == 0, "another head leaves the body as it is"
 
 
+@pytest.mark.parametrize("component", ["hypersphere", "large_margin_softmax"])
+def test_a_component_does_not_silently_replace_the_head_that_was_asked_for(component):
+    with pytest.raises(ConfigError, match=r"model\.head=large_margin: a component brings another"):
+        compose_config("model.head=large_margin", f"component/{component}=enabled")
+
+
 def test_disabled_changes_nothing():
     off = ("component/hypersphere=disabled", "component/large_margin_softmax=disabled")
     assert compose_config(*off).train_id == compose_config().train_id

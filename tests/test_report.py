@@ -107,7 +107,7 @@ def test_overrides_find_the_runs_launched_with_them(go, runs, tmp_path, capsys):
 def test_any_runs_side_by_side(go, runs, tmp_path, capsys):
     assert go(f"runs={runs}", "by=method", f"out={tmp_path}/out", "plots=false") == DONE
     out = capsys.readouterr().out
-    assert "method=at" in out
+    assert "\nat " in out
     assert "50.0 ±0.0 (3)" in out
 
 
