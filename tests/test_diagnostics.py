@@ -51,6 +51,7 @@ SUITE: dict[str, Any] = {
 ALL = (
     *("logit_gap", "zero_gradient", "rescaled_apgd", "ordering", "autoattack_lowest"),
     *("black_box", "pgd_gap", "square_last", "zero_radius", "large_radius", "boundary_distance"),
+    "predicted_classes",
 )
 
 
@@ -188,6 +189,29 @@ def test_the_share_of_saturated_images_trips_the_gap(share, outcome):
     assert check.values["saturated"] == pytest.approx(count)
 
 
+@pytest.mark.parametrize(
+    ("predicted", "outcome", "unpredicted"),
+    [
+        (range(10), "passed", 0.0),
+        ([0, 1, 2], "tripped", 70.0),
+        (range(1, 10), "tripped", 10.0),  # one of ten classes
+    ],
+)
+def test_robustness_of_a_few_classes_is_flagged(predicted, outcome, unpredicted):
+    labels = pd.Series(range(100)) % 10
+    table = pd.DataFrame({"label": labels})
+    table["prediction"] = labels.where(labels.isin(predicted), predicted[0])
+    check = module.predicted_classes(table)
+    assert check.outcome == outcome
+    assert check.values["unpredicted"] == pytest.approx(unpredicted)
+    assert f"{len(predicted)} of 10 classes are predicted" in check.text
+
+
+def test_too_few_images_say_nothing_about_classes():
+    table = pd.DataFrame({"label": [0, 1] * 9, "prediction": [0] * 18})
+    assert module.predicted_classes(table).text == "needs 10 images per class"
+
+
 def test_the_gap_at_which_cross_entropy_saturates_is_that_of_fp32():
     def gradient(gap: float) -> float:
         z = torch.tensor([[gap, 0.0]], requires_grad=True)
@@ -223,6 +247,7 @@ NO_AA = {"autoattack_lowest", "pgd_gap", "square_last", "boundary_distance"}
 )
 def test_a_check_whose_attacks_were_not_run_says_what_it_needs(attacks, missing):
     found = run(Centroids(), attacks, images(40))
+    missing = missing | {"predicted_classes"}
     assert {check.name for check in found.checks if check.outcome == "not run"} == missing
     assert tuple(check.name for check in found.checks) == ALL
     for name in missing:
@@ -438,6 +463,7 @@ def test_a_network_that_is_always_wrong_has_nothing_to_check():
     x, y = images(40)
     found = run(Centroids(), SUITE, (x, (y + 1) % 10))
     idle = {check.name: check.text for check in found.checks if check.outcome == "not run"}
+    del idle["predicted_classes"]
     assert idle.keys() == {"logit_gap", "zero_gradient", *NAMES}
     assert set(idle.values()) == {"needs a correctly classified image"}
     assert found.flags == ()
@@ -499,13 +525,13 @@ def test_a_tripped_check_reaches_the_result_the_report_and_the_terminal(run_dir)
     assert result["flags"] == list(found.flags)
     assert all(number.flags == found.flags for number in read(run_dir.path).found)
     lines = job.result_table(run_dir).splitlines()
-    assert "checks: 1 passed, 4 tripped, 6 not run" in lines
+    assert "checks: 1 passed, 4 tripped, 7 not run" in lines
     assert [line for line in lines if line.startswith("warning: ")] == [
         f"warning: {flag}" for flag in found.flags
     ]
     # Another evaluation adds what it ran; what it did not run stays as it was.
     masked_record(run_dir, {"fgsm": Fgsm(), "pgd20": Pgd(20, 0.25)})
-    assert "checks: 2 passed, 4 tripped, 5 not run" in job.result_table(run_dir).splitlines()
+    assert "checks: 2 passed, 4 tripped, 6 not run" in job.result_table(run_dir).splitlines()
 
 
 def test_records_without_checks_are_read_as_before(run_dir):

@@ -1,4 +1,4 @@
-"""Can the evaluation be believed? Signs of gradient masking, each with its value and its limit.
+"""Can the evaluation be believed? Signs of gradient masking and collapse, with values and limits.
 
 Pure functions of entries, examples and what the probes (see ``probes``) found. A check compares
 attacks of the same norm and radius on the examples that both were run on; one whose attacks were
@@ -48,6 +48,11 @@ LARGE_RADIUS_LEFT = 5.0
 """Percent that may survive a radius at which every image can become uniformly grey."""
 BOUNDARY_GAP = 2.0
 """Points between AutoAttack and the share of images farther than eps from FAB's boundary."""
+UNPREDICTED = 5.0
+"""Percent of images whose class may never be predicted. A network that answers with a few classes
+keeps their images whatever the attack: robust accuracy that no one would use."""
+IMAGES_PER_CLASS = 10
+"""On fewer a sound network may miss a class by chance."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ def diagnose(
         zero_radius(probes["zero_radius"]),
         large_radius(probes["large_radius"]),
         boundary_distance(probes["boundary_distance"]),
+        predicted_classes(examples),
     )
 
 
@@ -343,6 +349,25 @@ def boundary_distance(probe: Probe | str) -> Check:
 
 def _not_run(name: str, needs: str) -> Check:
     return Check(name, "not run", needs)
+
+
+def predicted_classes(examples: pd.DataFrame) -> Check:
+    """Does the network still tell the classes apart, or is it robust for want of an answer?"""
+    name = "predicted_classes"
+    labels, predictions = examples["label"], examples["prediction"]
+    if len(labels) < IMAGES_PER_CLASS * labels.nunique():
+        return _not_run(name, f"needs {IMAGES_PER_CLASS} images per class")
+    missed = ~labels.isin(predictions.unique())
+    values = {
+        "unpredicted": 100 * float(missed.mean()),
+        "classes": float(labels[~missed].nunique()),
+    }
+    text = f"{values['classes']:.0f} of {labels.nunique()} classes are predicted"
+    consequence = (
+        f": the images of the others ({values['unpredicted']:.1f}%) are all wrong, and robust "
+        "accuracy on the rest comes cheap"
+    )
+    return _judged(name, values, UNPREDICTED, text, text + consequence)
 
 
 def _judged(name: str, values: Mapping[str, float], threshold: float, fine: str, bad: str) -> Check:
