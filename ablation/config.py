@@ -565,10 +565,13 @@ def _eager_problems(method: Method) -> list[str]:
 def _switched(config: Config, phases: list[Phase], problems: list[str]) -> list[Phase]:
     """The phases with every enabled component in them."""
     enabled = {name: part for name, part in config.component.items() if part is not None}
+    broken: set[str] = set()
     for name in (ordered := _in_order(enabled)):
-        lacking = [
-            other for other in getattr(enabled[name], "requires", ()) if other not in enabled
-        ]
+        part = enabled[name]
+        if broken & {*getattr(part, "requires", ()), *getattr(part, "after", ())}:
+            broken.add(name)  # it would change what is not there
+            continue
+        lacking = [other for other in getattr(part, "requires", ()) if other not in enabled]
         if lacking:
             problems.append(
                 f"component.{name}: has nothing to change without {', '.join(lacking)}; set "
@@ -576,10 +579,10 @@ def _switched(config: Config, phases: list[Phase], problems: list[str]) -> list[
             )
             continue
         try:
-            apply = enabled[name].apply
-            phases = [replace(phase, method=apply(phase.method)) for phase in phases]
+            phases = [replace(phase, method=part.apply(phase.method)) for phase in phases]
         except ValueError as error:
             problems.append(f"component.{name}: {error}")
+            broken.add(name)
     for name in ordered:
         arrange = getattr(enabled[name], "arrange", None)
         try:

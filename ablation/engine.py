@@ -18,7 +18,8 @@ from ablation.errors import InterruptedRunError, NonFiniteError
 from ablation.folding import Folded
 from ablation.method import Phase
 from ablation.models.net import Net
-from ablation.step import Precision, StepLog, StepViews, train_step
+from ablation.precision import Precision
+from ablation.step import StepLog, StepViews, train_step
 from ablation.types import Average, AverageSpec, Clock, Remembers, Schedule
 
 SYNC_EVERY = 50

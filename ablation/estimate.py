@@ -33,16 +33,16 @@ from ablation.config import DISABLED, Config, digest
 from ablation.data import Extent
 from ablation.errors import InputError
 from ablation.evaluation import Attack, Ensemble, Measure, auto, describe
-from ablation.evaluation.guards import exact_arithmetic, warnings_of
+from ablation.evaluation.guards import warnings_of
 from ablation.folding import Folded
 from ablation.functional import cross_entropy, pgd
 from ablation.method import CRAFT, REPLAY, STEP, Phase
 from ablation.models import ModelSpec, Net, build_model
 from ablation.models.blocks import Body
 from ablation.modes import evaluating
+from ablation.precision import exact_arithmetic, precision_context
 from ablation.random import generator
 from ablation.runs import Run, find_runs
-from ablation.step import precision_context
 from ablation.types import Norm
 
 BASES = ("measured", "probed", "scaled", "assumed")

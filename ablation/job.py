@@ -51,16 +51,16 @@ from ablation.errors import (
     NonFiniteError,
 )
 from ablation.evaluation import Evaluation, Pgd, Request, SplitName, evaluate
-from ablation.matmul import fastest_exact_matmul
 from ablation.method import Method
 from ablation.models import Net, build_model
 from ablation.modes import buffers, evaluating, mode, restore_buffers
 from ablation.monitor import Monitor, fixed_subset
+from ablation.precision import fastest_exact_matmul, precision_context
 from ablation.progress import Progress, summary_table
 from ablation.random import generator
 from ablation.runs import Run, State, stop_on_signals
 from ablation.schema import plain, show_fraction
-from ablation.step import check_layers, precision_context
+from ablation.step import check_layers
 from ablation.tracking import Panel, Tracker, TrackingConfig, start
 from ablation.types import Norm
 

@@ -73,6 +73,7 @@ class Method:
             component can put a weight on "the robust term" of any method.
         ascent: moves the weights before the gradient is taken.
         head: replaces the model's head.
+        added: views that terms have brought, and that may leave with them.
     """
 
     crafters: Mapping[str, Crafter]
@@ -82,6 +83,7 @@ class Method:
     roles: Mapping[str, str] = field(default_factory=dict)
     ascent: Ascent | None = None
     head: HeadFactory | None = None
+    added: frozenset[str] = frozenset()
 
     def with_crafter(self, name: str, crafter: Crafter) -> Method:
         """Add a crafter; its pass goes after the last one, or first."""
@@ -101,7 +103,8 @@ class Method:
         crafts = [i for i, token in enumerate(self.passes) if token.startswith(CRAFT)]
         after_craft = crafts[-1] + 1 if crafts else 0
         place = after_craft if name == CLEAN else list(self.passes).index(STEP)
-        return replace(self, passes=(*self.passes[:place], name, *self.passes[place:]))
+        passes = (*self.passes[:place], name, *self.passes[place:])
+        return replace(self, passes=passes, added=self.added | {name})
 
     def with_term(self, name: str, slot: Slot) -> Method:
         """Add a term and the views it needs.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ablation.data import ImageSet, to_float
-from ablation.evaluation.guards import exact_arithmetic
 from ablation.margins import Survey, effective_margin, summarise, survey
+from ablation.precision import exact_arithmetic
 from ablation.random import generator
 from ablation.types import Norm
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,9 @@ from ablation.folding import Folded
 from ablation.method import CLEAN, CRAFT, REPLAY, STEP, Method
 from ablation.models.net import Net
 from ablation.modes import BatchNormReplay, buffers, crafting, mode, restore_buffers
+from ablation.precision import Precision, full_precision
 from ablation.random import generator
 from ablation.types import AttackMode, Batch, Clock, Crafted, EvalView, Output
-
-Precision = Callable[[], AbstractContextManager[object]]
-"""Opens the context of one training forward."""
-
-
-def precision_context(kind: Literal["fp32", "tf32", "bf16"], device: torch.device) -> Precision:
-    """The context of training forwards: autocast to bfloat16, or nothing."""
-    if kind == "bf16":
-        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext
 
 
 class StepViews:
@@ -164,17 +155,20 @@ class StepViews:
     def eval(self, name: str, input_grad: bool = False) -> EvalView:
         """Evaluation-mode forward, memoised per view and gradient mode.
 
-        With ``input_grad`` in single precision: penalties on gradients are differentiated twice.
+        With ``input_grad`` the forward is in full precision: it is differentiated twice.
         """
         key = (name, input_grad, torch.is_grad_enabled())
         if key not in self._evaluated:
             x = self.x(name).detach()
             if input_grad:
                 x.requires_grad_(True)
-            precision = contextlib.nullcontext if input_grad else self._precision
+            precision = self._exactly if input_grad else self._precision
             with mode(self.net, training=False), precision():
                 self._evaluated[key] = EvalView(x, self.net.output(x))
         return self._evaluated[key]
+
+    def _exactly(self) -> AbstractContextManager[None]:
+        return full_precision(self.batch.x.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of arbitrary points in the mode of the running pass."""
@@ -191,13 +185,15 @@ class StepViews:
         An ``exact`` search is in full precision whatever the run's.
         """
         precision = self._precision
-        self._precision = contextlib.nullcontext if exact else precision
-        if bn == "eval" and folded is not None:
-            self._searched = folded.refresh()
+        with contextlib.ExitStack() as stack:
+            if exact:  # backward passes of the search, too
+                stack.enter_context(self._exactly())
+                self._precision = contextlib.nullcontext
+            if bn == "eval" and folded is not None:
+                self._searched = folded.refresh()
+            else:
+                stack.enter_context(crafting(self.net, bn))
             yield
-        else:
-            with crafting(self.net, bn):
-                yield
         self._searched, self._precision = self.net, precision
 
 

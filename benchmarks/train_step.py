@@ -32,8 +32,9 @@ from ablation.folding import Folded
 from ablation.method import Method, Slot
 from ablation.models import Net, ResNet, build_model
 from ablation.modes import BatchNormReplay
+from ablation.precision import precision_context
 from ablation.random import generator
-from ablation.step import precision_context, train_step
+from ablation.step import train_step
 from ablation.terms import KL, BoostedCrossEntropy, CrossEntropy
 from ablation.types import Batch, Clock
 from ablation.weights import OneMinusTrueProbability

@@ -18,8 +18,9 @@ from ablation.method import Method
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.modes import buffers
+from ablation.precision import precision_context
 from ablation.random import generator
-from ablation.step import StepViews, precision_context, train_step
+from ablation.step import StepViews, train_step
 from ablation.terms.effective_margin import EffectiveNorm
 from ablation.types import Batch, Clock, Crafted, DecayingGate
 from tests.helpers import compose_config

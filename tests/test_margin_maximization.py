@@ -38,6 +38,7 @@ from ablation.method import Component, Method, Slot
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.modes import buffers
+from ablation.precision import precision_context
 from ablation.random import generator
 from ablation.step import StepViews, check_layers, craft, total_loss, train_step
 from ablation.terms import CrossEntropy
@@ -580,7 +581,7 @@ def test_the_search_sees_the_network_in_evaluation_mode():
 
 def test_starts_are_keyed_by_seed_and_step():
     net, batch = confident_net(), margin_batch()
-    method = arm(MarginMaximization(), FabMargin(steps=3))
+    method = arm(MarginMaximization(), FabMargin(steps=3, start="random"))
     points = [
         seen(method, copy.deepcopy(net), batch, step, seed).x("boundary")
         for step, seed in ((0, 0), (0, 0), (1, 0), (0, 1))
@@ -1036,7 +1037,8 @@ def at_with_fab(net: Net, batch: Batch, step: int) -> Tensor:
 
 BURN = "component/burn_in=enabled"
 EXPONENTIAL = "component/exponential_loss=enabled"
-FAB = "component/fab_margin=enabled"
+FAB = "component/fab_margin=dyart"
+"""From a random start: the reference draws as well."""
 LAMBDA = "component.margin_maximization.coef=1000"
 UNFILTERED = "component.closed_form_gradient.filter=none"
 ARMS: dict[str, tuple[tuple[str, ...], Reference, float]] = {
@@ -1259,6 +1261,83 @@ def test_what_a_switch_cannot_do_is_named_with_a_remedy(names, keys, messages):
     problem = problem_of(switched(MARGIN, *names, **keys))
     for message in messages:
         assert message in problem
+
+
+def test_a_broken_part_is_named_once_and_not_by_those_that_build_on_it():
+    keys = {f"{MARGIN}__reduction": "correct"}
+    for name in ("closed_form_gradient", "exponential_loss", "fab_margin"):
+        problem = problem_of(switched(MARGIN, name, **keys))
+        assert problem.startswith("component.margin_maximization: reduction=correct")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("wrong", "include"), ("gradient", "straight_through"), ("gradient", "last_projection")],
+)
+def test_the_closed_form_does_not_overrule_what_was_asked_of_the_search(key, value):
+    container = switched(
+        MARGIN, "fab_margin", "closed_form_gradient", **{f"fab_margin__{key}": value}
+    )
+    assert "component.closed_form_gradient: replaces the gradient" in problem_of(container)
+
+
+def test_an_exponential_does_not_overrule_the_reduction_that_was_asked_for():
+    keys = {f"{MARGIN}__reduction": "correct", f"{MARGIN}__wrong": "exclude"}
+    keys["exponential_loss__reduction"] = "batch"
+    problem = problem_of(switched(MARGIN, "exponential_loss", **keys))
+    assert problem.startswith("component.exponential_loss: reduction=batch")
+
+
+def test_a_clean_pass_of_the_method_itself_stays_when_the_margin_leaves_it():
+    at = composed("method=at").phases[-1].method
+    own = replace(at, passes=("craft:adv", "nat", "adv", "step"))
+    for method, clean in ((at, 0), (own, 1)):
+        changed = arm(MarginMaximization(), ClosedFormGradient(), method=method)
+        assert changed.passes.count("nat") == clean
+
+
+@pytest.mark.parametrize("terms", [(), ("margin",)])
+def test_awp_on_a_margin_without_points_moves_nothing(terms):
+    method = arm(MarginMaximization(), ClosedFormGradient(), components.Awp(terms=terms))
+    net = confident_net()
+    batch = margin_batch()
+    with torch.no_grad():
+        wrong = (confident_net().eval()(batch.x).argmax(1) + 1) % 3
+    log, _ = train_step(method, net, trainer(net), replace(batch, y=wrong), CLOCK, seed=0)
+    assert log.parts["margin"] == 0
+    assert log.loss.isfinite()
+
+
+def test_a_search_computes_in_full_precision_whatever_the_run_does():
+    flags, states = torch.backends.cuda.matmul, []
+
+    class Looking(FabSearch):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            states.append((flags.allow_tf32, torch.is_autocast_enabled("cpu")))
+            return super().__call__(*args, **options)
+
+    method = arm(MarginMaximization(), FabMargin(steps=1))
+    crafter = cast(BoundarySearch, method.crafters["boundary"])
+    method = replace(method, crafters={"boundary": replace(crafter, search=Looking(steps=1))})
+    net, batch = confident_net().float(), margin_batch()
+    batch = replace(batch, x=batch.x.float())
+    context = precision_context("bf16", torch.device("cpu"))
+    saved, flags.allow_tf32 = flags.allow_tf32, True
+    try:
+        train_step(method, net, trainer(net), batch, CLOCK, seed=0, precision=context)
+        after = flags.allow_tf32
+    finally:
+        flags.allow_tf32 = saved
+    assert states == [(False, False)]
+    assert after
+
+
+def test_fab_starts_at_the_image_except_in_dyart():
+    starts = []
+    for overrides in (("method=elsayed", "component/fab_margin=enabled"), ("method=dyart",)):
+        crafter = cast(BoundarySearch, composed(*overrides).phases[-1].method.crafters["boundary"])
+        starts.append(cast(FabSearch, crafter.search).start)
+    assert starts == ["clean", "random"]
 
 
 @pytest.mark.parametrize("name", [MARGIN, *SWITCHES])

@@ -47,7 +47,9 @@ class AdversarialWeightPerturbation:
         ]
         saved = [buffer.clone() for buffer in net.buffers()]
         loss, _ = closure(net, self.terms or None)
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        gradients: Sequence[Tensor | None] = [None] * len(weights)
+        if loss.requires_grad:  # not where a term had no points to look at
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         with torch.no_grad():
             for buffer, value in zip(net.buffers(), saved, strict=True):
                 buffer.copy_(value)

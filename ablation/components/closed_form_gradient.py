@@ -40,6 +40,11 @@ class ClosedFormGradient:
                 "component.margin_maximization.gradient=exact: one gradient at a time; leave it at "
                 "detached, or set component/closed_form_gradient=disabled"
             )
+        if term.estimator == "search" and (term.gradient, term.wrong) != ("rescaled", "exclude"):
+            raise ValueError(
+                "replaces the gradient of the searched distance, and takes correct samples alone; "
+                "leave component.fab_margin.gradient at rescaled and .wrong at exclude"
+            )
         crafter = method.crafters.get(POINTS)
         if not isinstance(crafter, BoundarySearch):
             if self.filter == "kkt":

@@ -35,6 +35,11 @@ class ExponentialLoss:
         """The method with the penalty exchanged."""
         term = margin_term(method)
         assert isinstance(term.penalty, terms.Hinge)  # noqa: S101  only this switch changes it
+        if (term.reduction, self.reduction) == ("correct", "batch"):
+            raise ValueError(
+                "reduction=batch: component.margin_maximization.reduction=correct says otherwise; "
+                "set one of them"
+            )
         penalty = terms.Exponential(
             self.alpha, term.penalty.gamma if self.gamma is None else self.gamma
         )

@@ -27,7 +27,9 @@ class FabMargin:
 
     Args:
         steps: of FAB.
-        start: ``random``, half of eps away as in DyART's code, or ``clean``.
+        start: ``clean``, or ``random`` as in DyART's code. Twenty steps from a random point do not
+            reach a boundary nearer than that: R stays above where phi tends to 0, and the slope
+            R/phi of G2 has no bound.
         restarts: of FAB.
         gradient: ``rescaled`` (G2), ``straight_through`` (G1) or ``last_projection`` (G3).
         wrong: ``include`` pushes misclassified samples by their negative Taylor margin.
@@ -38,7 +40,7 @@ class FabMargin:
     after: ClassVar[tuple[str, ...]] = ("exponential_loss", "soft_boundary")
 
     steps: int = 20
-    start: SearchStart = "random"
+    start: SearchStart = "clean"
     restarts: int = 1
     gradient: Literal["rescaled", "straight_through", "last_projection"] = "rescaled"
     wrong: Literal["include", "exclude"] = "exclude"

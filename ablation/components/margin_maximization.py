@@ -95,7 +95,7 @@ def reading_points(
     slots = [slot for name, slot in method.terms.items() if name != TERM]
     needed = {view for slot in slots for part in (slot.term, slot.weight) if part
               for view in part.needs} | set(term.needs)  # fmt: skip
-    idle = set(margin_term(method).needs) - needed
+    idle = (set(margin_term(method).needs) & method.added) - needed
     passes = [token for token in method.passes if token not in idle]
     if crafter.subset and POINTS not in passes:
         passes.insert(passes.index(CRAFT + POINTS) + 1, POINTS)

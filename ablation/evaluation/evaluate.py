@@ -24,12 +24,13 @@ from ablation.errors import InputError, InterruptedRunError, NonFiniteError
 from ablation.evaluation import auto, checks
 from ablation.evaluation.attacks import Attack, Described, Ensemble, RandomStart
 from ablation.evaluation.checks import Check
-from ablation.evaluation.guards import check_points, distinct, exact_arithmetic, warnings_of
+from ablation.evaluation.guards import check_points, distinct, warnings_of
 from ablation.evaluation.margin_metric import Measure
 from ablation.evaluation.partial import Forgetful, Memo, Part, Partial, identify
 from ablation.evaluation.probes import Attacked, Prober, Verdict, logit_gap
 from ablation.functional import cross_entropy
 from ablation.modes import evaluating
+from ablation.precision import exact_arithmetic
 from ablation.random import generator
 from ablation.schema import show_fraction
 from ablation.types import Norm

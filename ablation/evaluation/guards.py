@@ -5,55 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ablation.evaluation.attacks import AttackError
-from ablation.matmul import fastest_exact_matmul
 from ablation.types import Norm
-
-
-@contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Plain fp32: no TF32, no autocast; every switch is put back afterwards.
-
-    cuDNN's search for the fastest kernel is off too: robust examples leave a batch one by one, so
-    shapes change all the time, each would be searched anew, and the choice would move verdicts.
-    """
-    backends = torch.backends
-    switches: list[tuple[Any, str, Any]] = [
-        (backends.cuda.matmul, "allow_tf32", False),
-        (backends.cudnn, "allow_tf32", False),
-        (backends.cudnn, "benchmark", False),
-    ]
-    # set_float32_matmul_precision reaches CPUs through these; torch before 2.9 has them not.
-    operations = [getattr(backends.mkldnn, name, None) for name in ("matmul", "conv")]
-    cpu = [(o, "fp32_precision", "ieee") for o in operations if hasattr(o, "fp32_precision")]
-    saved, saved_cpu = _values(switches), _values(cpu)
-    precision = None
-    with suppress(RuntimeError):  # contradictory switches cannot be read as one
-        precision = torch.get_float32_matmul_precision()
-    _set([*switches, *cpu])
-    try:
-        with torch.autocast(device.type, enabled=False), fastest_exact_matmul():
-            yield
-    finally:
-        _set(saved)
-        if precision is not None:
-            torch.set_float32_matmul_precision(precision)
-        _set(saved_cpu)
-
-
-def _values(switches: Iterable[tuple[Any, str, Any]]) -> list[tuple[Any, str, Any]]:
-    return [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
-
-
-def _set(switches: Iterable[tuple[Any, str, Any]]) -> None:
-    for owner, name, value in switches:
-        setattr(owner, name, value)
 
 
 class _Keep(logging.Handler):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ablation import matmul
-from ablation.matmul import fastest_exact_matmul
+from ablation import precision
+from ablation.precision import fastest_exact_matmul
 
 backend = getattr(torch.backends.mkldnn, "matmul", None)
 needs_switch = pytest.mark.skipif(
@@ -33,14 +33,14 @@ def test_the_switch_is_put_back_also_after_an_error() -> None:
 
 @needs_switch
 def test_a_processor_that_would_round_keeps_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "_exact", lambda: False)
+    monkeypatch.setattr(precision, "_exact", lambda: False)
     before = backend.fp32_precision  # type: ignore[union-attr]
     with fastest_exact_matmul():
         assert backend.fp32_precision == before  # type: ignore[union-attr]
 
 
 def test_rounded_products_are_told_from_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert matmul._exact.__wrapped__()
+    assert precision._exact.__wrapped__()
     exact = torch.Tensor.__matmul__
 
     def rounded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -49,4 +49,4 @@ def test_rounded_products_are_told_from_exact_ones(monkeypatch: pytest.MonkeyPat
         return exact(a.bfloat16().float(), b.bfloat16().float())
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
-    assert not matmul._exact.__wrapped__()
+    assert not precision._exact.__wrapped__()

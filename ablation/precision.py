@@ -1,0 +1,111 @@
+"""With how many bits is computed, and which library multiplies fp32 matrices on a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
+from typing import Any, Literal
+
+import torch
+
+Precision = Callable[[], AbstractContextManager[object]]
+"""Opens the context of one training forward."""
+
+SHAPES = ((100, 1024, 784), (128, 1024, 1024), (1000, 10, 1024), (7, 33, 65))
+"""Rows, columns and inner size of the products that are tried."""
+TF32: tuple[tuple[Any, str], ...] = (
+    (torch.backends.cuda.matmul, "allow_tf32"),
+    (torch.backends.cudnn, "allow_tf32"),
+)
+
+
+@contextmanager
+def fastest_exact_matmul() -> Iterator[None]:
+    """Let oneDNN multiply where it does so in full fp32: MKL is half as fast on AMD processors.
+
+    torch hands fp32 products to oneDNN only with leave to round their inputs to bf16. Processors
+    without matrix units make no use of that leave; whether this one does is tried, not assumed.
+    """
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(matmul, "fp32_precision"):  # torch before 2.9
+        yield
+        return
+    saved = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "bf16"
+        if not _exact():
+            matmul.fp32_precision = saved
+        yield
+    finally:
+        matmul.fp32_precision = saved
+
+
+@cache
+def _exact() -> bool:
+    """Are products as accurate as fp32 allows? bf16 inputs would err by 1e-3."""
+    rng = torch.Generator().manual_seed(0)
+    for rows, columns, inner in SHAPES:
+        a = torch.randn(rows, inner, generator=rng)
+        b = torch.randn(inner, columns, generator=rng)
+        exact = a.double() @ b.double()
+        if (a @ b - exact).norm() > 1e-5 * exact.norm():
+            return False
+    return True
+
+
+def precision_context(kind: Literal["fp32", "tf32", "bf16"], device: torch.device) -> Precision:
+    """The context of training forwards: autocast to bfloat16, or nothing."""
+    if kind == "bf16":
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """fp32 within a run of less: neither autocast nor TF32."""
+    saved = _values([(owner, name, False) for owner, name in TF32])
+    _set([(owner, name, False) for owner, name in TF32])
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        _set(saved)
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Plain fp32: no TF32, no autocast; every switch is put back afterwards.
+
+    cuDNN's search for the fastest kernel is off too: robust examples leave a batch one by one, so
+    shapes change all the time, each would be searched anew, and the choice would move verdicts.
+    """
+    switches = [
+        (owner, name, False) for owner, name in (*TF32, (torch.backends.cudnn, "benchmark"))
+    ]
+    # set_float32_matmul_precision reaches CPUs through these; torch before 2.9 has them not.
+    operations = [getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv")]
+    cpu = [(o, "fp32_precision", "ieee") for o in operations if hasattr(o, "fp32_precision")]
+    saved, saved_cpu = _values(switches), _values(cpu)
+    precision = None
+    with suppress(RuntimeError):  # contradictory switches cannot be read as one
+        precision = torch.get_float32_matmul_precision()
+    _set([*switches, *cpu])
+    try:
+        with torch.autocast(device.type, enabled=False), fastest_exact_matmul():
+            yield
+    finally:
+        _set(saved)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        _set(saved_cpu)
+
+
+def _values(switches: Iterable[tuple[Any, str, Any]]) -> list[tuple[Any, str, Any]]:
+    return [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+
+
+def _set(switches: Iterable[tuple[Any, str, Any]]) -> None:
+    for owner, name, value in switches:
+        setattr(owner, name, value)
