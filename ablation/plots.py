@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ WIDTH = 3.4
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe and Ito's palette, its yellow replaced by grey: markers in yellow are too light."""
 MARKERS = "osD^vP*X"
+LINES = ("-", "--", ":")
+"""Of rows whose colour and marker another row has already."""
 FAINT = 0.35
 """Opacity of numbers with tags or with another attack."""
 LABELLED = 4
@@ -63,6 +66,10 @@ PANELS = ((1, 1, 40), (8, 2, 27), (math.inf, 3, 17))
 """Up to so many panels: how many stand side by side, and characters per line of their titles."""
 PANEL_HEIGHT, LINE_HEIGHT = 0.85, 0.13
 """Inches of a row of panels, and of a line of its titles."""
+LEGEND_LINE = 0.17
+"""Inches of a line of a legend."""
+SHORT = 24
+"""Characters of a label of which two stand side by side in a legend."""
 FEW = 3
 """Curves with up to so many points get markers: a line through one point cannot be seen."""
 NORMS = {"linf": r"$L_\infty$", "l2": "$L_2$"}
@@ -152,6 +159,67 @@ def clean_against_robust(
         _legend(figure, handles, any(point.faint and point.measured for point in points))
         _label_points(figure, axes, points)
     return figure
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One attack at several radii.
+
+    Attributes:
+        metric: its name without a radius, for example ``aa``.
+        norm: of the ball.
+        eps: radius in pixels, by the row's key and the column; cells that are not there were
+            attacked otherwise, or not at all.
+    """
+
+    metric: str
+    norm: str
+    eps: Mapping[tuple[str, str], float]
+
+
+def robust_over_eps(
+    comparison: Comparison, sweeps: Sequence[Sweep], strict: bool = False
+) -> Figure | None:
+    """Accuracy over the attack's radius, a line per row, with 95% intervals (EMR, Figure 3).
+
+    Every attack has a panel; clean accuracy, if it is of as many images, is radius 0. Rows with a
+    single radius are left out, and with them attacks that are left without a row: ``None`` if that
+    leaves nothing. Faint points depart from the table's recipe.
+
+    Args:
+        comparison: the table.
+        sweeps: its attacks.
+        strict: leave out measured numbers with tags.
+    """
+    panels = [(sweep, _lines(comparison, sweep, strict)) for sweep in sweeps]
+    panels = [(sweep, lines) for sweep, lines in panels if lines]
+    if not panels:
+        return None
+    keys = [row.key for row in comparison.rows]
+    titles = dict(zip(keys, row_titles(comparison), strict=True))
+    drawn = [key for key in titles if any(key in lines for _, lines in panels)]
+    columns = 2 if all(len(titles[key]) <= SHORT for key in drawn) else 1
+    handles = [_dash(place, textwrap.fill(titles[key], 56)) for place, key in enumerate(drawn)]
+    height = 0.4 + 1.9 * len(panels) + LEGEND_LINE * -(-len(drawn) // columns)
+    with _figure(comparison, height) as figure:
+        grid = figure.subplots(len(panels), 1, squeeze=False).ravel()
+        for axes, (sweep, lines) in zip(grid, panels, strict=True):
+            _draw_sweep(axes, sweep, {drawn.index(key): line for key, line in lines.items()})
+        faint = any(dot.faint for _, lines in panels for line in lines.values() for dot in line)
+        handles += [_marker("o", "0.2", "off the recipe", alpha=FAINT)] if faint else []
+        legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def row_titles(comparison: Comparison) -> list[str]:
+    """A row's label, and which grid point it is where several rows have that label."""
+    count = Counter(row.label for row in comparison.rows)
+    return [
+        row.label if count[row.label] == 1 else f"{row.label} {row.chosen}"
+        for row in comparison.rows
+    ]
 
 
 @dataclass(frozen=True)
@@ -265,6 +333,15 @@ class _Point:
 
 
 @dataclass(frozen=True)
+class _Dot:
+    """A row's accuracy at a radius in pixels."""
+
+    eps: float
+    value: Interval
+    faint: bool
+
+
+@dataclass(frozen=True)
 class _Band:
     """A line with the area around it: ``epochs`` [E], ``values`` [3, E] (middle, low, high)."""
 
@@ -368,6 +445,69 @@ def _point(row: Row, metric: str, strict: bool) -> _Point:
     )
     faint = bool(clean.tags or robust.tags) or not comparable
     return _Point(row.label, (x, y) if x and y else None, published, faint)
+
+
+def _lines(comparison: Comparison, sweep: Sweep, strict: bool) -> dict[str, list[_Dot]]:
+    """Accuracies by radius of each row that has two; of a radius the first column's."""
+    found = {}
+    for row in comparison.rows:
+        dots: dict[float, _Dot] = {}
+        sizes: set[int] = set()
+        for column in comparison.columns:
+            cell, eps = row.cells.get(column), sweep.eps.get((row.key, column))
+            value = _shown(cell, strict) if cell and eps is not None else None
+            if cell and value and eps is not None:
+                dots.setdefault(eps, _Dot(eps, value, bool(cell.tags or cell.mismatch)))
+                sizes |= _sizes(cell)
+        if len(dots) > 1:
+            clean = row.cells.get("clean")
+            # Clean accuracy of other images than the attacked ones would be a step in the line.
+            if clean and _sizes(clean) == sizes and (value := _shown(clean, strict)):
+                dots.setdefault(0.0, _Dot(0.0, value, bool(clean.tags or clean.mismatch)))
+            found[row.key] = [dots[eps] for eps in sorted(dots)]
+    return found
+
+
+def _sizes(cell: Cell) -> set[int]:
+    return {sample.n for sample in cell.samples}
+
+
+def _draw_sweep(axes: Axes, sweep: Sweep, lines: Mapping[int, Sequence[_Dot]]) -> None:
+    """One attack's lines, by the place of their row among those drawn."""
+    radii = [255 * dot.eps for line in lines.values() for dot in line]
+    whole = all(abs(eps - round(eps)) < 1e-6 for eps in radii)
+    unit, scale = ("1/255", 255.0) if whole else ("pixels in [0, 1]", 1.0)
+    for place, line in lines.items():
+        colour, marker, dash = _look(place)
+        at = [scale * dot.eps for dot in line]
+        means = [dot.value.mean for dot in line]
+        axes.plot(at, means, color=colour, linestyle=dash, linewidth=1.0, zorder=2)
+        for x, dot in zip(at, line, strict=True):
+            alpha = FAINT if dot.faint else 1.0
+            half = (None, dot.value.half)
+            _bars(axes, (x, dot.value.mean), half, marker=marker, color=colour, alpha=alpha)
+    # An interval over few runs may reach beyond what an accuracy can be.
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 102))
+    axes.set_xlabel(f"{NORMS.get(sweep.norm, sweep.norm)} radius ({unit})")
+    axes.set_ylabel(f"{_name(sweep.metric)} accuracy (%)")
+
+
+def _look(place: int) -> tuple[str, str, Any]:
+    """Colour, marker and line of a row."""
+    turn = place // len(COLOURS) % len(LINES)
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], LINES[turn]
+
+
+def _dash(place: int, label: str) -> Any:
+    """A row's handle in a legend."""
+    from matplotlib.lines import Line2D
+
+    colour, marker, line = _look(place)
+    return Line2D(
+        [], [], color=colour, marker=marker, linestyle=line, linewidth=1.0, markersize=4,
+        markeredgewidth=0, label=label or " ",
+    )  # fmt: skip
 
 
 def _name(metric: str) -> str:

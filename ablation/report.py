@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -22,9 +22,9 @@ from ablation.tables import load_published, published_path, table_path
 from ablation.tracking import TrackingConfig
 
 if TYPE_CHECKING:
-    from ablation.comparison import Comparison
+    from ablation.comparison import Comparison, Row
     from ablation.planning import Planner
-    from ablation.plots import History
+    from ablation.plots import History, Sweep
     from ablation.sweep import Request
 
 OWN = (
@@ -165,6 +165,9 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
 UNDRAWN: Mapping[str, str] = {
     "measured_against_published": "no measured number has a published one of the same attack",
     "clean_against_robust": "no row has a clean and a robust accuracy",
+    "robust_over_eps": (
+        "no row was attacked at two radii (ablation-evaluate run=... evaluation=emr_figure3)"
+    ),
     "margin_quantiles": "no run measured margins (monitor.enabled=true)",
     "effective_margins": "no run measured them over epochs (monitor.effective_margin=true)",
 }
@@ -182,6 +185,7 @@ def _draw(
     figures = {
         "measured_against_published": plots.measured_against_published(comparison, config.strict),
         "clean_against_robust": None,
+        "robust_over_eps": plots.robust_over_eps(comparison, _sweeps(comparison), config.strict),
         "margin_quantiles": plots.margin_quantiles(comparison, curves),
         "effective_margins": plots.effective_margins(comparison, curves),
     }
@@ -206,17 +210,66 @@ def _histories(comparison: Comparison) -> list[History]:
     Raises:
         InputError: a ``metrics.jsonl`` is damaged.
     """
-    from ablation.plots import History
+    from ablation.plots import History, row_titles
     from ablation.runs import Run
 
-    count = Counter(row.label for row in comparison.rows)
     return [
         History(
-            row.label if count[row.label] == 1 else f"{row.label} {row.chosen}",
+            title,
             tuple(Run(path, path.name.rpartition("-")[2]).read_metrics() for path in row.runs),
         )
-        for row in comparison.rows
+        for title, row in zip(row_titles(comparison), comparison.rows, strict=True)
     ]
+
+
+def _sweeps(comparison: Comparison) -> list[Sweep]:
+    """The attacks on test images, those that differ in radius only together.
+
+    By the parameters in the runs' results, not by the names of columns. A step may be the same in
+    pixels, or the same part of the radius.
+
+    Raises:
+        InputError: an evaluation's file is damaged.
+    """
+    from ablation.plots import Sweep
+
+    groups: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for row in comparison.rows:
+        for column, params in _attacked(row):
+            for key in _but_for_eps(params):
+                groups.setdefault((key, params["norm"]), {})[row.key, column] = params["eps"]
+    found = []
+    for (_, norm), eps in groups.items():
+        shortest = min((column for _, column in eps), key=len)
+        found.append(Sweep(shortest.rpartition("_eps")[0] or shortest, norm, eps))
+    return found
+
+
+def _attacked(row: Row) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Columns of robust accuracies, and the parameters of the attack behind the row's numbers."""
+    from ablation.collect import read
+
+    found = [number for path in row.runs for number in read(path).found if number.split == "test"]
+    for column, cell in row.cells.items():
+        behind = {(sample.value, sample.examples) for sample in cell.samples}
+        for number in found if cell.unit == "percent" else ():
+            same = number.column == column and (number.value, number.examples) in behind
+            if same and "attack" in number.params:
+                yield column, number.params
+                break
+
+
+def _but_for_eps(params: Mapping[str, Any]) -> list[str]:
+    """Either is equal for attacks that differ in radius only: the step in pixels, or relative."""
+    from ablation.collect import IMMATERIAL
+
+    left_out = (*IMMATERIAL, "eps", "step_size")
+    rest = {key: value for key, value in params.items() if key not in left_out}
+    step, eps = params.get("step_size"), params["eps"]
+    steps = [str(step)]
+    if isinstance(step, float) and eps > 0:
+        steps = [f"{step:.9g} pixels", f"{step / eps:.9g} eps"]
+    return [json.dumps({**rest, "step_size": text}, sort_keys=True) for text in steps]
 
 
 def _mirror(

@@ -368,12 +368,14 @@ def test_inspecting_finds_dynamic_defences_and_restores_a_debuggers_trace(caplog
 CONTRACT = {
     *("clean", "fgsm", "pgd10", "pgd20", "pgd100", "pgd20_eps6", "pgd20_eps10", "pgd20_eps12"),
     *("cw", "aa", "aa_l2", "apgd_ce", "apgd_t", "square", "spsa", "fab"),
-    *("margin_train", "margin_test"),
+    *("margin_train", "margin_test", "margin_adv_train"),
+    *(f"aa_eps{pixels}" for pixels in range(2, 17, 2)),
 }
 
 
 def read(path: Path) -> dict[str, Any]:
-    node = OmegaConf.to_container(OmegaConf.load(path))
+    text = path.read_text().replace("${eps}", "8/255").replace("${norm}", "linf")
+    node = OmegaConf.to_container(OmegaConf.create(text))
     assert isinstance(node, dict)
     return {str(key): value for key, value in node.items()}
 

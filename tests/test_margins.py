@@ -4,6 +4,8 @@ the metrics that print them."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from ablation.collect import IMMATERIAL, Found, mismatches
 from ablation.config import check
 from ablation.errors import InputError
 from ablation.evaluation import EffectiveMargin, Pgd, Request, SplitName, describe, evaluate
+from ablation.evaluation.margin_metric import AdversarialMargin
 from ablation.functional import margin
 from ablation.margins import effective_margin, summarise, survey, top_margin
 from tests.helpers import compose_config, compose_plain
@@ -211,7 +214,7 @@ def images() -> tuple[Tensor, Tensor]:
     return batch.x.float(), batch.y
 
 
-def run(measure: EffectiveMargin, split: SplitName = "test", **more):
+def run(measure: EffectiveMargin | AdversarialMargin, split: SplitName = "test", **more):
     net = small_net().float()
     x, y = images()
     request = Request({"clean": None, "margin": measure}, 0.1, split=split, batch_size=5, **more)
@@ -320,8 +323,159 @@ def test_what_a_measure_found_does_not_tell_its_numbers_apart():
 @pytest.mark.parametrize(
     ("metric", "split", "column"),
     [("margin_train", "train", "margin_train"), ("margin_test", "test", "margin_test"),
-     ("clean", "val", "clean_val"), ("margin", "train", "margin_train")],
+     ("clean", "val", "clean_val"), ("margin", "train", "margin_train"),
+     ("margin_adv_train", "train", "margin_adv_train")],
 )  # fmt: skip
 def test_a_column_names_the_split_once(metric, split, column):
     found = Found(metric, split, "last", "raw", 1.0, "margin", 3, {}, (), "0", None)
     assert found.column == column
+
+
+# At the points of an attack
+
+
+def attack(**more: Any) -> Pgd:
+    return replace(Pgd(3, 1.0, "clean", eps=0.1, norm="linf"), **more)
+
+
+class Halfspace(nn.Module):
+    """z_0 - z_1 = w x + b in fp32; its margins have a closed form at every point."""
+
+    def __init__(self, w: Tensor, b: float) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(w), b
+
+    def forward(self, x: Tensor) -> Tensor:
+        gap = x.flatten(1) @ self.w + self.b
+        return torch.stack([gap, torch.zeros_like(gap)], 1)
+
+
+def halfspace() -> tuple[Halfspace, Tensor, Tensor]:
+    """Images [12, 1, 1, 4] far enough from 0 and 1 that an attack is not clamped; labels 0."""
+    g = torch.Generator().manual_seed(0)
+    x = 0.3 + 0.4 * torch.rand(12, 1, 1, 4, generator=g)
+    return Halfspace(torch.tensor([1.0, -2.0, 0.5, -1.5]), 1.0), x, torch.zeros(12).long()
+
+
+@pytest.mark.parametrize(
+    ("norm", "lost"), [("linf", 0.1 * 5), ("l2", 0.1 * math.sqrt(1 + 4 + 0.25 + 2.25))]
+)
+def test_an_attack_takes_its_radius_times_the_dual_norm_from_every_gap(norm, lost):
+    net, x, y = halfspace()
+    gap = net(x)[:, 0].detach().double()
+    adversarial = (gap - lost) / net.w.detach().double().norm()
+    kept = adversarial > 0
+    assert 0 < int(kept.sum()) < int((gap > 0).sum()) < len(x)
+    measure = AdversarialMargin(attack(norm=norm))
+    request = Request({"clean": None, "m": EffectiveMargin(), "adv": measure}, 0.3, batch_size=5)
+    found = evaluate(net, x, y, request)
+    _, clean, entry = found.entries
+    table = torch.tensor(found.examples["adv"].to_numpy())
+    torch.testing.assert_close(table, adversarial, atol=1e-5, rtol=0)
+    assert entry.value == pytest.approx(adversarial[kept].mean().item(), abs=1e-5)
+    assert entry.params["std"] == pytest.approx(
+        adversarial[kept].std(correction=0).item(), abs=1e-5
+    )
+    assert entry.params["mean_all"] == pytest.approx(adversarial.mean().item(), abs=1e-5)
+    assert entry.params["mean_all"] == pytest.approx(
+        clean.params["mean_all"] - lost / net.w.detach().norm().item(), abs=1e-5
+    )
+    assert (entry.params["correct"], entry.n, entry.unit) == (int(kept.sum()), 12, "margin")
+
+
+def test_the_points_are_the_attacks_own_and_no_batch_matters():
+    x, y = images()
+    net = small_net().float().eval()
+    point = attack(step_size=0.25)(net, x, y, 0.1, "linf", torch.Generator())
+    expected = effective_margin(net, point, y).value.double()
+    measure = AdversarialMargin(attack(step_size=0.25))
+    for size in (5, 12):
+        request = Request({"adv": measure}, 0.3, batch_size=size)
+        table = torch.tensor(evaluate(net, x, y, request).examples["adv"].to_numpy())
+        torch.testing.assert_close(table, expected, atol=1e-5, rtol=1e-4)
+    still = AdversarialMargin(attack(eps=0.0))
+    clean, adversarial = (run(found)[0].entries[1] for found in (EffectiveMargin(), still))
+    assert adversarial.value == clean.value
+    assert adversarial.params["correct"] == clean.params["correct"]
+
+
+def test_a_clean_margin_is_never_taken_for_an_adversarial_one():
+    clean = describe(EffectiveMargin(), 0.3, "linf", 10)
+    found, _ = run(AdversarialMargin(attack()))
+    params = found.entries[1].params
+    wanted = describe(AdversarialMargin(attack()), 0.3, "l2", 10)
+    assert mismatches(params, wanted) == ()
+    assert set(params) - set(wanted) <= set(IMMATERIAL)
+    assert mismatches(params, clean)
+    assert mismatches(clean, wanted)
+    for other in (attack(eps=0.2), attack(norm="l2"), attack(steps=4), attack(step_size=0.5)):
+        assert mismatches(params, describe(AdversarialMargin(other), 0.3, "linf", 10))
+    assert (params["eps"], params["norm"], params["attack_norm"]) == (0.1, "l2", "linf")
+
+
+def test_where_the_attack_breaks_everything_there_is_no_margin():
+    net, x, y = halfspace()
+    found = evaluate(net, x, y, Request({"adv": AdversarialMargin(attack(eps=0.3))}, 0.1))
+    (entry,) = found.entries
+    assert math.isnan(entry.value)
+    assert math.isfinite(entry.params["mean_all"])
+    assert entry.params["correct"] == 0
+    assert not found.flags
+
+
+def test_points_without_gradient_are_left_out_with_a_warning():
+    class Flat(nn.Module):
+        """Constant, and right, where the first pixel is above 0.5."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = x.flatten(1)[:, 0]
+            gap = torch.where(first > 0.5, torch.ones_like(first), 4 * first)
+            return torch.stack([gap, torch.zeros_like(gap)], 1)
+
+    x = torch.tensor([0.9, 0.8, 0.4, 0.3]).view(4, 1, 1, 1)
+    measure = AdversarialMargin(attack(steps=1))
+    found = evaluate(Flat(), x, torch.zeros(4).long(), Request({"adv": measure}, 0.1))
+    (entry,) = found.entries
+    assert entry.value == pytest.approx((0.3 + 0.2) / 2, abs=1e-6)
+    assert (entry.params["zero_gradients"], entry.params["correct"]) == (2, 2)
+    text = "adv: 2 of 4 correct images have no gradient where attacked: left out"
+    assert text in found.flags
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"eps": None}, "a measure inherits neither"),
+        ({"norm": None}, "a measure inherits neither"),
+        ({"start": "uniform"}, "set attack.start=clean"),
+        ({"n": 5}, "set n of the measure"),
+    ],
+)
+def test_an_attack_that_leaves_its_points_open_is_refused(more, message):
+    with pytest.raises(ValueError, match=message):
+        AdversarialMargin(attack(**more))
+
+
+def test_the_options_attack_has_the_radius_of_training():
+    config = compose_config("evaluation=emr_adversarial_margins", "eps=0.2", "evaluation.eps=0.05")
+    measure = config.evaluation.attacks["margin_adv_train"]
+    assert isinstance(measure, AdversarialMargin)
+    assert measure.split == "train"
+    facts = measure.describe(0.05, 10)
+    assert (facts["eps"], facts["steps"], facts["start"]) == (0.2, 20, "clean")
+    assert facts["step_size"] == pytest.approx(0.02)
+    assert facts["attack_norm"] == "linf"
+    again = check(config.container())[0]
+    assert again is not None
+    assert again.evaluation == config.evaluation
+    _, problems = check(compose_plain("evaluation=emr_adversarial_margins", "evaluation.attacks."
+                                      "margin_adv_train.attack.eps=null"))  # fmt: skip
+    (problem,) = problems
+    assert problem.startswith("evaluation.attacks.margin_adv_train: attack.eps and attack.norm:")
+
+
+def test_ids_of_clean_margins_are_what_they_were():
+    """Finished evaluations are found by these: computed before there were adversarial margins."""
+    config = compose_config("evaluation=emr_margins")
+    ids = [job.eval_id(node, 0.1, "linf", "raw") for node in job.evaluations(config)]
+    assert ids == ["926b9e2e62", "4e81daee24"]

@@ -252,6 +252,148 @@ def test_the_strongest_attack_is_chosen(columns, expected):
     assert plots.choose_robust_metric(tuple(reversed(columns))) == expected
 
 
+def swept(label, clean, *radii, **more):
+    """A row with accuracies at 2/255, 4/255, ...; ``more`` goes to the last cell."""
+    cells = {"clean": cell("clean", clean)} if clean else {}
+    names = [f"aa_eps{2 * i + 2}" for i in range(len(radii))]
+    for name, values in zip(names, radii, strict=True):
+        cells[name] = cell(name, values, **(more if name == names[-1] else {}))
+    return Row(label, label, "arm", cells)
+
+
+def sweep_of(*rows, metric="aa", norm="linf", unit=255):
+    eps = {
+        (row.key, column): int(column.removeprefix("aa_eps")) / unit
+        for row in rows
+        for column in row.cells
+        if column != "clean"
+    }
+    return plots.Sweep(metric, norm, eps)
+
+
+MAIL = swept("MAIL", [84.0, 86.0], [70.0, 72.0], [60.0, 61.0], [50.0, 52.0])
+EMR = swept("MAIL + EMR", [83.0], [72.0], [63.0])
+COLUMNS = ("clean", "aa_eps2", "aa_eps4", "aa_eps6")
+
+
+def over_eps(*rows, strict=False, sweeps=None, **more):
+    table = comparison(*rows, columns=COLUMNS, **more)
+    return plots.robust_over_eps(table, [sweep_of(*rows)] if sweeps is None else sweeps, strict)
+
+
+def curves(axes):
+    """Points of every line, in order; error bars are none."""
+    bars = {line for container in axes.containers for line in container.get_children()}
+    return [
+        list(zip(np.round(line.get_xdata(), 9).tolist(), line.get_ydata(), strict=True))
+        for line in axes.lines
+        if line not in bars
+    ]
+
+
+def test_accuracy_falls_over_the_radius_from_the_clean_one():
+    figure = over_eps(MAIL, EMR)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert curves(axes) == [
+        [(0, 85.0), (2, 71.0), (4, 60.5), (6, 51.0)],
+        [(0, 83.0), (2, 72.0), (4, 63.0)],
+    ]
+    half = interval([60.0, 61.0]).half
+    drawn = {(round(x, 9), y): found for (x, y), found in bars(axes).items()}
+    assert drawn[4, 60.5] == [pytest.approx(half)]
+    assert drawn[4, 63.0] == []
+    assert legend(figure) == ["MAIL", "MAIL + EMR"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        r"$L_\infty$ radius (1/255)",
+        "AutoAttack accuracy (%)",
+    )
+    low, high = axes.get_ylim()
+    assert low >= -2
+    assert high <= 102
+
+
+def test_clean_accuracy_of_other_images_is_not_radius_0():
+    fewer = tuple(replace(sample, n=200) for sample in EMR.cells["clean"].samples)
+    other = replace(EMR.cells["clean"], samples=fewer)
+    figure = over_eps(replace(EMR, cells={**EMR.cells, "clean": other}))
+    assert figure is not None
+    assert curves(figure.axes[0]) == [[(2, 72.0), (4, 63.0)]]
+
+
+def test_radii_that_are_no_multiples_of_1_255_are_in_pixels():
+    figure = over_eps(EMR, sweeps=[sweep_of(EMR, unit=20, norm="l2")])
+    assert figure is not None
+    (line,) = curves(figure.axes[0])
+    assert [x for x, _ in line] == [0, 0.1, 0.2]
+    assert figure.axes[0].get_xlabel() == "$L_2$ radius (pixels in [0, 1])"
+
+
+def test_every_attack_has_a_panel_and_a_row_one_look():
+    other = plots.Sweep("pgd20", "linf", {("MAIL + EMR", "aa_eps2"): 0.1, ("x", "aa_eps4"): 0.2})
+    pgd = plots.Sweep("pgd20", "linf", {("MAIL + EMR", f"aa_eps{k}"): k / 255 for k in (2, 4)})
+    figure = over_eps(MAIL, EMR, sweeps=[sweep_of(MAIL, EMR), other, pgd])
+    assert figure is not None
+    above, below = figure.axes
+    assert below.get_ylabel() == "PGD-20 accuracy (%)"
+    assert curves(below) == curves(above)[1:]
+    assert below.lines[0].get_color() == plots.COLOURS[1]
+
+
+def test_without_two_radii_there_is_no_line():
+    single = swept("one", [80.0], [50.0])
+    unmeasured = swept("none", [80.0], [], [])
+    assert over_eps(single, unmeasured) is None
+    assert over_eps(MAIL, sweeps=[]) is None
+    assert over_eps() is None
+    figure = over_eps(single, EMR)
+    assert figure is not None
+    assert legend(figure) == ["MAIL + EMR"]
+    repeated = plots.Sweep("aa", "linf", {("MAIL", f"aa_eps{k}"): 0.1 for k in (2, 4, 6)})
+    assert over_eps(MAIL, sweeps=[repeated]) is None
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_radii_off_the_recipe_are_faint_and_strict_leaves_them_out(strict):
+    tagged = swept("T", [], [70.0], [60.0], [50.0], tags=("n=200",))
+    figure = over_eps(tagged, strict=strict)
+    assert figure is not None
+    (line,) = curves(figure.axes[0])
+    assert line == [(2, 70.0), (4, 60.0), (6, 50.0)][: 2 if strict else 3]
+    assert ("off the recipe" in legend(figure)) is not strict
+    short = swept("S", [80.0], [70.0], [60.0], tags=("n=200",))
+    assert (over_eps(short, strict=strict) is None) is strict
+
+
+def test_rows_of_one_label_are_told_apart_by_what_was_chosen():
+    rows = [replace(EMR, key=str(i), chosen=f"lr=0.{i}") for i in (1, 2)]
+    assert plots.row_titles(comparison(*rows, MAIL)) == [
+        *("MAIL + EMR lr=0.1", "MAIL + EMR lr=0.2", "MAIL")
+    ]
+    figure = over_eps(*rows)
+    assert figure is not None
+    assert legend(figure) == ["MAIL + EMR lr=0.1", "MAIL + EMR lr=0.2"]
+
+
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("label", ["R", "AT + MAIL $x_1$ 50% (best of 36 grid points) \u2713"])
+def test_a_legend_of_many_rows_leaves_room_for_the_lines(count, label, tmp_path):
+    rows = [swept(f"{label} {i}", [80.0 + i / 9], [60.0 + i], [50.0 + i]) for i in range(count)]
+    figure = over_eps(*rows, scale="smoke")
+    assert figure is not None
+    plots.save(figure, tmp_path / "f")
+    (axes,) = figure.axes
+    assert "SMOKE" in texts(figure)
+    assert axes.get_window_extent().height / figure.dpi > 1
+    looks = {
+        (line.get_color(), line.get_linestyle()) for line in axes.lines if line.get_zorder() == 2
+    }
+    assert len(looks) == count
+    box = figure.legends[0].get_window_extent().extents
+    assert box[0] > -1
+    assert box[2] < figure.bbox.width + 1
+
+
 def epochs_of(scale=1.0, **more):
     """Three epochs as a run writes them; the second was not validated."""
     rows = []

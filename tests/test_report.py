@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import json
+from dataclasses import replace
 
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ablation import cli, compose, report
+from ablation import assess, cli, compose, plots, report
 from ablation.errors import DONE, ConfigError, InputError
+from ablation.evaluation import AutoAttack
 from ablation.planning import Planner
 from ablation.runs import find_runs
 from ablation.sweep import open_table
-from tests.fake_runs import fake_run
+from tests.fake_runs import fake_evaluation, fake_run
+from tests.helpers import compose_config, compose_plain
 
 
 @pytest.fixture
@@ -85,6 +89,99 @@ def test_margins_over_epochs_are_drawn_where_runs_have_them(go, runs, tmp_path, 
     assert "not drawn: margin_quantiles" not in out
     assert go(f"runs={runs}", "by=method", f"out={tmp_path}/any") == DONE
     assert (tmp_path / "any/runs/margin_quantiles.png").is_file()
+
+
+FIGURE3 = {2 * i: 80.0 - 5 * i for i in range(1, 9)}
+"""Robust accuracy by radius in 1/255, as the test runs have it."""
+
+
+@pytest.fixture
+def swept(runs):
+    """The runs, with what ``ablation-evaluate run=... evaluation=emr_figure3`` adds to them."""
+    node = compose_config("evaluation=emr_figure3").evaluation
+    values = {"clean": 90, **{f"aa_eps{k}": value for k, value in FIGURE3.items()}}
+    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+        planner = Planner(open_table("demo"), [f"++runs_dir={runs}"], ["at", "trades"])
+        for job in planner.plan().jobs:
+            fake_evaluation(replace(job.config, evaluation=node), values)
+    return runs
+
+
+def drawn(monkeypatch):
+    """The sweeps that the figure is given, call by call."""
+    found = []
+    monkeypatch.setattr(
+        plots, "robust_over_eps", lambda table, sweeps, strict: found.append((table, sweeps))
+    )
+    return found
+
+
+def test_accuracy_over_eps_is_drawn_where_an_attack_was_run_at_two_radii(
+    go, swept, tmp_path, capsys
+):
+    figure = tmp_path / "out/runs/robust_over_eps.png"
+    assert go(f"runs={swept}", "by=method", f"out={tmp_path}/out") == DONE
+    assert figure.stat().st_size > 1000
+    out = capsys.readouterr().out
+    assert "robust_over_eps.pdf" in out
+    assert "not drawn: robust_over_eps" not in out
+
+
+def test_accuracy_over_eps_needs_another_radius(go, runs, tmp_path, capsys):
+    stale = tmp_path / "out/runs/robust_over_eps.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    assert go(f"runs={runs}", "by=method", f"out={tmp_path}/out") == DONE
+    assert not stale.exists()
+    reason = "not drawn: robust_over_eps: no row was attacked at two radii (ablation-evaluate run="
+    assert reason in capsys.readouterr().out
+
+
+def test_radii_are_read_from_the_runs(go, swept, tmp_path, monkeypatch):
+    found = drawn(monkeypatch)
+    go(f"runs={swept}", "by=method", f"out={tmp_path}/out")
+    ((table, sweeps),) = found
+    (sweep,) = [sweep for sweep in sweeps if sweep.metric == "aa"]
+    assert sweep.norm == "linf"
+    assert sweep.eps == {
+        (row.key, f"aa_eps{k}"): pytest.approx(k / 255) for row in table.rows for k in FIGURE3
+    }
+    assert not any(column == "clean" for each in sweeps for _, column in each.eps)
+
+
+def test_only_the_radius_and_a_step_that_goes_with_it_may_differ():
+    def same(before, after):
+        return bool(set(report._but_for_eps(before)) & set(report._but_for_eps(after)))
+
+    pgd = {"attack": "pgd", "steps": 20, "step_size": 0.01, "eps": 0.04, "seed": 0, "norm": "linf"}
+    assert same(pgd, pgd | {"eps": 0.08})
+    assert same(pgd, pgd | {"eps": 0.08, "step_size": 0.02, "seed": 1, "eps_text": "x"})
+    assert not same(pgd, pgd | {"eps": 0.08, "step_size": 0.015})
+    assert not same(pgd, pgd | {"eps": 0.08, "steps": 10})
+    assert not same(pgd, pgd | {"eps": 0.08, "norm": "l2"})
+    square = {"attack": "square", "queries": 5000, "eps": 0.0, "norm": "linf"}
+    assert same(square, square | {"eps": 0.1})
+
+
+def test_margins_at_adversarial_points_are_no_accuracy_over_eps(go, runs, tmp_path, monkeypatch):
+    for run in find_runs(runs):
+        for file in run.evaluations.glob("*.json"):
+            record = json.loads(file.read_text())
+            for entry in record["entries"]:
+                entry["unit"] = "margin"
+            file.write_text(json.dumps(record))
+    found = drawn(monkeypatch)
+    go(f"runs={runs}", "by=method", f"out={tmp_path}/out")
+    assert [sweeps for _, sweeps in found] == [[]]
+
+
+def test_the_radii_of_emrs_figure_are_an_evaluation(runs):
+    config = compose_config("evaluation=emr_figure3", "eps=0.031")
+    attacks = config.evaluation.attacks
+    assert list(attacks) == ["clean", *(f"aa_eps{k}" for k in FIGURE3)]
+    assert [attacks[f"aa_eps{k}"] for k in FIGURE3] == [AutoAttack(eps=k / 255) for k in FIGURE3]
+    asked = [f"run='{next(iter(find_runs(runs))).path}'", "evaluation=emr_figure3"]
+    assert assess.check(compose_plain(*asked, config_name="evaluate")) == []
 
 
 def test_keys_of_the_runs_are_told_from_its_own():

@@ -4,9 +4,10 @@ from ablation.evaluation.attacks import Attack, AttackError, Ensemble, Fgsm, Pgd
 from ablation.evaluation.auto import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
 from ablation.evaluation.checks import Check
 from ablation.evaluation.evaluate import Entry, Evaluation, Request, describe, evaluate
-from ablation.evaluation.margin_metric import EffectiveMargin, Measure, SplitName
+from ablation.evaluation.margin_metric import AdversarialMargin, EffectiveMargin, Measure, SplitName
 
 __all__ = [
+    "AdversarialMargin",
     "ApgdCe",
     "ApgdDlr",
     "ApgdT",
