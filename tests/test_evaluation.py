@@ -614,7 +614,8 @@ def entry(metric: str, attack: str, robust: list[Any], **params) -> tuple[Entry,
 
 def findings(*columns, **extra) -> tuple[str, ...]:
     size = len(columns[0][1])
-    table = pd.DataFrame({"clean_correct": [True] * size} | extra)
+    always = {"clean_correct": [True] * size, "label": [0] * size, "prediction": [0] * size}
+    table = pd.DataFrame(always | extra)
     for found, robust in columns:
         dtype: Any = "boolean" if None in robust else bool
         table[f"{found.metric}_robust"] = pd.array(robust, dtype=dtype)
