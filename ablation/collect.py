@@ -380,6 +380,7 @@ def filled(
         published,
         _unique(number.tags for number in kept),
         _unique(number.mismatch for number in kept),
+        {**kept[0].found.params, "split": kept[0].found.split} if kept else {},
     )
     return cell, _unique(number.found.flags for number in kept)
 

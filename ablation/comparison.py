@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Absence = Literal[
     "missing", "running", "interrupted", "failed", "collapsed", "smoke", "pending", "not evaluated"
@@ -68,6 +68,8 @@ class Cell:
             (``n=200``, ``5 of 200 epochs``, ``data digits``); ``strict`` hides such cells.
         mismatch: where the attack's parameters differ from the table's (``steps 10, not 20``):
             then the two numbers are not compared.
+        params: of the attack or measure behind the samples, with the ``split`` it ran on; empty
+            without samples.
     """
 
     column: str
@@ -77,6 +79,7 @@ class Cell:
     published: Published | None = None
     tags: tuple[str, ...] = ()
     mismatch: tuple[str, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

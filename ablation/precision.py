@@ -65,8 +65,9 @@ def precision_context(kind: Literal["fp32", "tf32", "bf16"], device: torch.devic
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """fp32 within a run of less: neither autocast nor TF32."""
-    saved = _values([(owner, name, False) for owner, name in TF32])
-    _set([(owner, name, False) for owner, name in TF32])
+    switches = [(owner, name, False) for owner, name in TF32]
+    saved = _values(switches)
+    _set(switches)
     try:
         with torch.autocast(device.type, enabled=False):
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -22,7 +22,7 @@ from ablation.tables import load_published, published_path, table_path
 from ablation.tracking import TrackingConfig
 
 if TYPE_CHECKING:
-    from ablation.comparison import Comparison, Row
+    from ablation.comparison import Comparison
     from ablation.planning import Planner
     from ablation.plots import History, Sweep
     from ablation.sweep import Request
@@ -225,38 +225,23 @@ def _histories(comparison: Comparison) -> list[History]:
 def _sweeps(comparison: Comparison) -> list[Sweep]:
     """The attacks on test images, those that differ in radius only together.
 
-    By the parameters in the runs' results, not by the names of columns. A step may be the same in
-    pixels, or the same part of the radius.
-
-    Raises:
-        InputError: an evaluation's file is damaged.
+    By their parameters, not by the names of columns. A step may be the same in pixels, or the same
+    part of the radius.
     """
     from ablation.plots import Sweep
 
     groups: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
     for row in comparison.rows:
-        for column, params in _attacked(row):
-            for key in _but_for_eps(params):
-                groups.setdefault((key, params["norm"]), {})[row.key, column] = params["eps"]
+        for column, cell in row.cells.items():
+            params = cell.params
+            if cell.unit == "percent" and "attack" in params and params["split"] == "test":
+                for key in _but_for_eps(params):
+                    groups.setdefault((key, params["norm"]), {})[row.key, column] = params["eps"]
     found = []
     for (_, norm), eps in groups.items():
         shortest = min((column for _, column in eps), key=len)
         found.append(Sweep(shortest.rpartition("_eps")[0] or shortest, norm, eps))
     return found
-
-
-def _attacked(row: Row) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Columns of robust accuracies, and the parameters of the attack behind the row's numbers."""
-    from ablation.collect import read
-
-    found = [number for path in row.runs for number in read(path).found if number.split == "test"]
-    for column, cell in row.cells.items():
-        behind = {(sample.value, sample.examples) for sample in cell.samples}
-        for number in found if cell.unit == "percent" else ():
-            same = number.column == column and (number.value, number.examples) in behind
-            if same and "attack" in number.params:
-                yield column, number.params
-                break
 
 
 def _but_for_eps(params: Mapping[str, Any]) -> list[str]:

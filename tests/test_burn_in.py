@@ -15,11 +15,11 @@ from ablation import job
 from ablation.checkpoint import load_weights_file
 from ablation.config import Config, load
 from ablation.engine import Engine
-from ablation.errors import DONE, INTERRUPTED
+from ablation.errors import DONE
 from ablation.method import CLEAN
 from ablation.schedules import Constant
 from tests.helpers import compose_config
-from tests.test_job import metrics, plain, run_of, stop_after, weights
+from tests.test_job import finish_interrupted, metrics, plain, run_of, weights
 
 BURN_IN = ("component/burn_in=enabled", "component.burn_in.epochs=2")
 KEEP = (*BURN_IN, "component.burn_in.optimizer=keep")
@@ -232,12 +232,9 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(
 ):
     more = ("method=elsayed", *SEARCH, *(BURN_IN if optimizer == "fresh" else KEEP), "epochs=1")
     one, broken = whole(*more), tiny(tmp_path, *more)
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        assert job.train(broken) == INTERRUPTED
-    assert job.train(broken) == DONE
-    assert metrics(run_of(broken)) == metrics(run_of(one))
-    assert weights(run_of(broken)) == weights(run_of(one))
+    other = finish_interrupted(monkeypatch, broken, steps)
+    assert metrics(other) == metrics(run_of(one))
+    assert weights(other) == weights(run_of(one))
 
 
 def test_a_burn_in_is_part_of_a_runs_identity(tmp_path):

@@ -69,6 +69,20 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Engine, "_after_step", after)
 
 
+def finish_interrupted(
+    monkeypatch: pytest.MonkeyPatch, container: dict[str, Any], steps: int
+) -> Run:
+    """Stop a run during a step, and let the same command finish it."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        assert job.train(container) == INTERRUPTED
+        status = run_of(container).status()
+        assert status is not None
+        assert status.state == "interrupted"
+    assert job.train(container) == DONE
+    return run_of(container)
+
+
 def test_a_run_leaves_what_the_contract_lists(tmp_path, capsys):
     container = plain(tmp_path)
     assert job.train(container) == DONE
@@ -122,14 +136,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     whole = plain(tmp_path / "whole", *overrides)
     broken = plain(tmp_path / "broken", *overrides)
     assert job.train(whole) == DONE
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        assert job.train(broken) == INTERRUPTED
-        status = run_of(broken).status()
-        assert status is not None
-        assert status.state == "interrupted"
-    assert job.train(broken) == DONE
-    one, other = run_of(whole), run_of(broken)
+    one, other = run_of(whole), finish_interrupted(monkeypatch, broken, steps)
     assert metrics(one) == metrics(other)
     assert weights(one) == weights(other)
     values = [[e["value"] for e in (run.result() or {})["entries"]] for run in (one, other)]
@@ -494,13 +501,10 @@ def test_what_parts_remember_survives_an_interruption(tmp_path, monkeypatch):
     options = ("data.drop_last=true", "method=standard", "epochs=2", "evaluation=none")
     whole, broken = plain(tmp_path / "whole", *options), plain(tmp_path / "broken", *options)
     assert job.train(whole) == DONE
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4)
-        assert job.train(broken) == INTERRUPTED
-    assert job.train(broken) == DONE
-    assert metrics(run_of(whole)) == metrics(run_of(broken))
-    assert weights(run_of(whole)) == weights(run_of(broken))
-    assert metrics(run_of(whole))[0]["loss_memory"] > 0
+    one, other = run_of(whole), finish_interrupted(monkeypatch, broken, 4)
+    assert metrics(one) == metrics(other)
+    assert weights(one) == weights(other)
+    assert metrics(one)[0]["loss_memory"] > 0
 
 
 def test_a_finished_run_is_not_shown_for_other_images(tmp_path, monkeypatch):

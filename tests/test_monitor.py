@@ -20,7 +20,7 @@ from ablation.monitor import Monitor, fixed_subset, numbers
 from ablation.tracking import NoTracker, WandbTracker
 from tests.helpers import compose_plain
 from tests.parts import small_net
-from tests.test_job import metrics, plain, run_of, stop_after, weights
+from tests.test_job import finish_interrupted, metrics, plain, run_of, stop_after, weights
 
 SMALL = (
     "epochs=2",
@@ -184,11 +184,7 @@ def test_the_averaged_network_is_what_is_measured(tmp_path):
 def test_resumed_rows_are_those_of_an_uninterrupted_run(tmp_path, monkeypatch):
     whole, broken = plain(tmp_path / "whole", *SMALL), plain(tmp_path / "broken", *SMALL)
     assert job.train(whole) == DONE
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        assert job.train(broken) == INTERRUPTED
-    assert job.train(broken) == DONE
-    assert metrics(run_of(broken)) == metrics(run_of(whole))
+    assert metrics(finish_interrupted(monkeypatch, broken, 3)) == metrics(run_of(whole))
     assert len(metrics(run_of(whole))) == 2
 
 

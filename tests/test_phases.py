@@ -10,10 +10,10 @@ import pytest
 from ablation import config as configuration
 from ablation import job
 from ablation.config import load
-from ablation.errors import DONE, INTERRUPTED
+from ablation.errors import DONE
 from tests.helpers import compose_config, compose_plain
 from tests.parts import Prelude
-from tests.test_job import metrics, plain, run_of, stop_after, weights
+from tests.test_job import finish_interrupted, metrics, plain, run_of, weights
 
 BURN_IN = {
     "name": "burn_in",
@@ -62,12 +62,9 @@ def test_a_run_with_phases_resumes_bit_for_bit(tmp_path, monkeypatch, steps):
     whole = two_phases(tmp_path / "whole", "fresh", "average=ema")
     broken = two_phases(tmp_path / "broken", "fresh", "average=ema")
     assert job.train(whole) == DONE
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        assert job.train(broken) == INTERRUPTED
-    assert job.train(broken) == DONE
-    assert metrics(run_of(whole)) == metrics(run_of(broken))
-    assert weights(run_of(whole)) == weights(run_of(broken))
+    one, other = run_of(whole), finish_interrupted(monkeypatch, broken, steps)
+    assert metrics(one) == metrics(other)
+    assert weights(one) == weights(other)
 
 
 def test_phases_are_part_of_a_runs_identity(tmp_path):

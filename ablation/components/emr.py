@@ -59,10 +59,6 @@ class EmrProbe(Emr):
 
     draws: int = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        terms.ProbedNorm(self.draws)
-
     @property
     def norm(self) -> EffectiveNorm:
         """How effective weights are measured."""
@@ -79,10 +75,6 @@ class EmrApproximate(Emr):
 
     coef: Fraction = 3 / 128
     temperature: float | None = 40.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        terms.ApproximateNorm(self.temperature)
 
     @property
     def norm(self) -> EffectiveNorm:

@@ -347,10 +347,6 @@ def boundary_distance(probe: Probe | str) -> Check:
     )
 
 
-def _not_run(name: str, needs: str) -> Check:
-    return Check(name, "not run", needs)
-
-
 def predicted_classes(examples: pd.DataFrame) -> Check:
     """Does the network still tell the classes apart, or is it robust for want of an answer?"""
     name = "predicted_classes"
@@ -368,6 +364,10 @@ def predicted_classes(examples: pd.DataFrame) -> Check:
         "accuracy on the rest comes cheap"
     )
     return _judged(name, values, UNPREDICTED, text, text + consequence)
+
+
+def _not_run(name: str, needs: str) -> Check:
+    return Check(name, "not run", needs)
 
 
 def _judged(name: str, values: Mapping[str, float], threshold: float, fine: str, bad: str) -> Check:

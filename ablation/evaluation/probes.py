@@ -192,7 +192,8 @@ class Prober:
             before = whole.verdict.robust
             for own, _ in self._of(FabT):
                 if (own.eps, own.norm) == (whole.eps, whole.norm):
-                    rows = _both(whole.verdict.chosen, own.verdict.chosen)
+                    rows = whole.verdict.chosen
+                    rows = rows[torch.isin(rows, own.verdict.chosen)]
                     after = own.verdict.robust
                     return Probe(whole.metric, before[rows], after[rows], whole.eps)
             rows = self._start(whole, BOUNDARY_IMAGES)
@@ -242,7 +243,3 @@ class Prober:
     def _start(self, other: Attacked, most: int) -> Tensor:
         """Rows of a random subset of what another attack saw, which is a start of the order."""
         return self.order[: min(most, len(other.verdict.chosen))].sort().values
-
-
-def _both(a: Tensor, b: Tensor) -> Tensor:
-    return a[torch.isin(a, b)]

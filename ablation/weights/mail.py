@@ -43,8 +43,8 @@ class ProbabilisticMargin:
     def __call__(self, views: Views) -> Tensor:
         """Weights [N], detached."""
         z = views.logits(self.view).detach()
-        probabilistic = margin(F.softmax(z, 1), views.y(self.view))
         if views.clock.epoch < self.start:
-            return probabilistic.new_ones(len(probabilistic))
+            return z.new_ones(len(z))
+        probabilistic = margin(F.softmax(z, 1), views.y(self.view))
         weight = (self.slope * (self.bias - probabilistic)).sigmoid()
         return 3 * weight if self.normalize == "constant" else weight / weight.mean()
