@@ -15,16 +15,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from omegaconf import OmegaConf
 
 from ablation.data import Augment, Source
 from ablation.engine import Sgd
-from ablation.errors import ConfigError
+from ablation.errors import ConfigError, InputError
 from ablation.evaluation import Attack, Measure, SplitName
 from ablation.method import Component, Method, Phase, Slot
-from ablation.models import HEADS, ModelSpec
+from ablation.models import HEADS, ModelSpec, build_model
 from ablation.scale import scaled
 from ablation.schema import TARGET, Parser, did_you_mean, plain
+from ablation.step import check_layers
 from ablation.tracking import TrackingConfig
 from ablation.types import (
     Ascent,
@@ -507,6 +509,7 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     ]
     phases = _phases(config, values["method"], problems)
     problems += _head_problems(config.model.head, phases)
+    problems += _layer_problems(config.model.spec, phases)
     return replace(config, phases=phases), problems
 
 
@@ -539,6 +542,21 @@ def _head_problems(name: str, phases: Sequence[Phase]) -> list[str]:
             f"model.head={name}: a component brings another head; set model.head=linear, or "
             "disable component/hypersphere and component/large_margin_softmax"
         ]
+    return []
+
+
+def _layer_problems(spec: ModelSpec, phases: Sequence[Phase]) -> list[str]:
+    """Layers that terms name; what a body has does not depend on the images."""
+    methods = [phase.method for phase in phases if any(map(any, phase.method.observed().values()))]
+    if not methods:
+        return []
+    try:
+        with torch.device("meta"):
+            net = build_model(spec, channels=3, size=32, classes=10)
+        for method in methods:
+            check_layers(method, net)
+    except InputError as error:
+        return [str(error)]
     return []
 
 

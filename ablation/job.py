@@ -60,7 +60,6 @@ from ablation.progress import Progress, summary_table
 from ablation.random import generator
 from ablation.runs import Run, State, stop_on_signals
 from ablation.schema import plain, show_fraction
-from ablation.step import check_layers
 from ablation.tracking import Panel, Tracker, TrackingConfig, start
 from ablation.types import Norm
 
@@ -502,8 +501,6 @@ def fit(
     """Train to the end of the last phase."""
     if config.init_from is not None:  # a checkpoint of this run, if there is one, wins
         start_from(net, Path(config.init_from).expanduser())
-    for phase in config.phases:
-        check_layers(phase.method, net)
     device = next(net.parameters()).device
     if not config.data.drop_last:
         check_last_batch(net, images, config.batch_size)

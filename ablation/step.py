@@ -18,6 +18,7 @@ from ablation.models.net import Net
 from ablation.modes import BatchNormReplay, buffers, crafting, mode, restore_buffers
 from ablation.precision import Precision, full_precision
 from ablation.random import generator
+from ablation.schema import did_you_mean
 from ablation.types import AttackMode, Batch, Clock, Crafted, EvalView, Output
 
 
@@ -222,7 +223,7 @@ def check_layers(method: Method, net: Net) -> None:
     known = [name for name, _ in net.body.named_modules() if name]
     for layer in {layer for layers in method.observed().values() for layer in layers if layer}:
         if layer not in known:
-            raise InputError(f"layers=[{layer}]: the network's body has {', '.join(known)}")
+            raise InputError(f"layers=[{layer}]: not in the network; {did_you_mean(layer, known)}")
 
 
 @dataclass(frozen=True)

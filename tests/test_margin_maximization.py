@@ -33,17 +33,17 @@ from ablation.components import (
 from ablation.config import Config, load
 from ablation.crafters import BoundarySearch, FabSearch, LinearSearch
 from ablation.engine import Sgd
-from ablation.errors import DONE, InputError
+from ablation.errors import DONE, ConfigError
 from ablation.method import Component, Method, Slot
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.modes import buffers
 from ablation.precision import precision_context
 from ablation.random import generator
-from ablation.step import StepViews, check_layers, craft, total_loss, train_step
+from ablation.step import StepViews, craft, total_loss, train_step
 from ablation.terms import CrossEntropy
 from ablation.types import Batch, Clock, Crafted
-from tests.helpers import compose_plain
+from tests.helpers import compose_config, compose_plain
 from tests.parts import largest_difference, small_batch, small_net
 from tests.test_boundary import B3, CIRC, GAMMA, W3, X0, array, close
 from tests.test_job import metrics, run_of
@@ -891,13 +891,12 @@ def test_hooks_into_the_network_are_gone_after_a_pass():
     assert all(not module._forward_hooks for module in net.modules())
 
 
-def test_an_unknown_layer_is_named_with_those_that_exist():
-    method = arm(MarginMaximization(layers=("", "layers.9")))
-    with pytest.raises(
-        InputError, match=r"layers=\[layers.9\]: the network's body has .*, layers.5"
-    ):
-        check_layers(method, small_net())
-    check_layers(arm(MarginMaximization(layers=("", "layers.5"))), small_net())
+def test_an_unknown_layer_is_told_before_a_run_starts():
+    layers = "component.margin_maximization.layers"
+    message = r"layers=\[layers.stage4\]: not in the network; did you mean layers.stage"
+    with pytest.raises(ConfigError, match=message):
+        compose_config("method=elsayed", f'{layers}=["",layers.stage4]')
+    compose_config("method=elsayed", f'{layers}=["",layers.stage2]')
 
 
 # Steps of the arms of DOSE's Table 1, composed from conf/, against plain references
