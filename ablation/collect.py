@@ -182,10 +182,10 @@ def measured(
     place = (jobs.checkpoints(config)[0], jobs.chosen_weights(config))
     mine = [number for number in directory.found if (number.checkpoint, number.weights) == place]
     found = [number for number in mine if number.column == column]
+    if directory.state != "failed" and collapsed(mine, config.data.classes):
+        return "collapsed"
     if not found or directory.state == "failed":
         return directory.absence
-    if collapsed(mine, config.data.classes):
-        return "collapsed"
     own = _own_evaluations(config)
     return min(
         found, key=lambda f: (f.eval_id not in own, len(mismatches(f.params, wanted)), -f.n)

@@ -275,11 +275,20 @@ def _main_table(comparison: Comparison, strict: bool) -> _Table:
         groups,
         {letter: text for text, letter in marks.items()},
         (
-            *(f"warning: {row.label}: {flag}" for row in rows for flag in row.flags),
+            *(f"warning: {row.label}: {flag}" for row in rows for flag in _alike(row.flags)),
             *(f"{row.label}: {row.note}" for row in rows if row.note),
             *comparison.notes,
         ),
     )
+
+
+def _alike(flags: Sequence[str]) -> list[str]:
+    """Of warnings that differ in numbers only the first: seeds and splits mostly say the same."""
+    found: dict[str, list[str]] = {}
+    for flag in flags:
+        found.setdefault(re.sub(r"(?<!\w)\d[\d.]*", "0", flag), []).append(flag)
+    more = ((first, len(rest)) for first, *rest in found.values())
+    return [f"{first} (and {count} more like it)" if count else first for first, count in more]
 
 
 def _metric(cells: Sequence[Cell], strict: bool, marks: Mapping[str, str]) -> _Group:

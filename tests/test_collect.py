@@ -88,13 +88,14 @@ def test_seeds_become_a_mean_with_its_interval_beside_the_published_number(world
 
 
 def test_what_is_not_there_is_said_not_shown(world):
-    arms = {f"a{i}": Arm([f"lr=0.{i}"]) for i in range(1, 6)}
+    arms = {f"a{i}": Arm([f"lr=0.{i}"]) for i in range(1, 7)}
     table = simple(**arms)
     configs = {p.points[0].arm: p.config for p in world.jobs(table, "seed=0")}
     fake_run(configs["a1"], {}, state="failed")
     fake_run(configs["a2"], {}, state="interrupted")
     fake_run(configs["a3"], {"clean": 90}, skip=("pgd20",))
     fake_run(configs["a4"], {"clean": 10, "pgd20": 10})
+    fake_run(configs["a6"], {"clean": 10}, skip=("pgd20",))
     found = world.report(table, "seed=0", numbers=published(*arms))
     reasons = {row.key: dict(row.cells["pgd20"].absent) for row in found.rows}
     assert reasons == {
@@ -103,6 +104,7 @@ def test_what_is_not_there_is_said_not_shown(world):
         "a3": {"not evaluated": 1},
         "a4": {"collapsed": 1},
         "a5": {"missing": 1},
+        "a6": {"collapsed": 1},
     }
     assert not any(row.cells["pgd20"].samples for row in found.rows)
     assert len(cell(found, "a3", "clean").samples) == 1

@@ -155,6 +155,16 @@ def test_after_z_comes_aa():
     assert [f"{mark}: {i} epochs" for i, mark in enumerate(marks)] == lines[-60:]
 
 
+def test_warnings_that_differ_in_numbers_are_told_once():
+    flags = ("pgd20 is 3.1 above aa", "pgd20 is 2 above aa", "pgd10 is 2 above aa")
+    row = Row("r", "R", "r", {"clean": Cell("clean")}, flags=flags)
+    lines = render.terminal(Comparison("t", "T", ("clean",), (row,))).splitlines()
+    assert [line for line in lines if line.startswith("warning")] == [
+        "warning: R: pgd20 is 3.1 above aa (and 1 more like it)",
+        "warning: R: pgd10 is 2 above aa",
+    ]
+
+
 def test_below_the_table_stand_warnings_and_notes_and_the_row_is_marked():
     text = render.terminal(everything(notes=("one selection per seed",)))
     assert "\nwarning: full 100%: pgd20 leaves 3.1 points more than aa\n" in text
