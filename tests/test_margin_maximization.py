@@ -1183,7 +1183,7 @@ def test_a_switch_of_the_margin_needs_the_margin(name):
         (("soft_boundary",), {"classes": "max"}, HARD_TAYLOR),
         (("fab_margin",), {"classes": "sum"}, HARD_TAYLOR),
         (("closed_form_gradient",), {"classes": "max"}, HARD_TAYLOR),
-        (("fab_margin",), {"layers": ["", "layers.0"]}, HARD_TAYLOR),
+        (("fab_margin",), {"layers": ["", "layers.stage1"]}, HARD_TAYLOR),
         (
             ("fab_margin",),
             {"norm": "l1"},
@@ -1251,7 +1251,7 @@ def test_a_margin_that_contradicts_itself_is_named_with_a_remedy(names, keys, me
         ),
         (
             (),
-            {"runtime__compile": True, "margin_maximization__layers": ["", "layers.0"]},
+            {"runtime__compile": True, "margin_maximization__layers": ["", "layers.stage1"]},
             ("runtime.compile=true: terms.margin hooks into the network (layers)",),
         ),
     ],
