@@ -182,9 +182,11 @@ def measured(
     place = (jobs.checkpoints(config)[0], jobs.chosen_weights(config))
     mine = [number for number in directory.found if (number.checkpoint, number.weights) == place]
     found = [number for number in mine if number.column == column]
-    if directory.state != "failed" and collapsed(mine, config.data.classes):
+    if directory.state == "failed":
+        return "failed"
+    if collapsed(mine, config.data.classes):
         return "collapsed"
-    if not found or directory.state == "failed":
+    if not found:
         return directory.absence
     own = _own_evaluations(config)
     return min(
