@@ -500,7 +500,7 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     values["average"] = values.get("average") or None
     config = parser.parse(Config, values, "")
     if not isinstance(config, Config):
-        return None, parser.problems
+        return None, _once(parser.problems)
     problems = parser.problems + [text.format(c=config) for wrong, text in RULES if wrong(config)]
     problems += [
         f"{key}={container[key]}: chooses from a table's sweep; {remedy}"
@@ -511,6 +511,12 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     problems += _head_problems(config.model.head, phases)
     problems += _layer_problems(config.model.spec, phases)
     return replace(config, phases=phases), problems
+
+
+def _once(problems: Sequence[str]) -> list[str]:
+    """A wrong ``eps`` is told itself, not also of the keys that take its value, like a budget's."""
+    own = {problem for problem in problems if "." not in problem.split("=")[0]}
+    return [p for p in problems if not any(p.endswith(f".{known}") for known in own)]
 
 
 def _components(nodes: Mapping[str, Any], parser: Parser) -> dict[str, Any]:

@@ -34,7 +34,9 @@ from ablation.data import (
     DeviceLoader,
     ImageSet,
     Split,
+    check_batch_size,
     check_labels,
+    check_sizes,
     load_split,
     save_split,
     stratified_split,
@@ -78,8 +80,23 @@ def surroundings(config: Config) -> list[str]:
     return [
         *configuration.init_problems(config),
         *config.data.source.check(config.data_root),
+        *size_problems(config),
         *device_problems(config.runtime.device),
     ]
+
+
+def size_problems(config: Config) -> list[str]:
+    """Do the split and the batch fit the training set, if its size is known before it is read?"""
+    node, extent = config.data, config.data.source.extent(config.data_root)
+    if extent is None:
+        return []
+    rest = extent.train - node.val_size
+    try:
+        check_sizes(extent.train, node.classes, node.val_size, node.train_size)
+        check_batch_size(config.batch_size, rest if node.train_size is None else node.train_size)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def device_problems(name: str) -> list[str]:

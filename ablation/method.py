@@ -195,6 +195,14 @@ class Method:
                 for view in _needs(slot)
                 if view not in before
             ]
+            found += [
+                f"terms.{name} needs every sample, but the view {view} holds those only whose "
+                f"point was found; choose another view"
+                for part in (slot.term, slot.weight)
+                if part and getattr(part, "whole", False)
+                for view in part.needs
+                if getattr(self.crafters.get(view), "subset", False)
+            ]
         found += [
             f"roles.{role}={name}: there is no such term; choose from {', '.join(self.terms)}"
             for role, name in self.roles.items()

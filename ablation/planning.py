@@ -302,7 +302,10 @@ class Planner:
 
     def _surroundings(self, config: Config) -> list[str]:
         """Data folder and device are looked at once, not once per job."""
-        key = (repr(config.data.source), config.data_dir, config.runtime.device, config.init_from)
+        key = (
+            *(repr(config.data), config.data_dir, config.batch_size),
+            *(config.runtime.device, config.init_from),
+        )
         if key not in self._outside:
             self._outside[key] = jobs.surroundings(config)
         return self._outside[key]
@@ -335,11 +338,12 @@ def _grouped(points: Sequence[Point]) -> list[str]:
         if len(which) < totals[arm]:
             example = " ".join((*which[0].grid, *which[0].axis))
             more = f" and {len(which) - 1} more" if len(which) > 1 else ""
-            place = f"{arm} (job {example}{more})".strip()
+            place = f"{arm} (job {example}{more})" if arm else f"job {example}{more}"
         rows.setdefault(problem, []).append(place)
     everywhere = list(totals)
+    where = "in" if everywhere == [""] else "in row"  # a plain sweep has no rows
     return [
-        f"{problem} (in row {', '.join(places)})" if any(places) and places != everywhere
+        f"{problem} ({where} {', '.join(places)})" if places != everywhere
         else problem
         for problem, places in rows.items()
     ]  # fmt: skip

@@ -78,11 +78,39 @@ def test_every_mistake_of_a_command_line_is_reported_at_once():
         (["++method.budget._target_=os.system"], "only classes under ablation."),
         (["lr="], "lr"),
         (["init_from=nowhere"], "init_from=nowhere: no finished run there"),
+        (["batch_size=9999"], "batch_size=9999: there are 1287 images to train on"),
+        (["data.val_size=1437"], "data.val_size=1437: this training set allows 10"),
+        (["data.train_size=1288"], "data.train_size=1288: this training set allows 10"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(overrides, message):
     found = problems(*overrides)
     assert any(message in problem for problem in found), found
+
+
+def test_a_wrong_value_is_told_once_and_not_of_the_keys_that_take_it():
+    assert [problem.split(":")[0] for problem in problems("eps=huge")] == ["eps='huge'"]
+    both = problems("eps=huge", "method.budget.eps=vast")
+    assert [problem.split(":")[0] for problem in both] == ["method.budget.eps='vast'", "eps='huge'"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+method.terms.kl.term={_target_: ablation.terms.KL, view: boundary}",
+        "+method.terms.ce.weight={_target_: ablation.weights.ProbabilisticMargin, view: boundary}",
+        "+method.terms.ce.weight={_target_: ablation.weights.OneMinusTrueProbability, "
+        "view: boundary}",
+    ],
+)
+def test_what_needs_every_sample_is_refused_points_of_some(override):
+    subset = [
+        f"component/{name}=enabled"
+        for name in ("margin_maximization", "fab_margin", "soft_boundary", "closed_form_gradient")
+    ]
+    assert not problems("method=at", *subset)
+    found = problems("method=at", *subset, override)
+    assert any("needs every sample, but the view boundary" in problem for problem in found), found
 
 
 def test_good_command_lines_have_no_problems():

@@ -118,6 +118,13 @@ def test_a_problem_of_every_row_is_said_once_without_their_names():
     assert planned(table(**TWO), "lr=-1").problems == ["lr=-1: must be positive"]
 
 
+def test_a_problem_of_some_jobs_of_a_plain_sweep_names_them():
+    sweep = Table("sweep", {"": Arm()}, axes={"seed": [0, 1], "batch_size": [64, 9999]})
+    assert [problem.rpartition(" (")[2] for problem in planned(sweep).problems] == [
+        "in job seed=0 batch_size=9999 and 1 more)"
+    ]
+
+
 def test_rows_choose_arms_by_name_or_by_printed_row():
     which = Table("T", TWO, rows=[RowSpec("at", csv="at__best", select=PGD), RowSpec("awp")])
     assert choose_rows(which, ["awp", "at__best"]) == ["awp", "at"]

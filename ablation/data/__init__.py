@@ -3,9 +3,9 @@
 from ablation.data.digits import Digits
 from ablation.data.image_folder import ImageFolder
 from ablation.data.images import Extent, ImageSet, Source, check_labels, to_float
-from ablation.data.loader import Augment, DeviceLoader, crop_flip
+from ablation.data.loader import Augment, DeviceLoader, check_batch_size, crop_flip
 from ablation.data.parquet import Parquet
-from ablation.data.split import Split, load_split, save_split, stratified_split
+from ablation.data.split import Split, check_sizes, load_split, save_split, stratified_split
 from ablation.data.tiny_imagenet import TinyImageNet
 from ablation.data.vision import Cifar10, Cifar100, Mnist, Svhn
 
@@ -24,7 +24,9 @@ __all__ = [
     "Split",
     "Svhn",
     "TinyImageNet",
+    "check_batch_size",
     "check_labels",
+    "check_sizes",
     "crop_flip",
     "load_split",
     "save_split",

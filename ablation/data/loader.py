@@ -42,6 +42,19 @@ def crop_flip(images: Tensor, offsets: Tensor, flip: Tensor, pad: int = PAD) -> 
     return padded.gather(2, pixel.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)
 
 
+def check_batch_size(batch_size: int, count: int) -> None:
+    """Is there a batch in ``count`` images?
+
+    Raises:
+        InputError: it is larger than that, or empty.
+    """
+    if not 1 <= batch_size <= count:
+        raise InputError(
+            f"batch_size={batch_size}: there are {count} images to train on; set batch_size "
+            f"between 1 and {count}, or keep more images with data.train_size and data.val_size"
+        )
+
+
 class DeviceLoader:
     """Batches of a set that lives on the device.
 
@@ -77,12 +90,7 @@ class DeviceLoader:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
     ) -> None:
-        if not 1 <= batch_size <= len(index):
-            raise InputError(
-                f"batch_size={batch_size}: there are {len(index)} images to train on; "
-                f"set batch_size between 1 and {len(index)}, or keep more images with "
-                f"data.train_size and data.val_size"
-            )
+        check_batch_size(batch_size, len(index))
         self._device = torch.device(device)
         self._data = data.to(self._device)
         self._index = index.cpu()

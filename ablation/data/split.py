@@ -46,14 +46,10 @@ def stratified_split(
     """
     labels = labels.cpu()
     counts = torch.bincount(labels)
-    rest = len(labels) - val_size
-    classes = int((counts > 0).sum())
-    _check_size("data.val_size", val_size, len(labels) - 1, classes, "0 for no validation")
+    check_sizes(len(labels), int((counts > 0).sum()), val_size, train_size)
     val_share = largest_remainder(counts, val_size)
     left = counts - val_share
-    if train_size is not None:
-        present = int((left > 0).sum())
-        _check_size("data.train_size", train_size, rest, present, "null for all", zero=False)
+    rest = len(labels) - val_size
     train_share = largest_remainder(left, rest if train_size is None else train_size)
 
     shuffled = torch.randperm(len(labels), generator=generator(seed, "split"))
@@ -63,6 +59,24 @@ def stratified_split(
     val = rank < val_share[class_of]
     train = ~val & (rank < (val_share + train_share)[class_of])
     return Split(order[train].sort().values, order[val].sort().values)
+
+
+def check_sizes(total: int, classes: int, val_size: int, train_size: int | None) -> None:
+    """Can that many images be held out and trained on?
+
+    Args:
+        total: images of the training set.
+        classes: how many of them there are.
+        val_size: as in ``stratified_split``.
+        train_size: likewise.
+
+    Raises:
+        InputError: a size does not fit the set, or is less than one image per class.
+    """
+    _check_size("data.val_size", val_size, total - 1, classes, "0 for no validation")
+    if train_size is not None:
+        rest = total - val_size
+        _check_size("data.train_size", train_size, rest, classes, "null for all", zero=False)
 
 
 def _check_size(key: str, size: int, most: int, least: int, none: str, zero: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,6 +22,9 @@ class KL:
         view: the view that is pulled towards it.
         constants: ``official`` adds mart.py's 1e-12 inside log p(view); TRADES has none.
     """
+
+    whole: ClassVar[bool] = True
+    """Compares two views sample by sample: both must hold the whole batch."""
 
     target: str = "nat"
     view: str = "adv"

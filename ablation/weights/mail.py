@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +28,9 @@ class ProbabilisticMargin:
         normalize: ``constant``, c = 3; ``batch``, c makes the weights' mean 1.
         view: whose prediction.
     """
+
+    whole: ClassVar[bool] = True
+    """A weight for every sample of the batch: its view must hold all of them."""
 
     slope: float = 10.0
     bias: float = -0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +22,9 @@ class OneMinusTrueProbability:
         view: whose prediction.
         constants: ``official`` takes 1.0000001 - p_y as mart.py does.
     """
+
+    whole: ClassVar[bool] = True
+    """A weight for every sample of the batch: its view must hold all of them."""
 
     view: str = "nat"
     constants: Constants = "exact"
