@@ -27,6 +27,7 @@ from ablation.job import (
     result_table,
     start_tracking,
     supervised,
+    weights_problems,
 )
 from ablation.models import build_model
 from ablation.runs import Run
@@ -132,11 +133,11 @@ def _run(request: AssessConfig) -> int:
         data_dir=request.data_dir or config.data_dir,
         runs_dir=str(path.parent),
     )
-    problems = config.data.source.check(config.data_root) + _weights_problems(config, path)
-    if problems:
-        raise ConfigError(problems)
     # The name, not the config: an id that this version would compute differently stays valid.
     trained = Run(path, path.name.rpartition("-")[2])
+    problems = config.data.source.check(config.data_root) + weights_problems(config, trained)
+    if problems:
+        raise ConfigError(problems)
     names = missing(config, trained)
     if names:
         with trained.reopen():
@@ -145,16 +146,6 @@ def _run(request: AssessConfig) -> int:
             return code
     sys.stdout.write(f"{result_table(trained)}\nresults in {path}\n")
     return DONE
-
-
-def _weights_problems(config: Config, path: Path) -> list[str]:
-    """Only a run that is trained to the end (it has ``last``) stands for its best weights."""
-    folder = path / "checkpoints"
-    return [
-        f"run={path}: it has no {name} weights; finish its training first"
-        for name in ("last", *(config.evaluation.checkpoints or [config.selected]))
-        if not (folder / f"{name}.safetensors").is_file()
-    ]
 
 
 def _assess(config: Config, run: Run, request: AssessConfig, stop: Callable[[], bool]) -> None:

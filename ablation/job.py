@@ -321,6 +321,8 @@ def train(container: Mapping[str, Any]) -> int:
         )
         return JOB_FAILED
     problems = check(container)
+    if is_trained(run):
+        problems += weights_problems(config, run)
     if problems:
         raise ConfigError(problems)
     with run.open(yaml.safe_dump(config.container(), sort_keys=False)):
@@ -505,6 +507,17 @@ def is_trained(run: Run) -> bool:
     """Is the training over? Then its weights are all that is needed."""
     status = run.status()
     return status is not None and bool(status.facts.get("trained"))
+
+
+def weights_problems(config: Config, run: Run) -> list[str]:
+    """What its evaluation lacks; only a run trained to the end stands for its best weights."""
+    if not is_trained(run):
+        return [f"run={run.path}: it is not trained to the end; finish its training first"]
+    return [
+        f"run={run.path}: its weights {name} were deleted; move the folder away to train it anew"
+        for name in checkpoints(config)
+        if not run.checkpoints.has(name)
+    ]
 
 
 def fit(

@@ -383,6 +383,19 @@ def test_a_run_that_is_not_trained_to_the_end_is_not_evaluated(tmp_path, monkeyp
         assess.run(request)
 
 
+def test_weights_that_were_deleted_are_said_to_be(tmp_path):
+    container = plain(tmp_path, "epochs=1", "evaluation=none")
+    job.train(container)
+    run = run_of(container)
+    for path in run.checkpoints.folder.glob("*.safetensors"):
+        path.unlink()
+    request = plain(tmp_path, f"run={run.path}", config_name="evaluate")
+    with pytest.raises(ConfigError, match="its weights best_robust were deleted; move"):
+        assess.run(request)
+    with pytest.raises(ConfigError, match="its weights best_robust were deleted; move"):
+        job.train(plain(tmp_path, "epochs=1"))
+
+
 def test_a_finished_run_needs_its_weights_alone_for_another_evaluation(tmp_path, monkeypatch):
     import shutil
 
