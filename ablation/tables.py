@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from omegaconf import OmegaConf
 
 from ablation.comparison import Published
 from ablation.errors import ConfigError, InputError
@@ -171,7 +172,7 @@ def load_table(path: Path) -> Table:
         ConfigError: with everything that is wrong with it.
     """
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = OmegaConf.to_container(OmegaConf.load(path))  # refuses a key that is there twice
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: {' '.join(str(error).split())}"]) from error
     parser = Parser()

@@ -75,6 +75,7 @@ def test_without_rows_every_arm_is_one():
         ("title: Mine", "titel: Mine", "titel='Mine': unknown key; did you mean title?"),
         ("label: PGD-AT", "labl: PGD-AT", "arms.at.labl"),
         ("arms:", "arms: [", "mine.yaml"),
+        ("title: Mine", "title: Mine\ntitle: Again", "found duplicate key title"),
     ],
 )
 def test_mistakes_are_named(write, old, new, message):
