@@ -19,6 +19,7 @@ from ablation.modes import BatchNormReplay, buffers, crafting, mode, restore_buf
 from ablation.precision import Precision, full_precision
 from ablation.random import generator
 from ablation.schema import did_you_mean
+from ablation.twice import TwiceDifferentiable
 from ablation.types import AttackMode, Batch, Clock, Crafted, EvalView, Output
 
 
@@ -156,17 +157,22 @@ class StepViews:
     def eval(self, name: str, input_grad: bool = False) -> EvalView:
         """Evaluation-mode forward, memoised per view and gradient mode.
 
-        With ``input_grad`` the forward is in full precision: it is differentiated twice.
+        With ``input_grad`` the forward is in full precision, for it is differentiated twice.
         """
         key = (name, input_grad, torch.is_grad_enabled())
         if key not in self._evaluated:
             x = self.x(name).detach()
             if input_grad:
                 x.requires_grad_(True)
-            precision = self._exactly if input_grad else self._precision
-            with mode(self.net, training=False), precision():
+            manner = self._twice if input_grad else self._precision
+            with mode(self.net, training=False), manner():
                 self._evaluated[key] = EvalView(x, self.net.output(x))
         return self._evaluated[key]
+
+    @contextlib.contextmanager
+    def _twice(self) -> Iterator[None]:
+        with self._exactly(), TwiceDifferentiable():
+            yield
 
     def _exactly(self) -> AbstractContextManager[None]:
         return full_precision(self.batch.x.device)

@@ -1,0 +1,171 @@
+"""A forward pass that is cheap to differentiate twice: to the input, then to the parameters.
+
+Penalties on input gradients (EMR, IGR) need it. Two layers are the bulk of its cost in torch:
+
+- The derivative of a convolution's input gradient is a convolution and a weight gradient. torch
+  computes the latter as a convolution of transposed tensors, not by the kernel made for it.
+- BatchNorm in evaluation mode is an affine map per channel, but its second derivative goes through
+  that of batch statistics, operation by operation.
+
+The results are those of torch's layers up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.utils import _pair as pair
+from torch.overrides import TorchFunctionMode
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """Within this context 2d convolutions and evaluation-mode BatchNorm are the ones here.
+
+    Meant for a forward pass whose input gradient is differentiated once more. Gradients of
+    parameters cannot be differentiated again: autograd says so.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Layers that have a cheaper form take it; all else is torch's."""
+        del types
+        return CHEAPER.get(func, func)(*args, **(kwargs or {}))
+
+
+class _Shape(NamedTuple):
+    """How a convolution goes over its input."""
+
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``torch.conv2d``. Autograd visits the path to the input only if that is all one asks for."""
+    if isinstance(padding, str) or not torch.is_grad_enabled():
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    shape = _Shape(pair(stride), pair(padding), pair(dilation), groups)
+    out = _ToParameters.apply(x.detach(), weight, bias, shape)
+    found: Tensor = _ToInput.apply(out, x, weight, shape)
+    return found
+
+
+def _gradients(
+    out: Tensor, x: Tensor, weight: Tensor, shape: _Shape, *wanted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to input, weight and bias, those that are wanted, of the gradient ``out``."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        out,
+        x,
+        weight,
+        [weight.shape[0]],
+        *(shape.stride, shape.padding, shape.dilation),
+        False,
+        (0, 0),
+        shape.groups,
+        wanted,
+    )
+    return found
+
+
+class _ToParameters(Function):
+    """The convolution, as a function of weight and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.shape = shape
+        return torch.conv2d(x, weight, bias, *shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _, weight, bias, _ = ctx.needs_input_grad
+        found = _gradients(grad, *ctx.saved_tensors, ctx.shape, False, weight, bias)
+        return None, found[1], found[2], None
+
+
+class _ToInput(Function):
+    """The same values, as a function of the input."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, x: Tensor, weight: Tensor, shape: _Shape) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.shape = shape
+        ctx.mark_dirty(out)  # the next layer may work in place, which a view would forbid
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return grad, _InputGradient.apply(grad, x.detach(), weight, ctx.shape), None, None
+
+
+class _InputGradient(Function):
+    """The input gradient of a convolution, linear in the output's and in the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, shape: _Shape) -> Tensor:
+        ctx.save_for_backward(grad, weight)
+        ctx.shape = shape
+        return _gradients(grad, x, weight, shape, True, False, False)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, second: Tensor) -> tuple[Tensor | None, ...]:
+        grad, weight = ctx.saved_tensors
+        to_grad = torch.conv2d(second, weight, None, *ctx.shape)
+        to_weight = None
+        if ctx.needs_input_grad[2]:
+            to_weight = _gradients(grad, second, weight, ctx.shape, False, True, False)[1]
+        return to_grad, None, to_weight, None
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.batch_norm``; the affine map of running statistics in evaluation mode."""
+    if training or running_mean is None or running_var is None:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    factor = torch.rsqrt(running_var + eps)
+    if weight is not None:
+        factor = factor * weight
+    offset = -running_mean * factor  # autograd keeps the negative: the mean itself may move on
+    if bias is not None:
+        offset = offset + bias
+    per_channel = (1, -1) + (1,) * (x.dim() - 2)
+    return torch.addcmul(offset.view(per_channel), x, factor.view(per_channel))
+
+
+CHEAPER: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.conv2d: _conv2d,
+    F.batch_norm: _batch_norm,
+}
+"""What torch calls -> what is called instead."""
