@@ -210,7 +210,11 @@ class Budget(Protocol):
 
 
 class Term(Protocol):
-    """What is minimised."""
+    """What is minimised.
+
+    It may say of itself: ``whole = True``, the views it reads must hold every sample of the batch
+    (a weight, too); ``eager = "<reason>"``, torch.compile cannot have it.
+    """
 
     @property
     def needs(self) -> tuple[str, ...]:
