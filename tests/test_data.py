@@ -470,6 +470,15 @@ def test_missing_files_are_named_with_the_remedy(source, name, first, tmp_path):
     assert "a file, not a folder" in problem
 
 
+@pytest.mark.parametrize("source", [Mnist(), Cifar10(), Cifar100(), Svhn(), TinyImageNet()])
+def test_nothing_is_downloaded_below_folders_that_are_not_there(source, tmp_path):
+    root = tmp_path / "slip" / "data"
+    problem = f"data_dir={root}: there is no folder {root.parent}; mend the path, or create it"
+    assert source.check(root) == [problem]
+    assert refusal(source, root) == problem
+    assert not root.parent.exists()
+
+
 @pytest.mark.parametrize(("source", "name", "first"), SETS)
 def test_damaged_files_are_named_with_the_remedy(source, name, first, tmp_path, torchvision_sums):
     sums = getattr(files, name.lower())(tmp_path)

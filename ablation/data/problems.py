@@ -32,15 +32,28 @@ def absent(root: Path, names: Sequence[str]) -> list[Path]:
     return [root / name for name in names if not (root / name).is_file()]
 
 
+def no_folder(root: Path) -> list[str]:
+    """The problem, if any, that there is no folder ``root`` and none may be made.
+
+    One that is missing is made for a download, but not the folders above it: they are more often
+    a slip than a wish.
+    """
+    if root.exists() and not root.is_dir():
+        return [f"data_dir={root}: a file, not a folder; set data_dir to a folder"]
+    above = root.absolute().parent
+    if not above.is_dir():
+        return [f"data_dir={root}: there is no folder {above}; mend the path, or create it"]
+    return []
+
+
 def missing_files(root: Path, names: Sequence[str], download: bool) -> list[str]:
     """The problem, if any, that files below ``root`` are missing and will not be fetched."""
     gone = absent(root, names)
     if not gone:
         return []
-    if root.exists() and not root.is_dir():
-        return [f"data_dir={root}: a file, not a folder; set data_dir to a folder"]
-    if download:
-        return []
+    problems = no_folder(root)
+    if problems or download:
+        return problems
     more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
     return [
         f"data_dir={root}: {gone[0]}{more} missing; set data.source.download=true, "

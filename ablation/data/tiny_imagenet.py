@@ -10,7 +10,7 @@ import torch
 
 from ablation.data.decode import Format, decode, in_chunks
 from ablation.data.images import Extent, ImageSet, same_shape
-from ablation.data.problems import download_lock, reason, require
+from ablation.data.problems import download_lock, no_folder, reason, require
 from ablation.errors import InputError
 
 FOLDER = "tiny-imagenet-200"
@@ -39,10 +39,9 @@ class TinyImageNet:
         folder = _folder(root)
         if folder is not None:
             return _layout_problems(folder)
-        if root.exists() and not root.is_dir():
-            return [f"data_dir={root}: a file, not a folder; set data_dir to a folder"]
-        if self.download:
-            return []
+        problems = no_folder(root)
+        if problems or self.download:
+            return problems
         return [
             f"data_dir={root}: no {FOLDER} there (with wnids.txt, train/ and val/); set "
             f"data.source.download=true, or data_dir to the folder that holds {FOLDER}"
