@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
@@ -72,6 +73,18 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
         raise ConfigError([one_line(error)]) from error
     assert isinstance(container, dict)  # noqa: S101
     return {str(key): value for key, value in container.items() if key != "hydra"}
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file as Hydra reads its own, which refuses a key that is there twice.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError([f"{path}: {' '.join(str(error).split())}"]) from error
 
 
 @lru_cache(maxsize=4096)

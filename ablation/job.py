@@ -32,6 +32,7 @@ from ablation.config import (
 )
 from ablation.data import (
     DeviceLoader,
+    Extent,
     ImageSet,
     Split,
     check_batch_size,
@@ -72,7 +73,10 @@ EVAL_BATCH = 500
 def check(container: Mapping[str, Any]) -> list[str]:
     """Problems of a composed config, its data folder and device; nothing is read or started."""
     config, problems = configuration.check(container)
-    return problems + (surroundings(config) if config is not None else [])
+    if config is None:
+        return problems
+    extent = config.data.source.extent(config.data_root)
+    return [*problems, *surroundings(config), *size_problems(config, extent)]
 
 
 def surroundings(config: Config) -> list[str]:
@@ -80,17 +84,15 @@ def surroundings(config: Config) -> list[str]:
     return [
         *configuration.init_problems(config),
         *config.data.source.check(config.data_root),
-        *size_problems(config),
         *device_problems(config.runtime.device),
     ]
 
 
-def size_problems(config: Config) -> list[str]:
+def size_problems(config: Config, extent: Extent | None) -> list[str]:
     """Do the split and the batch fit the training set, if its size is known before it is read?"""
-    node, extent = config.data, config.data.source.extent(config.data_root)
     if extent is None:
         return []
-    rest = extent.train - node.val_size
+    node, rest = config.data, extent.train - config.data.val_size
     try:
         check_sizes(extent.train, node.classes, node.val_size, node.train_size)
         check_batch_size(config.batch_size, rest if node.train_size is None else node.train_size)

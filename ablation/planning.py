@@ -18,6 +18,7 @@ from ablation import config as configuration
 from ablation import job as jobs
 from ablation.compose import Composer, alternatives, key_of, one_line, parsed
 from ablation.config import Config
+from ablation.data import Extent
 from ablation.errors import ConfigError
 from ablation.runs import Run
 from ablation.schema import did_you_mean
@@ -154,7 +155,7 @@ class Planner:
         self._table, self._check = table, check
         self._composer = Composer()
         self._points: dict[tuple[str, ...], Point] = {}
-        self._outside: dict[tuple[object, ...], list[str]] = {}
+        self._outside: dict[tuple[object, ...], tuple[list[str], Extent | None]] = {}
         self.notices: list[str] = []
         self._wanted = list(table.arms) if rows is None else list(rows)
         self.cli = list(cli)
@@ -302,13 +303,12 @@ class Planner:
 
     def _surroundings(self, config: Config) -> list[str]:
         """Data folder and device are looked at once, not once per job."""
-        key = (
-            *(repr(config.data), config.data_dir, config.batch_size),
-            *(config.runtime.device, config.init_from),
-        )
+        key = (repr(config.data.source), config.data_dir, config.runtime.device, config.init_from)
         if key not in self._outside:
-            self._outside[key] = jobs.surroundings(config)
-        return self._outside[key]
+            extent = config.data.source.extent(config.data_root)
+            self._outside[key] = (jobs.surroundings(config), extent)
+        problems, extent = self._outside[key]
+        return [*problems, *jobs.size_problems(config, extent)]
 
 
 def _point(

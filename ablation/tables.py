@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-
 from ablation.comparison import Published
+from ablation.compose import read_yaml
 from ablation.errors import ConfigError, InputError
 from ablation.schema import Parser, did_you_mean
 
@@ -171,12 +169,8 @@ def load_table(path: Path) -> Table:
     Raises:
         ConfigError: with everything that is wrong with it.
     """
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path))  # refuses a key that is there twice
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: {' '.join(str(error).split())}"]) from error
     parser = Parser()
-    table = parser.parse(Table, _renamed(values), "")
+    table = parser.parse(Table, _renamed(read_yaml(path)), "")
     problems = [problem.replace(".source", ".from") for problem in parser.problems]
     if isinstance(table, Table):
         problems += check_table(table)

@@ -61,7 +61,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``torch.conv2d``. Autograd visits the path to the input only if that is all one asks for."""
+    """``torch.conv2d``, in two parts: a gradient of the input alone leaves out the parameters'."""
     if isinstance(padding, str) or not torch.is_grad_enabled():
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     shape = _Shape(pair(stride), pair(padding), pair(dilation), groups)

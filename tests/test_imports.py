@@ -58,7 +58,7 @@ def test_the_core_imports_no_part(core):
 def test_each_outside_library_has_its_place():
     entry_points = {"cli", "train", "evaluate", "report"}
     assert users("hydra") <= {*entry_points, "compose", "launchers", "planning", "sweep"}
-    assert users("omegaconf") <= {*entry_points, "compose", "config", "launchers", "tables"}
+    assert users("omegaconf") <= {*entry_points, "compose", "config", "launchers"}
     assert users("wandb") == {"tracking"}
     assert users("pyautoattack") == {"evaluation"}
     assert users("wandb_workspaces") == {"dashboard"}
