@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-import ablation.components
-from ablation.compose import conf_dir
+import ablation
 from ablation.crafters import BoundarySearch
 from ablation.errors import ConfigError
 from ablation.functional import lp_norm
@@ -23,22 +21,9 @@ from ablation.step import StepViews, craft, train_step
 from ablation.types import Clock, Crafted
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net
-
-CONF = conf_dir()
-
-
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
+from tests.support.options import COMPONENTS, CONF, completed, options
 
 METHODS = options("method")
-COMPONENTS = [
-    f"component/{path.parent.name}={path.stem}"
-    for path in sorted(CONF.glob("component/*/*.yaml"))
-    if path.stem != "disabled"
-]
-
-
 TOYS = {  # what lets a preset find points on toy images, in any norm, whatever the batch's order
     "dyart": [
         "component.closed_form_gradient.filter=none",
@@ -50,19 +35,6 @@ TOYS = {  # what lets a preset find points on toy images, in any norm, whatever 
 
 REFUSED = dict.fromkeys(("standard", "elsayed", "dyart"), ("component/mail",))
 """Components that a method refuses: it has no adversarial term."""
-
-
-def completed(override: str) -> list[str]:
-    """The override, and those that enable what its component requires."""
-    if not override.startswith("component/"):
-        return [override]
-    group = override.partition("=")[0]
-    nodes = [yaml.safe_load(path.read_text()) for path in (CONF / group).glob("*.yaml")]
-    target = next(node["_target_"] for node in nodes if "_target_" in node)
-    required = getattr(getattr(ablation.components, target.rpartition(".")[2]), "requires", ())
-    if override == "component/closed_form_gradient=dyart":  # its filter is for searched points
-        required = (*required, "fab_margin")
-    return [*(f"component/{name}=enabled" for name in required), override]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""The identities of everything that can be asked for: presets, options, components, table arms.
+
+``python -m tests.support.golden`` adds what is new to ``golden_ids.json``. It changes no identity
+that is there already: a run on somebody's disk is found by it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hydra import initialize_config_dir
+
+from ablation import compose, config, job
+from ablation.planning import Planner
+from ablation.sweep import open_table
+from ablation.tables import Table, table_names
+from tests.support.options import COMPONENTS, completed, options
+
+PATH = Path(__file__).with_name("golden_ids.json")
+GROUPS = ("method", "model", "optim", "schedule", "average", "evaluation", "scale")
+
+Ids = list[str]
+"""``train_id``, then the ``eval_id`` of each evaluation."""
+
+
+def single_runs() -> Iterator[tuple[str, list[str]]]:
+    """Every option of every group, and every component variant on every method."""
+    for group in GROUPS:
+        for option in options(group):
+            overrides = [f"{group}={option}", "epochs=110"]
+            yield f"{group}={option}", overrides
+    for option in options("data"):
+        yield f"data={option}", [f"data={option}", "selection.n=null"]
+    for method in options("method"):
+        for component in COMPONENTS:
+            overrides = [f"method={method}", *completed(component)]
+            yield " ".join(overrides), overrides
+
+
+def ids_of(found: config.Config) -> Ids:
+    weights = job.chosen_weights(found)
+    nodes = job.evaluations(found)
+    return [found.train_id, *(job.eval_id(n, found.eps, found.norm, weights) for n in nodes)]
+
+
+def run_ids() -> dict[str, Ids]:
+    composer = compose.Composer()
+    found = {}
+    for name, overrides in single_runs():
+        built, problems = config.check(composer.plain(overrides))
+        if built is not None and not problems:  # some components do not fit a method
+            found[name] = ids_of(built)
+    return found
+
+
+def unchosen(table: Table) -> Table:
+    """Arms that continue others with every grid point, as if all were chosen."""
+    arms = {
+        name: replace(arm, source=None, set=[*table.arms[arm.source.arm].set, *arm.set])
+        if arm.source
+        else arm
+        for name, arm in table.arms.items()
+    }
+    return replace(table, arms=arms)
+
+
+def table_ids(name: str) -> dict[str, Ids]:
+    seed = ["++seed=0"]
+    plan = Planner(unchosen(open_table(name)), seed, check=False).plan()
+    assert not plan.problems, plan.problems
+    points = [point for found in plan.points.values() for point in found]
+    return {point.title: ids_of(point.config) for point in points if point.config}
+
+
+def collect() -> dict[str, Mapping[str, Ids]]:
+    compose.register_components(compose.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+        found: dict[str, Mapping[str, Ids]] = {"runs": run_ids()}
+        for name in table_names([compose.sweeps_dir()]):
+            found[f"table={name}"] = table_ids(name)
+    return found
+
+
+def recorded() -> dict[str, dict[str, Ids]]:
+    known: dict[str, dict[str, Ids]] = json.loads(PATH.read_text("utf-8"))
+    return known
+
+
+def main() -> None:
+    known = recorded() if PATH.is_file() else {}
+    added = 0
+    for group, entries in collect().items():
+        mine = known.setdefault(group, {})
+        added += len(entries.keys() - mine.keys())
+        mine |= {key: ids for key, ids in entries.items() if key not in mine}
+    lines = [
+        f"{json.dumps(group)}: {{\n"
+        + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items())
+        + "\n}"
+        for group, entries in known.items()
+    ]
+    PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
+    sys.stdout.write(f"{added} added to {PATH.name}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What ``conf`` offers."""
+
+from __future__ import annotations
+
+import yaml
+
+import ablation.components
+from ablation.compose import conf_dir
+
+CONF = conf_dir()
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+COMPONENTS = [
+    f"component/{path.parent.name}={path.stem}"
+    for path in sorted(CONF.glob("component/*/*.yaml"))
+    if path.stem != "disabled"
+]
+
+
+def completed(override: str) -> list[str]:
+    """The override, and those that enable what its component requires."""
+    if not override.startswith("component/"):
+        return [override]
+    group = override.partition("=")[0]
+    nodes = [yaml.safe_load(path.read_text()) for path in (CONF / group).glob("*.yaml")]
+    target = next(node["_target_"] for node in nodes if "_target_" in node)
+    required = getattr(getattr(ablation.components, target.rpartition(".")[2]), "requires", ())
+    if override == "component/closed_form_gradient=dyart":  # its filter is for searched points
+        required = (*required, "fab_margin")
+    return [*(f"component/{name}=enabled" for name in required), override]
