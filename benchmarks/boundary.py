@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ablation.boundary import Boundary, Soft, fab, fab_all_classes
 from ablation.budgets import Fixed
 from ablation.components import (
     ClosedFormGradient,
@@ -29,15 +28,16 @@ from ablation.components import (
     SoftBoundary,
 )
 from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
-from ablation.engine import Sgd
-from ablation.folding import Folded
-from ablation.functional import cross_entropy, lp_norm, pgd
-from ablation.method import Method, Slot
 from ablation.models import Net, ResNet, build_model
-from ablation.modes import evaluating
+from ablation.models.folding import Folded
+from ablation.numerics.boundary import Boundary, Soft, fab, fab_all_classes
+from ablation.numerics.functional import cross_entropy, lp_norm, pgd
+from ablation.numerics.modes import evaluating
 from ablation.random import generator
-from ablation.step import train_step
 from ablation.terms import CrossEntropy
+from ablation.training.engine import Sgd
+from ablation.training.method import Method, Slot
+from ablation.training.step import train_step
 from ablation.types import Batch, Clock
 
 EPS, STEPS, PGD_STEPS = 8 / 255, 20, 10

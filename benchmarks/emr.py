@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ablation.models import Cnn, Mlp, Net, ResNet, build_model
-from ablation.modes import BatchNorm, evaluating, frozen_parameters
-from ablation.penalties import (
+from ablation.numerics.double_backward import TwiceDifferentiable
+from ablation.numerics.modes import BatchNorm, evaluating, frozen_parameters
+from ablation.numerics.penalties import (
     effective_weights,
     probed_weights,
     random_signs,
@@ -37,7 +38,6 @@ from ablation.penalties import (
     weighted_logit,
 )
 from ablation.random import generator
-from ablation.twice import TwiceDifferentiable
 
 CLASSES, TEMPERATURE = 10, 40.0
 MODELS: dict[str, tuple[Any, int, int, int]] = {

@@ -22,10 +22,10 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from ablation import compose
-from ablation.planning import Planner
-from ablation.runs import Run
-from ablation.sweep import open_table
+from ablation.config import compose
+from ablation.runs.directory import Run
+from ablation.sweeps.planning import Planner
+from ablation.sweeps.sweep import open_table
 from tests.fake_runs import fake_run
 
 BIN = Path(sys.executable).parent

@@ -28,14 +28,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, AttackKL, Pgd
-from ablation.folding import Folded
-from ablation.method import Method, Slot
 from ablation.models import Net, ResNet, build_model
-from ablation.modes import BatchNormReplay
-from ablation.precision import precision_context
+from ablation.models.folding import Folded
+from ablation.numerics.modes import BatchNormReplay
+from ablation.numerics.precision import precision_context
 from ablation.random import generator
-from ablation.step import train_step
 from ablation.terms import KL, BoostedCrossEntropy, CrossEntropy
+from ablation.training.method import Method, Slot
+from ablation.training.step import train_step
 from ablation.types import Batch, Clock
 from ablation.weights import OneMinusTrueProbability
 

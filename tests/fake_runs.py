@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ablation import job
-from ablation.config import Config, Launch
+from ablation.config.experiment import Config, Launch
 from ablation.evaluation import describe
-from ablation.runs import Run
+from ablation.jobs import train as job
+from ablation.runs.directory import Run
 
 
 def fake_run(

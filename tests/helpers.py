@@ -6,8 +6,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from ablation.compose import conf_dir, register_components, to_plain
-from ablation.config import Config, load
+from ablation.config.compose import conf_dir, register_components, to_plain
+from ablation.config.experiment import Config, load
 
 
 def compose_plain(*overrides: str, config_name: str = "config") -> dict[str, Any]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ablation.functional import cross_entropy, per_sample
-from ablation.method import Method, Phase, Slot
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
+from ablation.numerics.functional import cross_entropy, per_sample
 from ablation.random import generator
+from ablation.training.method import Method, Phase, Slot
 from ablation.types import AttackMode, Batch, Crafted, Memory, Views
 
 

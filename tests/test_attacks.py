@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from ablation.config.parser import Parser
 from ablation.errors import InputError
 from ablation.evaluation import (
     ApgdCe,
@@ -25,9 +26,8 @@ from ablation.evaluation import (
     Square,
     auto,
 )
-from ablation.functional import lp_norm, margin
+from ablation.numerics.functional import lp_norm, margin
 from ablation.random import generator
-from ablation.schema import Parser
 from ablation.types import Norm
 
 CONF = Path(__file__).parents[1] / "conf" / "evaluation"

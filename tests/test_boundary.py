@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from ablation import boundary as bd
-from ablation import functional as fn
+from ablation.numerics import boundary as bd
+from ablation.numerics import functional as fn
 from ablation.random import generator
 from ablation.types import Norm
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from ablation import job
-from ablation.checkpoint import load_weights_file
-from ablation.config import Config, load
-from ablation.engine import Engine
+from ablation.config.experiment import Config, load
 from ablation.errors import DONE
-from ablation.method import CLEAN
+from ablation.jobs import train as job
+from ablation.runs.checkpoint import load_weights_file
 from ablation.schedules import Constant
+from ablation.training.engine import Engine
+from ablation.training.method import CLEAN
 from tests.helpers import compose_config
 from tests.test_job import finish_interrupted, metrics, plain, run_of, weights
 

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from ablation import checkpoint
-from ablation.checkpoint import (
+from ablation.errors import InputError
+from ablation.random import generator
+from ablation.runs import checkpoint
+from ablation.runs.checkpoint import (
     Checkpoints,
     Snapshot,
     atomic_write_bytes,
@@ -25,8 +27,6 @@ from ablation.checkpoint import (
     load_weights_file,
     sweep_temporaries,
 )
-from ablation.errors import InputError
-from ablation.random import generator
 
 DEAD = 2**22 + 1
 """No process has this number: Linux counts to 2**22."""

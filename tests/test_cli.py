@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ablation import cli, train
-from ablation.compose import conf_dir, register_components
+from ablation.commands import cli, train
+from ablation.config.compose import conf_dir, register_components
 from tests.helpers import compose_config, compose_plain
 
 BIN = Path(sys.executable).parent

@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 from hydra import initialize_config_dir
 
-from ablation import compose, job
-from ablation.collect import TableReport, compare_runs
-from ablation.comparison import Published
-from ablation.config import Launch
+from ablation.config import compose
+from ablation.config.experiment import Launch
 from ablation.errors import InputError
-from ablation.planning import Planner
-from ablation.statistics import cell_interval, difference
-from ablation.tables import Arm, PublishedTable, RowSpec, Select, Table
+from ablation.jobs import train as job
+from ablation.reports.comparison import Published
+from ablation.reports.statistics import cell_interval, difference
+from ablation.reports.table import TableReport, compare_runs
+from ablation.sweeps.planning import Planner
+from ablation.sweeps.tables import Arm, PublishedTable, RowSpec, Select, Table
 from tests.fake_runs import fake_evaluation, fake_run
 
 COLUMNS = ("pgd20", "clean_val", "clean")

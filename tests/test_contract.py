@@ -13,11 +13,11 @@ import torch
 import ablation
 from ablation.crafters import BoundarySearch
 from ablation.errors import ConfigError
-from ablation.functional import lp_norm
-from ablation.method import Method
 from ablation.models import Net
-from ablation.modes import buffers
-from ablation.step import StepViews, craft, train_step
+from ablation.numerics.functional import lp_norm
+from ablation.numerics.modes import buffers
+from ablation.training.method import Method
+from ablation.training.step import StepViews, craft, train_step
 from ablation.types import Clock, Crafted
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net

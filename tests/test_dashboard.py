@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from ablation import job
-from ablation.comparison import Cell, Comparison, Row, Sample
-from ablation.dashboard import CURVES, TERMS, dashboard, summary_keys
 from ablation.errors import DONE, InputError
-from ablation.tracking import NoTracker, TrackingConfig
+from ablation.jobs import train as job
+from ablation.reports.comparison import Cell, Comparison, Row, Sample
+from ablation.reports.dashboard import CURVES, TERMS, dashboard, summary_keys
+from ablation.runs.tracking import NoTracker, TrackingConfig
 from tests.helpers import compose_plain
 
 OFFLINE = TrackingConfig(mode="offline", project="margins")

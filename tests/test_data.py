@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from ablation.config.parser import Parser
 from ablation.data import (
     Cifar10,
     Cifar100,
@@ -39,7 +40,6 @@ from ablation.data import (
     to_float,
 )
 from ablation.errors import InputError
-from ablation.schema import Parser
 from tests import data_files as files
 
 CONF = Path(__file__).parents[1] / "conf" / "data"

@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablation import job
-from ablation.collect import read
-from ablation.config import EvaluationConfig
+from ablation.config.experiment import EvaluationConfig
 from ablation.data import ImageSet
 from ablation.errors import InterruptedRunError
 from ablation.evaluation import (
@@ -33,8 +31,10 @@ from ablation.evaluation import (
 from ablation.evaluation import checks as module
 from ablation.evaluation.checks import Probe
 from ablation.evaluation.probes import NAMES, SHARPNESS, Nearest, logit_gap, rescale
+from ablation.jobs import train as job
 from ablation.random import generator
-from ablation.runs import Run
+from ablation.reports.table import read
+from ablation.runs.directory import Run
 from tests.helpers import compose_config
 
 SIDE, EPS = 6, 0.1

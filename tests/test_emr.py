@@ -12,16 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablation import components, engine, job, penalties, terms
+from ablation import components, terms
 from ablation.errors import DONE, ConfigError
-from ablation.method import Method
+from ablation.jobs import train as job
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
-from ablation.modes import buffers
-from ablation.precision import precision_context
+from ablation.numerics import penalties
+from ablation.numerics.modes import buffers
+from ablation.numerics.precision import precision_context
 from ablation.random import generator
-from ablation.step import StepViews, train_step
 from ablation.terms.effective_margin import EffectiveNorm
+from ablation.training import engine
+from ablation.training.method import Method
+from ablation.training.step import StepViews, train_step
 from ablation.types import Batch, Clock, Crafted, DecayingGate
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net

@@ -14,15 +14,28 @@ import pytest
 import torch
 import yaml
 
-from ablation import estimate as module
-from ablation import job
 from ablation.ascents import AdversarialWeightPerturbation
-from ablation.config import Config, load
+from ablation.config.experiment import Config, load
 from ablation.crafters import Ascended, AttackCrossEntropy
 from ablation.crafters import Pgd as Crafter
 from ablation.data import Digits, Extent, ImageFolder, Parquet, Source, TinyImageNet
 from ablation.errors import DONE, InputError
-from ablation.estimate import (
+from ablation.evaluation import (
+    ApgdCe,
+    ApgdT,
+    Attack,
+    AutoAttack,
+    FabT,
+    Fgsm,
+    Pgd,
+    Spsa,
+    Square,
+    describe,
+)
+from ablation.jobs import train as job
+from ablation.runs.directory import Run
+from ablation.sweeps import cost as module
+from ablation.sweeps.cost import (
     CORRECT,
     COST,
     ROBUST,
@@ -40,20 +53,7 @@ from ablation.estimate import (
     step_passes,
     validations,
 )
-from ablation.evaluation import (
-    ApgdCe,
-    ApgdT,
-    Attack,
-    AutoAttack,
-    FabT,
-    Fgsm,
-    Pgd,
-    Spsa,
-    Square,
-    describe,
-)
-from ablation.method import Phase
-from ablation.runs import Run
+from ablation.training.method import Phase
 from tests import data_files as files
 from tests.helpers import compose_config, compose_plain
 from tests.parts import Boundary
@@ -199,7 +199,7 @@ def test_a_crafter_that_does_not_say_its_steps_is_given_some():
 
 def test_passes_are_those_a_step_makes(monkeypatch):
     """Counted in a real step: PGD's gradients, and AWP's second look at both views."""
-    from ablation.step import train_step
+    from ablation.training.step import train_step
     from ablation.types import Clock
     from tests.parts import sgd, small_batch, small_net
 

@@ -30,8 +30,8 @@ from ablation.evaluation import (
 )
 from ablation.evaluation.checks import diagnose
 from ablation.evaluation.probes import NAMES
-from ablation.functional import pgd
-from ablation.modes import frozen_parameters
+from ablation.numerics.functional import pgd
+from ablation.numerics.modes import frozen_parameters
 from ablation.random import generator
 
 EPS = 0.05

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ablation.folding import Folded
 from ablation.models import Cnn, Mlp, PreActResNet, ResNet, TinyCnn, Vgg, WideResNet, build_model
-from ablation.step import train_step
+from ablation.models.folding import Folded
+from ablation.training.step import train_step
 from ablation.types import Clock
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net

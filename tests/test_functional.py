@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablation import functional as fn
+from ablation.numerics import functional as fn
 from ablation.random import generator, key
 
 Z_ADV = torch.tensor([[2.0, 1, 0], [0.5, 1.5, 1.0]], dtype=torch.float64)

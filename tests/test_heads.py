@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ablation import models, terms
 from ablation.errors import ConfigError
-from ablation.folding import Folded
-from ablation.method import Method
 from ablation.models import HEADS, Mlp, build_model
+from ablation.models.folding import Folded
 from ablation.models.heads import psi
 from ablation.models.net import Net
-from ablation.step import StepViews, train_step
+from ablation.training.method import Method
+from ablation.training.step import StepViews, train_step
 from ablation.types import Clock
 from tests.helpers import compose_config
 from tests.parts import Body, largest_difference, sgd, small_batch, small_net

@@ -13,62 +13,109 @@ import ablation
 
 ROOT = Path(ablation.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-PARTS = ("crafters", "budgets", "terms", "weights", "ascents", "averages")
+
+FLOORS = (
+    {"types", "errors", "random", "text", "schedules"},
+    {"numerics", "data", "runs", "budgets", "ascents", "averages"},
+    {"crafters", "terms", "weights", "models", "evaluation"},
+    {"training"},
+    {"components", "config"},
+    {"jobs"},
+    {"sweeps"},
+    {"reports"},
+    {"commands"},
+)
+"""Rooms of ``ablation/`` from the ground up: a file imports its own room, or a lower floor."""
+
+
+def room(module: str) -> str:
+    """``terms`` of ``ablation.terms.kl``."""
+    return module.split(".")[1]
+
+
+def module_of(path: Path) -> str:
+    """``ablation.terms.kl`` of a file."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
 
 
 def imported(path: Path) -> set[str]:
     """Every module a file imports, at the top or inside functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module} | (names & MODULES.keys())
     return found
 
 
-def area(path: Path) -> str:
-    """``terms`` for ablation/terms/kl.py, ``engine`` for ablation/engine.py."""
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def floor(name: str) -> int:
+    """Which floor a room is on."""
+    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def test_every_room_has_a_floor():
+    rooms = {room(module) for module in MODULES if "." in module}
+    assert rooms == {name for rooms in FLOORS for name in rooms}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if "." in name])
+def test_a_file_imports_its_own_room_or_a_lower_floor(module):
+    mine = room(module)
+    others = {room(name) for name in imported(MODULES[module]) if name.startswith("ablation.")}
+    assert [name for name in others if name != mine and floor(name) >= floor(mine)] == []
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph = {
+        name: {other for other in imported(path) if other in MODULES and other != name}
+        for name, path in MODULES.items()
+    }
+    left = dict(graph)
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert sorted(left) == []
 
 
 def users(package: str) -> set[str]:
     return {
-        area(path)
-        for path in FILES
+        module
+        for module, path in MODULES.items()
         if any(name == package or name.startswith(package + ".") for name in imported(path))
     }
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_parts_import_types_functional_and_their_own_kind(part):
-    pure = ("ablation.functional", "ablation.boundary", "ablation.penalties")
-    allowed = ("ablation.types", *pure, f"ablation.{part}")
-    for path in (ROOT / part).glob("*.py"):
-        ours = {name for name in imported(path) if name.startswith("ablation.")}
-        assert all(name.startswith(allowed) for name in ours), path
-
-
-@pytest.mark.parametrize("core", ["method", "engine", "step"])
-def test_the_core_imports_no_part(core):
-    names = imported(ROOT / f"{core}.py")
-    assert not any(name.startswith(f"ablation.{part}") for name in names for part in PARTS)
-
-
-def test_each_outside_library_has_its_place():
-    entry_points = {"cli", "train", "evaluate", "report"}
-    assert users("hydra") <= {*entry_points, "compose", "launchers", "planning", "sweep"}
-    assert users("omegaconf") <= {*entry_points, "compose", "config", "launchers"}
-    assert users("wandb") == {"tracking"}
-    assert users("pyautoattack") == {"evaluation"}
-    assert users("wandb_workspaces") == {"dashboard"}
-    assert users("matplotlib") == {"plots"}
-    assert users("pandas") <= {"evaluation", "runs", "statistics", "render", "tracking"}
+@pytest.mark.parametrize(
+    ("library", "places"),
+    [
+        ("hydra", {"ablation.config", "ablation.sweeps", "ablation.reports", "ablation.commands"}),
+        ("omegaconf", {"ablation.config", "ablation.sweeps", "ablation.commands"}),
+        ("wandb", {"ablation.runs.tracking"}),
+        ("pyautoattack", {"ablation.evaluation"}),
+        ("wandb_workspaces", {"ablation.reports.dashboard"}),
+        ("matplotlib", {"ablation.reports"}),
+        ("pandas", {"ablation.evaluation", "ablation.runs", "ablation.reports"}),
+    ],
+)
+def test_each_outside_library_has_its_place(library, places):
+    found = users(library)
+    assert found
+    outside = [name for name in found if not name.startswith(tuple(places))]
+    assert outside == []
 
 
 @pytest.mark.parametrize(
     "modules",
-    ["cli", "tables,comparison,statistics,render,plots"],
+    [
+        "commands.cli",
+        "sweeps.tables,reports.comparison,reports.statistics,reports.text_tables,reports.plots",
+    ],
     ids=["the command line", "tables and plots"],
 )
 def test_these_start_without_torch_and_wandb(modules):

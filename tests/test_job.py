@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 
-from ablation import assess, job
-from ablation.checkpoint import load_weights_file
-from ablation.config import load
+from ablation.config.experiment import load
 from ablation.errors import DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
-from ablation.runs import Run
+from ablation.jobs import evaluate as assess
+from ablation.jobs import train as job
+from ablation.runs.checkpoint import load_weights_file
+from ablation.runs.directory import Run
 from tests.helpers import compose_plain
 
 QUICK = (
@@ -57,7 +58,7 @@ def weights(run: Run) -> dict[str, bytes]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """As if a signal arrived during that step."""
-    from ablation.engine import Engine
+    from ablation.training.engine import Engine
 
     original = Engine._after_step
 
@@ -356,7 +357,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
     )
     with monkeypatch.context() as patch:
         requested = property(lambda self: stop["after"] <= 0, lambda self, value: None)
-        patch.setattr("ablation.runs.Stop.requested", requested, raising=False)
+        patch.setattr("ablation.runs.directory.Stop.requested", requested, raising=False)
         assert job.train(whole) == INTERRUPTED
     run = run_of(container)
     assert attacked == ["fgsm", "pgd20", "cw"]  # the third was stopped before its first batch
@@ -414,7 +415,7 @@ def test_init_from_survives_a_kill_before_the_first_snapshot(tmp_path, monkeypat
     job.train(first)
     source = run_of(first)
     warm = plain(tmp_path, f"init_from={source.path}", "epochs=1", "lr=1e-9", "evaluation=none")
-    from ablation.job import RunStore
+    from ablation.jobs.train import RunStore
 
     with monkeypatch.context() as patch:
         patch.setattr(RunStore, "save", lambda *_: (_ for _ in ()).throw(InputError("disk full")))
@@ -501,7 +502,7 @@ def test_evaluations_of_a_checkpoint_on_other_images_are_kept_apart(tmp_path, mo
 def test_what_parts_remember_survives_an_interruption(tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from ablation.method import Slot
+    from ablation.training.method import Slot
     from tests.parts import LogitMemory
 
     def with_memory(container: Any) -> Any:

@@ -18,11 +18,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from ablation import job
 from ablation.errors import DONE, INTERRUPTED, InputError, InterruptedRunError
-from ablation.launchers import EXTRAS, missing_extra, register_launchers
-from ablation.pool import Board, Pool, Work, ending, last_lines, slots
-from ablation.runs import Run
+from ablation.jobs import train as job
+from ablation.runs.directory import Run
+from ablation.sweeps.launchers import EXTRAS, missing_extra, register_launchers
+from ablation.sweeps.pool import Board, Pool, Work, ending, last_lines, slots
 from hydra_plugins.ablation_plugins.pool import PoolLauncher
 
 BIN = Path(sys.executable).parent
@@ -51,7 +51,7 @@ sys.exit(75)
 PARENT = """
 import sys
 from pathlib import Path
-from ablation.pool import Pool, Work
+from ablation.sweeps.pool import Pool, Work
 folder, witness, answer = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 work = [
     Work(str(n), [sys.executable, "-c", witness, str(folder / f"{n}.signals"), answer],
@@ -171,7 +171,7 @@ def test_a_job_that_cannot_start_costs_only_itself(tmp_path):
 
 
 def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("ablation.pool.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("ablation.sweeps.pool.LINE_SECONDS", 0.0)
     works = {"bad": python("raise SystemExit(1)"), "good": python(""), "last": python("")}
     _, shown = pool(works, tmp_path)
     assert "\n0 done, 1 running, 2 left\n" in shown
@@ -179,7 +179,7 @@ def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(tmp_p
 
 
 def test_on_a_terminal_the_line_of_progress_stays_below(monkeypatch):
-    monkeypatch.setattr("ablation.pool.drawable", lambda stream: True)
+    monkeypatch.setattr("ablation.sweeps.pool.drawable", lambda stream: True)
     out = io.StringIO()
     board = Board(out)
     for text in ("1 running", "1 running"):
@@ -395,14 +395,14 @@ def test_our_settings_take_the_place_of_hydras_and_the_plugins():
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr("ablation.launchers.find_spec", lambda name: None)
+    monkeypatch.setattr("ablation.sweeps.launchers.find_spec", lambda name: None)
     assert missing_extra("basic") is None
     assert missing_extra("joblib") is None
     assert missing_extra("ray") == (
         "hydra/launcher=ray is not installed: pip install 'ablation[ray]'"
     )
     assert "pip install 'ablation[slurm]'" in str(missing_extra("submitit_slurm"))
-    monkeypatch.setattr("ablation.launchers.find_spec", lambda name: object())
+    monkeypatch.setattr("ablation.sweeps.launchers.find_spec", lambda name: object())
     assert [missing_extra(name) for name in EXTRAS] == [None] * len(EXTRAS)
 
 

@@ -19,9 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablation import components, job
-from ablation import config as configuration
-from ablation.boundary import Hard, Soft, fab
+from ablation import components
 from ablation.budgets import Fixed
 from ablation.components import (
     ClosedFormGradient,
@@ -30,18 +28,21 @@ from ablation.components import (
     MarginMaximization,
     SoftBoundary,
 )
-from ablation.config import Config, load
+from ablation.config import experiment as configuration
+from ablation.config.experiment import Config, load
 from ablation.crafters import BoundarySearch, FabSearch, LinearSearch
-from ablation.engine import Sgd
 from ablation.errors import DONE, ConfigError
-from ablation.method import Component, Method, Slot
+from ablation.jobs import train as job
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
-from ablation.modes import buffers
-from ablation.precision import precision_context
+from ablation.numerics.boundary import Hard, Soft, fab
+from ablation.numerics.modes import buffers
+from ablation.numerics.precision import precision_context
 from ablation.random import generator
-from ablation.step import StepViews, craft, total_loss, train_step
 from ablation.terms import CrossEntropy
+from ablation.training.engine import Sgd
+from ablation.training.method import Component, Method, Slot
+from ablation.training.step import StepViews, craft, total_loss, train_step
 from ablation.types import Batch, Clock, Crafted
 from tests.helpers import compose_config, compose_plain
 from tests.parts import largest_difference, small_batch, small_net

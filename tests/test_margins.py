@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablation import job
-from ablation.boundary import dual_norm
-from ablation.collect import IMMATERIAL, Found, mismatches
-from ablation.config import check
+from ablation.config.experiment import check
 from ablation.errors import InputError
 from ablation.evaluation import EffectiveMargin, Pgd, Request, SplitName, describe, evaluate
 from ablation.evaluation.margin_metric import AdversarialMargin
-from ablation.functional import margin
-from ablation.margins import effective_margin, summarise, survey, top_margin
+from ablation.jobs import train as job
+from ablation.numerics.boundary import dual_norm
+from ablation.numerics.functional import margin
+from ablation.numerics.margins import effective_margin, summarise, survey, top_margin
+from ablation.reports.table import IMMATERIAL, Found, mismatches
 from tests.helpers import compose_config, compose_plain
 from tests.parts import small_batch, small_net
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablation.method import Method
 from ablation.random import generator
-from ablation.step import StepViews, total_loss, train_step
+from ablation.training.method import Method
+from ablation.training.step import StepViews, total_loss, train_step
 from ablation.types import Batch, Clock, Output
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net
@@ -70,7 +70,7 @@ def test_t3_2_mart_weights():
 def test_trades_beta_beside_the_margin_specification():
     z = torch.tensor([[2.0, 1, 0]], dtype=torch.float64)
     z_adv = torch.tensor([[1.0, 1.5, 0]], dtype=torch.float64)
-    from ablation.functional import boosted_cross_entropy, cross_entropy, kl_divergence
+    from ablation.numerics.functional import boosted_cross_entropy, cross_entropy, kl_divergence
 
     y = torch.tensor([0])
     trades = cross_entropy(z, y) + 6 * kl_divergence(z, z_adv)

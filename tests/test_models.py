@@ -14,6 +14,7 @@ import torchvision
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from ablation.config.parser import Parser, plain
 from ablation.errors import InputError
 from ablation.models import (
     HEADS,
@@ -30,8 +31,7 @@ from ablation.models import (
     build_model,
 )
 from ablation.models.wide_resnet import PoolAndPad
-from ablation.modes import BatchNormReplay, buffers
-from ablation.schema import Parser, plain
+from ablation.numerics.modes import BatchNormReplay, buffers
 from ablation.types import Classifier, Output
 
 CONF = Path(__file__).parents[1] / "conf" / "model"

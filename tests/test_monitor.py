@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablation import job
-from ablation.checkpoint import load_into
-from ablation.config import check, load
+from ablation.config.experiment import check, load
 from ablation.data import ImageSet, to_float
 from ablation.errors import DONE, INTERRUPTED
-from ablation.margins import Survey, effective_margin, top_margin
-from ablation.monitor import Monitor, fixed_subset, numbers
-from ablation.tracking import NoTracker, WandbTracker
+from ablation.jobs import train as job
+from ablation.jobs.monitor import Monitor, fixed_subset, numbers
+from ablation.numerics.margins import Survey, effective_margin, top_margin
+from ablation.runs.checkpoint import load_into
+from ablation.runs.tracking import NoTracker, WandbTracker
 from tests.helpers import compose_plain
 from tests.parts import small_net
 from tests.test_job import finish_interrupted, metrics, plain, run_of, stop_after, weights

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ablation import config as configuration
-from ablation import job
-from ablation.config import load
+from ablation.config import experiment as configuration
+from ablation.config.experiment import load
 from ablation.errors import DONE
+from ablation.jobs import train as job
 from tests.helpers import compose_config, compose_plain
 from tests.parts import Prelude
 from tests.test_job import finish_interrupted, metrics, plain, run_of, weights
@@ -50,7 +50,7 @@ def test_a_preset_phase_trains_first_adds_to_epochs_and_is_not_selected(tmp_path
     # Fresh restarts the cosine for the phase; keep goes on along one cosine over all epochs.
     restarted = rows[2]["lr"] == pytest.approx(0.1)
     assert restarted == (optim == "fresh")
-    from ablation.checkpoint import load_weights_file
+    from ablation.runs.checkpoint import load_weights_file
 
     folder = run_of(container).path / "checkpoints"
     _, meta = load_weights_file(folder / "best_robust.safetensors")

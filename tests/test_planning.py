@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hydra import initialize_config_dir
 
-from ablation import compose
+from ablation.config import compose
 from ablation.errors import ConfigError
-from ablation.planning import Planner, choose_rows, layered, ranking, variant
-from ablation.tables import Arm, From, RowSpec, Select, Table
+from ablation.sweeps.planning import Planner, choose_rows, layered, ranking, variant
+from ablation.sweeps.tables import Arm, From, RowSpec, Select, Table
 from tests.fake_runs import fake_run
 
 PGD = Select("pgd20")
@@ -60,7 +60,7 @@ def test_a_planned_job_is_what_hydra_composes_from_its_overrides():
 def compose_config_of(overrides):
     from hydra import compose as hydra_compose
 
-    from ablation.config import load
+    from ablation.config.experiment import load
 
     texts = [compose.letting_in(text) for text in overrides]
     return load(compose.to_plain(hydra_compose("config", texts)))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
-from ablation import plots
-from ablation.comparison import Cell, Comparison, Published, Row, Sample
-from ablation.statistics import interval
+from ablation.reports import plots
+from ablation.reports.comparison import Cell, Comparison, Published, Row, Sample
+from ablation.reports.statistics import interval
 
 
 def cell(column, values, published=None, **more):
@@ -532,7 +532,7 @@ def test_the_figures_leave_matplotlibs_settings_alone(tmp_path):
 
 def test_importing_the_module_imports_neither_matplotlib_nor_torch():
     code = (
-        "import sys, ablation.plots, ablation.render, ablation.statistics;"
+        "import sys; from ablation.reports import plots, statistics, text_tables;"
         "assert not {'matplotlib', 'torch', 'pandas'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ablation import precision
-from ablation.precision import fastest_exact_matmul
+from ablation.numerics import precision
+from ablation.numerics.precision import fastest_exact_matmul
 
 backend = getattr(torch.backends.mkldnn, "matmul", None)
 needs_switch = pytest.mark.skipif(

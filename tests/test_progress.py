@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from ablation.progress import Progress, describe, drawable, duration, summary_table
+from ablation.runs.progress import Progress, describe, drawable, duration, summary_table
 
 
 class Clock:

@@ -14,8 +14,8 @@ from typing import get_args
 import pandas as pd
 import pytest
 
-from ablation import render
-from ablation.comparison import (
+from ablation.reports import text_tables as render
+from ablation.reports.comparison import (
     Absence,
     Cell,
     Comparison,
@@ -25,7 +25,7 @@ from ablation.comparison import (
     Row,
     Sample,
 )
-from ablation.statistics import contrasts
+from ablation.reports.statistics import contrasts
 
 
 def samples(*values, n=10_000):

@@ -11,12 +11,15 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ablation import assess, cli, compose, plots, report
+from ablation.commands import cli, report
+from ablation.config import compose
 from ablation.errors import DONE, ConfigError, InputError
 from ablation.evaluation import AutoAttack
-from ablation.planning import Planner
-from ablation.runs import find_runs
-from ablation.sweep import open_table
+from ablation.jobs import evaluate as assess
+from ablation.reports import plots
+from ablation.runs.directory import find_runs
+from ablation.sweeps.planning import Planner
+from ablation.sweeps.sweep import open_table
 from tests.fake_runs import fake_evaluation, fake_run
 from tests.helpers import compose_config, compose_plain
 

@@ -21,9 +21,9 @@ import pytest
 import torch
 import yaml
 
-from ablation import runs
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
-from ablation.runs import Run, find_runs, finite, first_difference, stop_on_signals
+from ablation.runs import directory as runs
+from ablation.runs.directory import Run, find_runs, finite, first_difference, stop_on_signals
 
 TRAIN_ID = "0123456789"
 CONFIG = "lr: 0.1\nmodel: {name: cnn}\ntracking: {mode: offline}\nruntime: {device: cpu}\n"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ablation.config import check, load
+from ablation.config.experiment import check, load
+from ablation.config.scale import scaled
 from ablation.evaluation import ApgdCe, AutoAttack
-from ablation.scale import scaled
 from tests.helpers import compose_config, compose_plain
 
 

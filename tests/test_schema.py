@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ablation.schema import Parser, fraction, plain, relative_step, show_fraction
+from ablation.config.parser import Parser, fraction, plain, relative_step, show_fraction
 from ablation.types import Budget, Fraction, StepSize
 
 

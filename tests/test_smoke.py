@@ -7,14 +7,15 @@ import json
 import pytest
 from hydra import initialize_config_dir
 
-from ablation import compose, job
-from ablation.collect import TableReport
+from ablation.config import compose
 from ablation.errors import DONE
-from ablation.planning import Planner
-from ablation.render import terminal
-from ablation.runs import Run
-from ablation.sweep import open_table
-from ablation.tables import load_published, published_path, table_names, table_path
+from ablation.jobs import train as job
+from ablation.reports.table import TableReport
+from ablation.reports.text_tables import terminal
+from ablation.runs.directory import Run
+from ablation.sweeps.planning import Planner
+from ablation.sweeps.sweep import open_table
+from ablation.sweeps.tables import load_published, published_path, table_names, table_path
 from tests.fake_runs import fake_run
 
 ARMS = [

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ablation.comparison import Cell, Comparison, Contrast, Interval, Published, Row, Sample
 from ablation.errors import InputError
 from ablation.evaluation import Fgsm, Request, Spsa, evaluate
 from ablation.random import generator
-from ablation.statistics import cell_interval, contrasts, difference, interval
+from ablation.reports.comparison import Cell, Comparison, Contrast, Interval, Published, Row, Sample
+from ablation.reports.statistics import cell_interval, contrasts, difference, interval
 
 NUMBERS = st.floats(-1e3, 1e3)
 

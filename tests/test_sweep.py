@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from hydra import initialize_config_dir
 
-from ablation import compose, config, job, planning, sweep
+from ablation.config import compose
+from ablation.config import experiment as config
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError
-from ablation.runs import Run
+from ablation.jobs import train as job
+from ablation.runs.directory import Run
+from ablation.sweeps import planning, sweep
 from tests.fake_runs import fake_run
 
 TABLE = """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ablation.compose import sweeps_dir
+from ablation.config.compose import sweeps_dir
 from ablation.errors import ConfigError, InputError
-from ablation.sweep import open_table
-from ablation.tables import (
+from ablation.sweeps.sweep import open_table
+from ablation.sweeps.tables import (
     check_published,
     load_published,
     load_table,

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ablation.tracking import (
+from ablation.runs.tracking import (
     NoTracker,
     Panel,
     Tracker,
@@ -200,7 +200,7 @@ def test_disabled_never_imports_wandb(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from ablation.tracking import TrackingConfig, log_report, start
+from ablation.runs.tracking import TrackingConfig, log_report, start
 tracker = start(TrackingConfig(mode="disabled"), run_dir=Path("."), run_id="x", name="x",
                 group="x", job_type="train", tags=[], settings={})
 tracker.log({"loss": 1.0}, 0)
@@ -352,7 +352,7 @@ def test_wrong_settings_are_refused(changes, message):
 
 
 def test_the_settings_are_a_schema():
-    from ablation.schema import Parser, plain
+    from ablation.config.parser import Parser, plain
 
     parser = Parser()
     found = parser.parse(TrackingConfig, {"mode": "disabled", "tags": ["a"]}, "tracking")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ablation.models import ResNet, build_model
-from ablation.twice import TwiceDifferentiable
+from ablation.numerics.double_backward import TwiceDifferentiable
 
 torch.manual_seed(0)
 CONVOLUTIONS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ablation.ascents import AdversarialWeightPerturbation
-from ablation.method import Method
+from ablation.training.method import Method
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ablation.method import CLEAN, STEP, Method, Phase, Slot
 from ablation.schedules import Constant
 from ablation.terms import CrossEntropy
+from ablation.training.method import CLEAN, STEP, Method, Phase, Slot
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ablation.components.fab_margin import searchable
 from ablation.components.margin_maximization import POINTS, margin_term, reading_points
 from ablation.crafters import BoundarySearch, LinearSearch
-from ablation.method import Method
+from ablation.training.method import Method
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ablation import terms
-from ablation.method import CLEAN, Method, Slot
 from ablation.terms.effective_margin import EffectiveNorm, Scale
+from ablation.training.method import CLEAN, Method, Slot
 from ablation.types import DecayingGate, Fraction, Gate
 
 TERM = "emr"

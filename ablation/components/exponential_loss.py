@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from ablation import terms
 from ablation.components.margin_maximization import TERM, margin_term
-from ablation.method import Method
+from ablation.training.method import Method
 from ablation.types import Fraction
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from ablation.boundary import SearchStart
 from ablation.components.margin_maximization import margin_term, reading_points
 from ablation.crafters import BoundarySearch, FabSearch
-from ablation.method import Method
+from ablation.numerics.boundary import SearchStart
+from ablation.training.method import Method
 from ablation.types import Norm
 
 CARRIERS: dict[str, Literal["rescaled", "straight_through", "at_points"]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ablation import models
-from ablation.method import HeadFactory, Method
+from ablation.training.method import HeadFactory, Method
 
 
 @dataclass(frozen=True)

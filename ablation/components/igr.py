@@ -7,7 +7,7 @@ from typing import Literal
 
 from ablation import terms
 from ablation.components.emr import check_coef, points_of
-from ablation.method import Method, Slot
+from ablation.training.method import Method, Slot
 from ablation.types import Fraction
 
 TERM = "igr"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ablation import models
 from ablation.components.hypersphere import with_head
-from ablation.method import Method
+from ablation.training.method import Method
 
 
 @dataclass(frozen=True)

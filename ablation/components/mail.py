@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ablation.method import Method, Phase, Slot
+from ablation.training.method import Method, Phase, Slot
 from ablation.types import Fraction
 from ablation.weights import ProbabilisticMargin
 

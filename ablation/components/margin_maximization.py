@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ablation import terms
-from ablation.boundary import AnyNorm
 from ablation.crafters import BoundarySearch
-from ablation.method import CRAFT, Method, Slot
+from ablation.numerics.boundary import AnyNorm
+from ablation.training.method import CRAFT, Method, Slot
 from ablation.types import Fraction
 
 TERM, POINTS = "margin", "boundary"

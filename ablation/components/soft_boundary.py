@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ablation.boundary import Soft
 from ablation.components.margin_maximization import TERM, margin_term
-from ablation.method import Method
+from ablation.numerics.boundary import Soft
+from ablation.training.method import Method
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from ablation.boundary import (
+from ablation.numerics.boundary import (
     Boundary,
     Hard,
     Phi,
@@ -39,7 +39,7 @@ class Search(Protocol):
 
 @dataclass(frozen=True)
 class FabSearch:
-    """FAB (Croce and Hein, 2020) as DyART runs it; see ``ablation.boundary.fab``.
+    """FAB (Croce and Hein, 2020) as DyART runs it; see ``ablation.numerics.boundary.fab``.
 
     Args:
         steps: gradient steps per restart.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.functional import cross_entropy, cw_loss, kl_from
+from ablation.numerics.functional import cross_entropy, cw_loss, kl_from
 from ablation.types import Views
 
 

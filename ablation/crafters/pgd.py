@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ablation.functional import gaussian_noise, pgd, uniform_ball
+from ablation.numerics.functional import gaussian_noise, pgd, uniform_ball
 from ablation.types import AttackLoss, AttackMode, Crafted, Norm, Start, StepSize, Views
 
 

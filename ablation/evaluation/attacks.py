@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ablation.functional import (
+from ablation.numerics.functional import (
     cross_entropy,
     cw_loss,
     gaussian_noise,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ablation.config.parser import show_fraction
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
 from ablation.evaluation import auto, checks
 from ablation.evaluation.attacks import Attack, Described, Ensemble, RandomStart
@@ -28,11 +29,10 @@ from ablation.evaluation.guards import check_points, distinct, warnings_of
 from ablation.evaluation.margin_metric import Measure
 from ablation.evaluation.partial import Forgetful, Memo, Part, Partial, identify
 from ablation.evaluation.probes import Attacked, Prober, Verdict, logit_gap
-from ablation.functional import cross_entropy
-from ablation.modes import evaluating
-from ablation.precision import exact_arithmetic
+from ablation.numerics.functional import cross_entropy
+from ablation.numerics.modes import evaluating
+from ablation.numerics.precision import exact_arithmetic
 from ablation.random import generator
-from ablation.schema import show_fraction
 from ablation.types import Norm
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ablation.boundary import AnyNorm
 from ablation.evaluation.attacks import Pgd, Predict, check_common
 from ablation.evaluation.guards import check_points
-from ablation.margins import Margins, effective_margin, summarise
+from ablation.numerics.boundary import AnyNorm
+from ablation.numerics.margins import Margins, effective_margin, summarise
 from ablation.types import Norm
 
 SplitName = Literal["test", "val", "train"]

@@ -14,11 +14,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ablation.boundary import fab
 from ablation.evaluation.attacks import Attack, Fgsm, Pgd, Predict
 from ablation.evaluation.auto import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT
 from ablation.evaluation.checks import Probe
-from ablation.functional import margin, true_value, without_true
+from ablation.numerics.boundary import fab
+from ablation.numerics.functional import margin, true_value, without_true
 from ablation.types import Norm
 
 GRADIENT_ATTACKS = (Fgsm, Pgd, ApgdCe, ApgdDlr, ApgdT, FabT, AutoAttack)

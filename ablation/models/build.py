@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ablation.errors import InputError
-from ablation.method import HeadFactory
 from ablation.models.blocks import Body
 from ablation.models.heads import HEADS
 from ablation.models.net import Net
 from ablation.random import key
+from ablation.training.method import HeadFactory
 
 
 class ModelSpec(Protocol):

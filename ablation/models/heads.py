@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablation.functional import true_value
-from ablation.method import HeadFactory
+from ablation.numerics.functional import true_value
+from ablation.training.method import HeadFactory
 
 SHORTEST = 1e-6
 """Smallest norm divided by (all of an image's features may be zero): its powers fit into fp32."""

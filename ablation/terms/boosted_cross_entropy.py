@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ablation.functional import Constants, boosted_cross_entropy
+from ablation.numerics.functional import Constants, boosted_cross_entropy
 from ablation.types import Views
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from ablation.penalties import (
+from ablation.numerics.penalties import (
     effective_weights,
     probed_weights,
     random_signs,

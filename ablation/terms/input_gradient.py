@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ablation.functional import cross_entropy
-from ablation.penalties import squared_gradient
+from ablation.numerics.functional import cross_entropy
+from ablation.numerics.penalties import squared_gradient
 from ablation.types import Views
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ablation.functional import Constants, kl_divergence, kl_divergence_official
+from ablation.numerics.functional import Constants, kl_divergence, kl_divergence_official
 from ablation.types import Views
 
 

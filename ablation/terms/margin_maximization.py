@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ablation.boundary import AnyNorm, Hard, Surface, dual_norm, exponential, hinge
-from ablation.functional import true_value, without_true
+from ablation.numerics.boundary import AnyNorm, Hard, Surface, dual_norm, exponential, hinge
+from ablation.numerics.functional import true_value, without_true
 from ablation.types import Fraction, Views
 
 Estimator = Literal["taylor", "search"]

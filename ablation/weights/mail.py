@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.functional import margin
+from ablation.numerics.functional import margin
 from ablation.types import Views
 
 

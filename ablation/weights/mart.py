@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.functional import Constants, true_value
+from ablation.numerics.functional import Constants, true_value
 from ablation.types import Views
 
 

@@ -1,4 +1,4 @@
-"""The launcher ``pool``; the work is in ``ablation.pool``, which Hydra's scan never loads."""
+"""The launcher ``pool``: a shell for ``ablation.sweeps.pool``, which Hydra's scan never loads."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class PoolLauncher(Launcher):
         describe: from a job's overrides to its title and its log file.
     """
 
-    command: Sequence[str] = (sys.executable, "-m", "ablation.train")
+    command: Sequence[str] = (sys.executable, "-m", "ablation.commands.train")
     describe: Callable[[Sequence[str]], tuple[str, Path]] | None = None
 
     def __init__(self, jobs: int | None, gpus: Any) -> None:
@@ -37,7 +37,7 @@ class PoolLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Find the places that jobs can have."""
-        from ablation.pool import slots
+        from ablation.sweeps.pool import slots
 
         del hydra_context, task_function
         listed = self._gpus is None or isinstance(self._gpus, str)
@@ -53,7 +53,7 @@ class PoolLauncher(Launcher):
         Raises:
             KeyboardInterrupt: a signal stopped them; what ran was saved.
         """
-        from ablation.pool import Pool, Work, ending
+        from ablation.sweeps.pool import Pool, Work, ending
 
         work = []
         for index, overrides in enumerate(job_overrides, initial_job_idx):

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from ablation import compose, config, job
-from ablation.planning import Planner
-from ablation.sweep import open_table
-from ablation.tables import Table, table_names
+from ablation.config import compose
+from ablation.config import experiment as config
+from ablation.jobs import train as job
+from ablation.sweeps.planning import Planner
+from ablation.sweeps.sweep import open_table
+from ablation.sweeps.tables import Table, table_names
 from tests.support.options import COMPONENTS, completed, options
 
 PATH = Path(__file__).with_name("golden_ids.json")

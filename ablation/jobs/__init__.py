@@ -1,0 +1,1 @@
+"""One job: train a config, attack what is trained, record the result."""

@@ -1,0 +1,118 @@
+"""What a training run looks like from inside, epoch by epoch: margins, logit gaps, dead gradients.
+
+Measured wherever the run is validated, on the same weights (averaged, where it averages), and
+written beside the accuracies. Nothing is chosen by these numbers, and they change nothing: the
+network is copied, no random number is drawn.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ablation.data import ImageSet, to_float
+from ablation.numerics.margins import Survey, effective_margin, summarise, survey
+from ablation.numerics.precision import exact_arithmetic
+from ablation.random import generator
+from ablation.types import Norm
+
+BATCH = 250
+"""Images measured at once."""
+QUANTILES = (0, 25, 50, 75, 100)
+"""Of the margins, in percent."""
+
+
+@dataclass
+class Monitor:
+    """Measures a network; the same images every time.
+
+    Args:
+        images: what margins, gaps and gradients are measured on; at least one.
+        split: whose images these are, ``val`` or ``train``.
+        norm: of the margins.
+        effective: images by split, ``train`` and ``test``, whose effective margins (EMR, eq. 3;
+            L2) are measured too.
+
+    Attributes:
+        margins: of the last measurement, in pixels, one per image; none before the first.
+    """
+
+    images: ImageSet
+    split: str
+    norm: Norm
+    effective: Mapping[str, ImageSet]
+    margins: Sequence[float] = ()
+
+    def __call__(self, net: nn.Module) -> dict[str, float | str]:
+        """The numbers of one epoch, for its line in ``metrics.jsonl``.
+
+        ``margin_q0`` to ``margin_q100``: quantiles of the signed Taylor margin towards the highest
+        other class (``margins.top_margin``), in pixels. ``logit_gap_mean`` and ``logit_gap_p99``
+        of z_(1) - z_(2). ``zero_gradient``: share of images in [0, 1] at which grad_x of the
+        cross-entropy is exactly 0. ``margin_split``, ``margin_norm``: of what.
+        ``margin_train``, ``margin_test`` and ``..._std``: effective margins of the correctly
+        classified images.
+
+        Args:
+            net: images [N, C, H, W] in [0, 1] to logits [N, K].
+        """
+        # A head may normalise its weights in every forward pass, which rounds them.
+        net = copy.deepcopy(net)
+        device = next(net.parameters()).device
+        with exact_arithmetic(device):
+            found = self._survey(net, device)
+            row: dict[str, float | str] = {
+                "margin_split": self.split,
+                "margin_norm": self.norm,
+                **numbers(found),
+            }
+            for split, images in self.effective.items():
+                mean, std = _effective(net, images, device)
+                row |= {f"margin_{split}": mean, f"margin_{split}_std": std}
+        self.margins = found.margin.tolist()
+        return row
+
+    def _survey(self, net: nn.Module, device: torch.device) -> Survey:
+        parts = [survey(net, x, y, self.norm) for x, y in _batches(self.images, device)]
+        return Survey(
+            torch.cat([part.margin for part in parts]),
+            torch.cat([part.logit_gap for part in parts]),
+            torch.cat([part.zero_gradient for part in parts]),
+        )
+
+
+def numbers(found: Survey) -> dict[str, float]:
+    """A survey in a few numbers; see ``Monitor``."""
+    levels = torch.tensor(QUANTILES, dtype=torch.double, device=found.margin.device) / 100
+    quantiles = torch.quantile(found.margin.double(), levels).tolist()
+    gap = found.logit_gap.double()
+    return {
+        **{f"margin_q{q}": value for q, value in zip(QUANTILES, quantiles, strict=True)},
+        "logit_gap_mean": gap.mean().item(),
+        "logit_gap_p99": torch.quantile(gap, 0.99).item(),
+        "zero_gradient": found.zero_gradient.double().mean().item(),
+    }
+
+
+def fixed_subset(images: ImageSet, n: int | None, seed: int) -> ImageSet:
+    """At most ``n`` random images, a function of ``seed`` and their number alone."""
+    order = torch.randperm(len(images), generator=generator(seed, "monitor"))
+    return images.subset(order[:n])
+
+
+def _effective(net: nn.Module, images: ImageSet, device: torch.device) -> tuple[float, float]:
+    """Mean and deviation over the correctly classified images that have a gradient."""
+    parts = [effective_margin(net, x, y) for x, y in _batches(images, device)]
+    value = torch.cat([part.value for part in parts])
+    dead = torch.cat([part.zero_gradient for part in parts])
+    return summarise(value, (value > 0) & ~dead)
+
+
+def _batches(images: ImageSet, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    for rows in torch.arange(len(images)).split(BATCH):  # type: ignore[no-untyped-call]
+        batch = images.subset(rows)
+        yield to_float(batch.images.to(device)), batch.labels.to(device)

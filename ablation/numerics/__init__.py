@@ -1,0 +1,1 @@
+"""Tensor mathematics without state: margins, boundaries, penalties, precision and modes."""

@@ -1,0 +1,603 @@
+"""Comparisons as text: terminal, Markdown, LaTeX, CSV, and a data frame.
+
+A measured number is the mean over runs, its 95% interval's half-width and the number of runs:
+``85.34 ±0.41 (3)``, or ``(2/3)`` if a planned run has no number. Percent have two decimals if every
+run's number is over at least 2000 examples (its step is 0.05 or less), else one; margins and radii
+have four significant digits. Half-width and difference have the decimals of their mean. Published
+numbers are as printed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
+
+from ablation.reports.comparison import Cell, Comparison, Contrast, Interval, Row
+from ablation.reports.statistics import cell_interval, difference
+from ablation.runs.progress import summary_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+T = TypeVar("T")
+
+SMOKE = "SMOKE RUN: tiny data, model and attacks; these numbers mean nothing"
+"""First and last line of what a smoke comparison prints."""
+HIDDEN = "hidden (tagged)"
+"""What ``strict`` shows for a number that departs from the table's recipe."""
+FINE = 2000
+"""Least number of examples for two decimals of a percentage."""
+LATEX_WIDTH = 110
+"""Characters of a block of a LaTeX table that ``\\scriptsize`` sets on 14 cm."""
+LATEX_LINES = 56
+"""Lines of blocks that fit in one LaTeX float."""
+GAP = 2
+"""Characters between two columns."""
+MEASURED = "mean ± half-width of its 95% t interval (runs)"
+PAIRED = (
+    "paired: mean ± half-width of its 95% t interval (pairs of runs; examples, for these networks "
+    "as they are); * excludes 0, not corrected for the number of comparisons"
+)
+NUMBER = re.compile(r"[+-]?\d+(?=$|[. ])")
+"""The part of a number that is left of its decimal point."""
+LINE = {
+    "key": "string",
+    "label": "string",
+    "arm": "string",
+    "chosen": "string",
+    "column": "string",
+    "unit": "string",
+    "mean": "float64",
+    "ci95": "float64",
+    "n_runs": "int64",
+    "planned": "int64",
+    "n_examples": "Int64",
+    "published": "float64",
+    "published_printed": "string",
+    "published_ci": "string",
+    "difference": "float64",
+    "tags": "string",
+    "mismatch": "string",
+    "absent": "string",
+    "scale": "string",
+    "flags": "string",
+}
+"""Columns of the frame and their types."""
+GREEK = (
+    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi o pi rho "
+    "varsigma sigma tau upsilon varphi chi psi omega"
+)
+"""LaTeX's names from U+03B1 on."""
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        **{char: rf"\{char}" for char in "{}$&%#_"},
+        **{char: f"{{{char}}}" for char in "[]*"},  # else a row that begins so is an argument of \\
+        "±": r"$\pm$",
+        "\u00d7": r"$\times$",
+        "\u2113": r"$\ell$",
+        "\u2212": "$-$",
+        "\u221e": r"$\infty$",
+        "\u2264": r"$\leq$",
+        "\u2265": r"$\geq$",
+        **{chr(0x3B1 + at): rf"$\{name}$" for at, name in enumerate(GREEK.split()) if name != "o"},
+    }
+)
+"""What pdflatex would misread, or has no letter for."""
+
+
+def terminal(
+    comparison: Comparison, strict: bool = False, contrasts: Sequence[Contrast] = ()
+) -> str:
+    """Aligned plain text as wide as the terminal (120 without one), in blocks of metrics.
+
+    Args:
+        comparison: the table.
+        strict: hide measured numbers with tags.
+        contrasts: of its rows; a second table.
+    """
+    width = shutil.get_terminal_size(fallback=(120, 24)).columns
+    tables = _tables(comparison, strict, contrasts)
+    return _between_banners(comparison, [_terminal(table, width) for table in tables], SMOKE)
+
+
+def markdown(
+    comparison: Comparison, strict: bool = False, contrasts: Sequence[Contrast] = ()
+) -> str:
+    """GitHub's Markdown, in one block.
+
+    Args:
+        comparison: the table.
+        strict: hide measured numbers with tags.
+        contrasts: of its rows; a second table.
+    """
+    tables = _tables(comparison, strict, contrasts)
+    return _between_banners(comparison, [_markdown(table) for table in tables], f"**{SMOKE}**")
+
+
+def latex(comparison: Comparison, strict: bool = False, contrasts: Sequence[Contrast] = ()) -> str:
+    r"""Floats for a document with ``\usepackage{booktabs}``; the label is ``tab:<name>``.
+
+    Args:
+        comparison: the table.
+        strict: hide measured numbers with tags.
+        contrasts: of its rows; a second float, labelled ``tab:<name>:<other row's key>``.
+    """
+    caption = rf"\textbf{{{SMOKE}.}} " if comparison.scale == "smoke" else ""
+    tables = _tables(comparison, strict, contrasts)
+    return _between_banners(comparison, [_latex(table, caption) for table in tables], f"% {SMOKE}")
+
+
+def frame(comparison: Comparison, strict: bool = False) -> pd.DataFrame:
+    """Long form, one line per cell.
+
+    ``mean``, ``ci95`` and ``difference`` are missing where the text shows no number; ``n_examples``
+    is the least over the runs.
+
+    Args:
+        comparison: the table.
+        strict: leave out measured numbers with tags.
+    """
+    import pandas as pd  # slow to import, and the other formats do without
+
+    lines = [
+        _line(comparison, row, row.cells[column], strict)
+        for row in comparison.rows
+        for column in comparison.columns
+        if column in row.cells
+    ]
+    table = pd.DataFrame(lines, columns=list(LINE))
+    return table.astype(LINE)
+
+
+def csv(comparison: Comparison, strict: bool = False) -> str:
+    """The frame as CSV; a smoke comparison is marked in the column ``scale``.
+
+    Args:
+        comparison: the table.
+        strict: leave out measured numbers with tags.
+    """
+    return frame(comparison, strict).to_csv(index=False, lineterminator="\n")
+
+
+def _line(comparison: Comparison, row: Row, cell: Cell, strict: bool) -> dict[str, object]:
+    measured = None if _hidden(cell, strict) else cell_interval(cell)
+    published = cell.published
+    return {
+        "key": row.key,
+        "label": row.label,
+        "arm": row.arm,
+        "chosen": row.chosen,
+        "column": cell.column,
+        "unit": cell.unit,
+        "mean": measured.mean if measured else None,
+        "ci95": measured.half if measured else None,
+        "n_runs": len(cell.samples),
+        "planned": _planned(cell),
+        "n_examples": min((sample.n for sample in cell.samples), default=None),
+        "published": published.value if published else None,
+        "published_printed": published.printed if published else "",
+        "published_ci": published.ci if published else "",
+        "difference": difference(cell) if measured else None,
+        "tags": "; ".join(cell.tags),
+        "mismatch": "; ".join(cell.mismatch),
+        "absent": _reasons(cell),
+        "scale": comparison.scale,
+        "flags": "; ".join(row.flags),
+    }
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A cell of any format: plain text, and the letters of its footnotes."""
+
+    text: str
+    marks: str = ""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Columns that stay side by side.
+
+    Attributes:
+        heading: of the first column, or of all.
+        names: of each column below the heading; one column has the heading alone.
+        rows: per row of the table, a text per column.
+        words: not numbers; aligned to the left everywhere.
+    """
+
+    heading: str
+    names: tuple[str, ...]
+    rows: tuple[tuple[_Text, ...], ...]
+    words: bool = False
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        return (self.heading, *self.names[1:])
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of any format: ``stub`` is repeated in every block of ``groups``."""
+
+    title: str
+    legend: str
+    label: str
+    stub: _Group
+    groups: tuple[_Group, ...]
+    footnotes: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def _tables(comparison: Comparison, strict: bool, contrasts: Sequence[Contrast]) -> list[_Table]:
+    others = dict.fromkeys(contrast.against for contrast in contrasts)
+    return [
+        _main_table(comparison, strict),
+        *(
+            _contrast_table(comparison, strict, [c for c in contrasts if c.against == key], key)
+            for key in others
+        ),
+    ]
+
+
+def _main_table(comparison: Comparison, strict: bool) -> _Table:
+    rows = comparison.rows
+    cells = [[row.cells.get(column, Cell(column)) for row in rows] for column in comparison.columns]
+    marks = _footnotes(
+        remark
+        for line in zip(*cells, strict=True)
+        for cell in line
+        for remark in (*_remarks(cell, strict), *_published_remarks(cell))
+    )
+    groups = tuple(_metric(column, strict, marks) for column in cells if column)
+    if any(row.chosen for row in rows):
+        selected = _Group(
+            "selected", ("",), tuple((_Text(row.chosen or "-"),) for row in rows), words=True
+        )
+        groups = (selected, *groups)
+    compared = any(len(group.names) > 1 for group in groups)
+    labels = tuple((_Text(f"{row.label} !" if row.flags else row.label),) for row in rows)
+    return _Table(
+        comparison.title,
+        f"{MEASURED}; pub.: as printed; diff: measured minus published" if compared else MEASURED,
+        comparison.name,
+        _Group("row", ("",), labels, words=True),
+        groups,
+        {letter: text for text, letter in marks.items()},
+        (
+            *(f"warning: {row.label}: {flag}" for row in rows for flag in _alike(row.flags)),
+            *(f"{row.label}: {row.note}" for row in rows if row.note),
+            *comparison.notes,
+        ),
+    )
+
+
+def _alike(flags: Sequence[str]) -> list[str]:
+    """Of warnings that differ in numbers only the first: seeds and splits mostly say the same."""
+    found: dict[str, list[str]] = {}
+    for flag in flags:
+        found.setdefault(re.sub(r"(?<!\w)\d[\d.]*", "0", flag), []).append(flag)
+    more = ((first, len(rest)) for first, *rest in found.values())
+    return [f"{first} (and {count} more like it)" if count else first for first, count in more]
+
+
+def _metric(cells: Sequence[Cell], strict: bool, marks: Mapping[str, str]) -> _Group:
+    """A metric's columns; measured numbers alone if the paper prints none."""
+    measured = [
+        _Text(_measured(cell, strict), _letters(_remarks(cell, strict), marks)) for cell in cells
+    ]
+    heading = cells[0].column
+    if not any(cell.published for cell in cells):
+        return _Group(heading, ("measured",), tuple((text,) for text in measured))
+    rows = tuple(
+        (text, _published(cell, marks), _Text(_signed_difference(cell, strict)))
+        for cell, text in zip(cells, measured, strict=True)
+    )
+    return _Group(heading, ("measured", "pub.", "diff"), rows)
+
+
+def _measured(cell: Cell, strict: bool) -> str:
+    found = cell_interval(cell)
+    if found is None:
+        return _reasons(cell) or "-"
+    if _hidden(cell, strict):
+        return HIDDEN
+    planned = _planned(cell)
+    runs = str(found.n) if found.n == planned else f"{found.n}/{planned}"
+    return _interval(found, _decimals(cell), runs)
+
+
+def _published(cell: Cell, marks: Mapping[str, str]) -> _Text:
+    printed = cell.published.printed if cell.published else "-"
+    return _Text(printed, _letters(_published_remarks(cell), marks))
+
+
+def _signed_difference(cell: Cell, strict: bool) -> str:
+    found = None if _hidden(cell, strict) else difference(cell)
+    return "-" if found is None else f"{found:+z.{_decimals(cell)}f}"
+
+
+def _interval(found: Interval, decimals: int, runs: str, sign: str = "") -> str:
+    half = "" if found.half is None else f" ±{found.half:.{decimals}f}"
+    return f"{found.mean:{sign}z.{decimals}f}{half} ({runs})"
+
+
+def _decimals(cell: Cell) -> int:
+    if cell.unit == "percent":
+        return 2 if all(sample.n >= FINE for sample in cell.samples) else 1
+    size = max(abs(sample.value) for sample in cell.samples)
+    digits = 3 - math.floor(math.log10(size)) if size > 0 else 3
+    return min(6, max(0, digits))
+
+
+def _hidden(cell: Cell, strict: bool) -> bool:
+    return strict and bool(cell.tags)
+
+
+def _planned(cell: Cell) -> int:
+    return len(cell.samples) + sum(cell.absent.values())
+
+
+def _reasons(cell: Cell) -> str:
+    """``failed``, ``running 2``, ``failed, pending 2``; a single run's reason goes without 1."""
+    return ", ".join(
+        reason if count == 1 else f"{reason} {count}"
+        for reason, count in cell.absent.items()
+        if count
+    )
+
+
+def _remarks(cell: Cell, strict: bool) -> list[str]:
+    """Footnotes of a measured number."""
+    found = ["; ".join(cell.tags)] if cell.samples and cell.tags else []
+    if not cell.samples or _hidden(cell, strict):
+        return found
+    n, planned = len(cell.samples), _planned(cell)
+    if n < planned:
+        found.append(f"{n} of {planned} planned runs; the others: {_reasons(cell)}")
+    if cell.mismatch:
+        found.append(f"not compared, the attack differs: {'; '.join(cell.mismatch)}")
+    return found
+
+
+def _published_remarks(cell: Cell) -> list[str]:
+    published = cell.published
+    return [f"published: {published.note}"] if published and published.note else []
+
+
+def _footnotes(remarks: Iterable[str]) -> dict[str, str]:
+    """A letter for each distinct text, in the order of the first use."""
+    return {text: _letter(number) for number, text in enumerate(dict.fromkeys(remarks))}
+
+
+def _letter(number: int) -> str:
+    """``a`` to ``z``, then ``aa``."""
+    more, rest = divmod(number, 26)
+    return (_letter(more - 1) if more else "") + chr(ord("a") + rest)
+
+
+def _letters(remarks: Iterable[str], marks: Mapping[str, str]) -> str:
+    return ",".join(marks[remark] for remark in remarks)
+
+
+def _contrast_table(
+    comparison: Comparison, strict: bool, contrasts: Sequence[Contrast], against: str
+) -> _Table:
+    rows = {row.key: row for row in comparison.rows}
+    pairs = [(rows[c.key], rows[against], c) for c in contrasts]
+    remarks = [_pair_remarks(row, base, contrast.column) for row, base, contrast in pairs]
+    marks = _footnotes(remark for found in remarks for remark in found)
+    stub = tuple(
+        (_Text(row.label), _Text(contrast.column, _letters(found, marks)))
+        for (row, _, contrast), found in zip(pairs, remarks, strict=True)
+    )
+    by_seed = tuple((_contrast(*pair, pair[2].by_seed, strict),) for pair in pairs)
+    by_example = tuple((_contrast(*pair, pair[2].by_example, strict),) for pair in pairs)
+    return _Table(
+        f"{comparison.title}: difference from {rows[against].label}",
+        PAIRED,
+        f"{comparison.name}:{against}",
+        _Group("row", ("row", "column"), stub, words=True),
+        (_Group("by seed", ("",), by_seed), _Group("by example", ("",), by_example)),
+        {letter: text for text, letter in marks.items()},
+    )
+
+
+def _contrast(
+    row: Row, base: Row, contrast: Contrast, found: Interval | None, strict: bool
+) -> _Text:
+    ours, theirs = row.cells[contrast.column], base.cells[contrast.column]
+    if _hidden(ours, strict) or _hidden(theirs, strict):
+        return _Text(HIDDEN)
+    if found is None:
+        return _Text("-")
+    decimals = min(_decimals(ours), _decimals(theirs))
+    apart = found.half is not None and abs(found.mean) > found.half
+    return _Text(_interval(found, decimals, str(found.n), "+") + (" *" if apart else ""))
+
+
+def _pair_remarks(row: Row, base: Row, column: str) -> list[str]:
+    """Tags of both cells, with the row's label unless they are the same; why there is no number."""
+    ours, theirs = row.cells[column], base.cells[column]
+    if ours.tags == theirs.tags:
+        found = ["; ".join(ours.tags)] if ours.tags else []
+    else:
+        found = [
+            f"{each.label}: {'; '.join(each.cells[column].tags)}"
+            for each in (row, base)
+            if each.cells[column].tags
+        ]
+    if set(ours.mismatch) != set(theirs.mismatch):
+        found.append("not compared, the two rows' attacks differ")
+    elif not {s.axis for s in ours.samples} & {s.axis for s in theirs.samples}:
+        found.append("no repetition in common")
+    return found
+
+
+def _between_banners(comparison: Comparison, parts: Sequence[str], banner: str) -> str:
+    around = [banner] if comparison.scale == "smoke" else []
+    return "\n\n".join([*around, *parts, *around]) + "\n"
+
+
+def _blocks(table: _Table, width: int) -> list[list[_Group]]:
+    """Groups that fit beside the stub in so many characters; at least one in each block."""
+    left = width - _width(table.stub)
+    blocks: list[list[_Group]] = [[]]
+    room = left
+    for group in table.groups:
+        need = _width(group) + 2 * GAP
+        if blocks[-1] and need > room:
+            blocks.append([])
+            room = left
+        blocks[-1].append(group)
+        room -= need
+    return blocks
+
+
+def _width(group: _Group) -> int:
+    columns = zip(group.header, *_padded(group), strict=True)
+    return sum(max(map(len, column)) + GAP for column in columns) - GAP
+
+
+def _padded(group: _Group) -> list[tuple[str, ...]]:
+    """Plain texts; the decimal points of a column of numbers stand below each other."""
+    rows = [tuple(f"{each.text} {each.marks}".rstrip() for each in row) for row in group.rows]
+    if group.words:
+        return rows
+    return list(zip(*map(_on_points, zip(*rows, strict=True)), strict=True))
+
+
+def _on_points(column: Sequence[str]) -> list[str]:
+    points = [len(found[0]) if (found := NUMBER.match(text)) else 0 for text in column]
+    return [
+        " " * (max(points) - point) + text if point else text
+        for text, point in zip(column, points, strict=True)
+    ]
+
+
+def _terminal(table: _Table, width: int) -> str:
+    blocks: list[str] = []
+    between = _Group("", ("",), ((_Text(""),),) * len(table.stub.rows), words=True)
+    for block in _blocks(table, width):
+        groups = [table.stub, *(each for group in block for each in (between, group))]
+        header = [name for group in groups for name in group.header]
+        rows = _across(map(_padded, groups))
+        blocks.append(summary_table("" if blocks else table.title, rows, header, left=True))
+    notes = [f"{letter}: {text}" for letter, text in table.footnotes.items()]
+    return "\n\n".join([*blocks, "\n".join([table.legend, *notes, *table.notes])])
+
+
+def _across(parts: Iterable[Sequence[tuple[T, ...]]]) -> list[tuple[T, ...]]:
+    """Rows of a whole table from the rows of its groups."""
+    return [tuple(chain.from_iterable(row)) for row in zip(*parts, strict=True)]
+
+
+def _markdown(table: _Table) -> str:
+    groups = [table.stub, *table.groups]
+    header = [_markdown_text(name) for group in groups for name in group.header]
+    rule = ["---" if group.words else "---:" for group in groups for _ in group.names]
+    rows = [map(_markdown_cell, row) for row in _across(group.rows for group in groups)]
+    lines = [f"| {' | '.join(line)} |" for line in (header, rule, *rows)]
+    notes = [
+        f"<sup>{letter}</sup> {_markdown_text(text)}" for letter, text in table.footnotes.items()
+    ]
+    notes += [_markdown_text(note) for note in table.notes]
+    below = [f"- {note}" for note in (_markdown_text(table.legend), *notes)]
+    return "\n".join([f"### {_markdown_text(table.title)}", "", *lines, "", *below])
+
+
+def _markdown_cell(cell: _Text) -> str:
+    mark = f" <sup>{cell.marks}</sup>" if cell.marks else ""
+    return _markdown_text(cell.text) + mark
+
+
+def _markdown_text(text: str) -> str:
+    return re.sub(r"([\\`*|<\[\]~])", r"\\\1", " ".join(text.split()))
+
+
+def _latex(table: _Table, warning: str) -> str:
+    """One float, or several with the same number if the blocks are too many for a page."""
+    label = re.sub(r"[^\w:.+-]", "-", table.label, flags=re.ASCII)
+    blocks = [_tabular([table.stub, *block]) for block in _blocks(table, LATEX_WIDTH)]
+    per_float = max(1, LATEX_LINES // (len(table.stub.rows) + 4))
+    floats = []
+    for at in range(0, len(blocks), per_float):
+        legend = "continued" if at else table.legend
+        body = "\n\\par\\medskip\n".join(blocks[at : at + per_float])
+        floats.append(
+            [
+                r"\begin{table}[tbp]",
+                r"\centering",
+                r"\addtocounter{table}{-1}" if at else "",
+                rf"\caption{{{warning}{_latex_text(f'{table.title} ({legend}).')}}}",
+                "" if at else rf"\label{{tab:{label}}}",
+                r"\scriptsize\setlength{\tabcolsep}{2.5pt}",
+                body,
+                r"\end{table}",
+            ]
+        )
+    floats[-1].insert(-1, _latex_notes(table))
+    return "\n\n".join("\n".join(filter(None, lines)) for lines in floats)
+
+
+def _latex_notes(table: _Table) -> str:
+    notes = [
+        rf"\textsuperscript{{{letter}}} {_latex_text(text)}"
+        for letter, text in table.footnotes.items()
+    ]
+    notes += map(_latex_text, table.notes)
+    return "\n\n".join([r"\begin{flushleft}", *notes, r"\end{flushleft}"]) if notes else ""
+
+
+def _tabular(groups: Sequence[_Group]) -> str:
+    spec = "".join(("l" if group.words else "r") * len(group.names) for group in groups)
+    rows = [map(_latex_cell, row) for row in _across(group.rows for group in groups)]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}",
+            r"\toprule",
+            *_latex_header(groups),
+            r"\midrule",
+            *(rf"{' & '.join(row)} \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _latex_header(groups: Sequence[_Group]) -> list[str]:
+    """One line; or two, with a rule below each metric that has several columns."""
+    metrics = groups[1:]
+    if all(len(group.names) == 1 for group in metrics):
+        names = [_latex_text(name) for group in groups for name in group.header]
+        return [rf"{' & '.join(names)} \\"]
+    below = [_latex_text(name) for name in groups[0].header]
+    above, rules, at = [""] * len(below), [], len(below) + 1
+    for group in metrics:
+        span = len(group.names)
+        above.append(rf"\multicolumn{{{span}}}{{c}}{{{_latex_text(group.heading)}}}")
+        below += map(_latex_text, group.names)
+        if span > 1:
+            rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
+        at += span
+    return [rf"{' & '.join(above)} \\", " ".join(rules), rf"{' & '.join(below)} \\"]
+
+
+def _latex_cell(cell: _Text) -> str:
+    mark = rf"\textsuperscript{{{cell.marks}}}" if cell.marks else ""
+    return _latex_text(cell.text) + mark
+
+
+def _latex_text(text: str) -> str:
+    """Escaped; the hyphen of a negative number becomes a minus."""
+    return re.sub(r"(?<![\w)])-(?=\d)", "$-$", " ".join(text.split()).translate(LATEX))

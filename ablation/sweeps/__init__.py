@@ -1,0 +1,1 @@
+"""From a table file to jobs, and from jobs to processes."""

@@ -1,0 +1,371 @@
+"""Processes side by side: a fixed number at a time, each with a log of its own.
+
+A process that fails or is killed costs only its own job. A signal stops them all after they saved,
+and none is left behind, whatever happens to this process. Knows nothing of Hydra or torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from ablation.errors import DONE, INTERRUPTED, InputError
+from ablation.runs.progress import drawable, duration
+
+STOPS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+"""Signals that stop a pool: Ctrl-C, a closed terminal, and what schedulers send."""
+POLL_SECONDS = 0.1
+LINE_SECONDS = 30.0
+"""Time between two lines of progress where there is no terminal."""
+GRACE_SECONDS = 60.0
+"""After an error of this process: how long the others may save."""
+LAST_LINES = 8
+"""Of a failed job's log, shown at once."""
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+Environment = Mapping[str, str]
+
+
+def slots(jobs: int | None, gpus: Sequence[int | str] | str | None) -> list[Environment]:
+    """What each place in the pool adds to the environment of its jobs.
+
+    Args:
+        jobs: how many places; ``None`` means one per GPU, and without GPUs one per two cores.
+        gpus: ``auto`` means all visible ones; ``None`` assigns none: jobs see what this process
+            sees. A list counts the visible ones, or names them by UUID; one that occurs twice
+            has two places.
+
+    Raises:
+        InputError: these do not fit each other or the machine.
+    """
+    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+        raise InputError(f"hydra.launcher.jobs={jobs}: a number from 1, or null")
+    devices = chosen_gpus(gpus)
+    if devices and (jobs or 0) > len(devices):
+        raise InputError(
+            f"hydra.launcher.jobs={jobs}: a job gets a GPU of its own, and there are "
+            f"{len(devices)}; to share them name each twice, as in hydra.launcher.gpus=[0,0]"
+        )
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    count = jobs or len(devices) or max(1, cores // 2)
+    shared: dict[str, str] = {}
+    if count > 1 and "OMP_NUM_THREADS" not in os.environ:
+        shared["OMP_NUM_THREADS"] = str(max(1, cores // count))
+    if not devices:
+        return [shared] * count
+    return [{**shared, "CUDA_VISIBLE_DEVICES": device} for device in devices[:count]]
+
+
+def chosen_gpus(gpus: Sequence[int | str] | str | None) -> list[str]:
+    """Values for ``CUDA_VISIBLE_DEVICES``, one per place.
+
+    Raises:
+        InputError: a GPU is not there.
+    """
+    if gpus is None:
+        return []
+    visible = visible_gpus()
+    if isinstance(gpus, str):
+        if gpus != "auto":
+            raise InputError(f"hydra.launcher.gpus={gpus}: auto, null, or a list as in [0,1]")
+        return visible
+    wrong = [n for n in gpus if isinstance(n, int) and not 0 <= n < len(visible)]
+    if wrong:
+        raise InputError(
+            f"hydra.launcher.gpus: there is no GPU {wrong[0]}, {len(visible)} are visible "
+            f"(counted from 0)"
+        )
+    return [visible[n] if isinstance(n, int) else str(n) for n in gpus]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by number or UUID; none is initialised."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        names = [name.strip() for name in given.split(",")]
+        return [name for name in names if name and name != "-1"]
+    import torch
+
+    return [str(n) for n in range(torch.cuda.device_count())]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job to run.
+
+    Attributes:
+        title: what a person calls it.
+        command: program and arguments.
+        log: file that its output is appended to.
+    """
+
+    title: str
+    command: Sequence[str]
+    log: Path
+
+
+@dataclass(frozen=True)
+class _Child:
+    name: str
+    work: Work
+    index: int
+    process: subprocess.Popen[bytes]
+    log_start: int
+    since: float
+
+
+class Pool:
+    """Runs jobs, each in a process and session of its own.
+
+    Args:
+        slots: one environment per place.
+        out: where progress goes; ``None`` means stdout.
+    """
+
+    def __init__(self, slots: Sequence[Environment], out: TextIO | None = None) -> None:
+        self._slots = slots
+        self._board = Board(sys.stdout if out is None else out)
+        self._running: dict[int, _Child] = {}
+        self._codes: dict[int, int] = {}
+        self._seconds: list[float] = []
+        self._signal: int | None = None
+        self._forwarded = self._impatient = False
+
+    def run(self, work: Sequence[Work]) -> list[int]:
+        """Run all jobs; returns their exit codes, negative for a signal as in ``subprocess``.
+
+        Raises:
+            KeyboardInterrupt: a signal stopped the pool; every process has ended.
+        """
+        waiting = deque(enumerate(work))
+        with self._listening():
+            try:
+                while self._running or (waiting and self._signal is None):
+                    self._start(waiting, len(work))
+                    self._pass_signals_on()
+                    self._board.progress(lambda: self._standing(waiting))
+                    time.sleep(POLL_SECONDS)
+                    self._reap()
+            finally:
+                self._end()
+                self._board.close()
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        return [self._codes[index] for index in range(len(work))]
+
+    def _start(self, waiting: deque[tuple[int, Work]], total: int) -> None:
+        """Fill the free places."""
+        for place, environment in enumerate(self._slots):
+            while place not in self._running and waiting and self._signal is None:
+                index, work = waiting.popleft()
+                name = f"[{index + 1}/{total}] {work.title}"
+                try:
+                    self._running[place] = self._started(name, index, work, environment)
+                except OSError as error:  # the log, or no memory for a process
+                    self._codes[index] = -1
+                    self._board.event(f"{name}: FAILED to start: {error}")
+                else:
+                    self._board.event(f"{name}: started (log {work.log})")
+
+    def _started(self, name: str, index: int, work: Work, environment: Environment) -> _Child:
+        work.log.parent.mkdir(parents=True, exist_ok=True)
+        with work.log.open("ab") as log:
+            settings = [f"{key}={value}" for key, value in environment.items()]
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            log.write(f"# {now} {shlex.join([*settings, *work.command])}\n".encode())
+            log.flush()
+            start = log.tell()
+            process = subprocess.Popen(  # noqa: S603
+                work.command,
+                # Unbuffered: the last lines of a killed process are in its log.
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A terminal's Ctrl-C reaches this process only, which passes it on once: a second
+                # one would stop a job before it saved.
+                start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),
+            )
+            return _Child(name, work, index, process, start, time.monotonic())
+
+    def _reap(self) -> None:
+        """Note who ended."""
+        for place, child in list(self._running.items()):
+            code = child.process.poll()
+            if code is None:
+                continue
+            del self._running[place]
+            self._codes[child.index] = code
+            seconds = time.monotonic() - child.since
+            if code == DONE:
+                self._seconds.append(seconds)
+                self._board.event(f"{child.name}: done in {duration(seconds)}")
+            elif code == INTERRUPTED:
+                self._board.event(f"{child.name}: stopped after {duration(seconds)}")
+            else:
+                why = f"FAILED ({ending(code)}) after {duration(seconds)}"
+                tail = [f"    {line}" for line in last_lines(child.work.log, child.log_start)]
+                self._board.event("\n".join([f"{child.name}: {why}", *tail]))
+
+    def _standing(self, waiting: Sequence[object]) -> str:
+        """How far it all is, in a line."""
+        codes = list(self._codes.values())
+        done = codes.count(DONE)
+        text = f"{done} done, {len(self._running)} running"
+        text += f", {len(codes) - done} failed" if len(codes) > done else ""
+        text += f", {len(waiting)} left"
+        if not self._seconds:
+            return text
+        mean, now = sum(self._seconds) / len(self._seconds), time.monotonic()
+        rest = [max(0.0, mean - (now - child.since)) for child in self._running.values()]
+        eta = (sum(rest) + mean * len(waiting)) / len(self._slots)
+        return f"{text}, eta {duration(max([eta, *rest]))}"
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Signals only set flags. Python allows handlers in the main thread only."""
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            for name in STOPS:
+                number = getattr(signal, name, None)  # Windows has few of them
+                if number is None:
+                    continue
+                if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup
+                before[number] = signal.signal(number, self._receive)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._impatient |= self._signal is not None and number == signal.SIGINT
+        self._signal = self._signal or number
+
+    def _pass_signals_on(self) -> None:
+        """The first to the jobs, once; a Ctrl-C after it ends them."""
+        if self._signal is None:
+            return
+        if not self._forwarded:
+            self._forwarded = True
+            name = signal.Signals(self._signal).name
+            self._board.event(
+                f"{name}: no job starts any more, those running save and stop; "
+                f"a further Ctrl-C kills them"
+            )
+            for child in self._running.values():
+                child.process.send_signal(self._signal)
+        if self._impatient:
+            self._kill()
+
+    def _kill(self) -> None:
+        for child in self._running.values():
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)  # it leads a group of its own
+
+    def _end(self) -> None:
+        """Leave nobody behind. After an error of this process jobs may still save."""
+        for child in self._running.values():
+            child.process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        while any(child.process.poll() is None for child in self._running.values()):
+            if self._impatient or time.monotonic() > deadline:
+                self._kill()
+            time.sleep(POLL_SECONDS)
+
+
+class Board:
+    """What a person watching a pool sees: lasting lines, and one of progress below them.
+
+    On a terminal the last line is redrawn; elsewhere it is a line every half minute.
+
+    Args:
+        out: where to write.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._terminal = out, drawable(out)
+        self._shown, self._last = "", time.monotonic()
+
+    def event(self, text: str) -> None:
+        """A lasting line, or some."""
+        self._write(f"{text}\n", shown="")
+
+    def progress(self, standing: Callable[[], str]) -> None:
+        """How far it is; may be called all the time."""
+        if self._terminal:
+            line = standing()[: shutil.get_terminal_size().columns - 1]
+            if line != self._shown:
+                self._write(line, shown=line)
+        elif time.monotonic() - self._last >= LINE_SECONDS:
+            self.event(standing())
+            self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Remove the last line."""
+        if self._shown:
+            self._write("", shown="")
+
+    def _write(self, text: str, shown: str) -> None:
+        clear = "\r\x1b[K" if self._shown else ""
+        self._shown = shown
+        self._out.write(clear + text)
+        self._out.flush()
+
+
+def ending(code: int) -> str:
+    """``exit 3``, or ``killed by SIGKILL``."""
+    if code >= 0:
+        return f"exit {code}"
+    with suppress(ValueError):
+        return f"killed by {signal.Signals(-code).name}"
+    return f"killed by signal {-code}"
+
+
+def last_lines(log: Path, start: int = 0, count: int = LAST_LINES) -> list[str]:
+    """The end of a log, no further back than a byte position; nothing if it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - 8192))
+            return file.read().decode("utf-8", "replace").splitlines()[-count:]
+    except OSError:
+        return []
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """Runs in the new process before its program: if the parent is killed, it is told to stop.
+
+    Only Linux can. Between fork and exec nothing may be imported or looked up, for another thread
+    may have held a lock: the library is loaded already.
+    """
+    if _LIBC is None:
+        return None
+    prctl: Callable[..., int] = _LIBC.prctl
+    number = int(signal.SIGTERM)
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(INTERRUPTED)
+
+    return ask

@@ -1,0 +1,341 @@
+"""Running a sweep: plan, check, launch what is open, judge every job by its run directory.
+
+A launcher may lose jobs or raise; what counts is what the run directories say afterwards. The same
+command again continues.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydra.errors import HydraException
+
+from ablation.config.compose import key_of, one_line, parsed, sweeps_dir
+from ablation.config.experiment import Launch
+from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
+from ablation.jobs.train import note_launch, recorded_launches
+from ablation.runs.directory import Run
+from ablation.runs.progress import summary_table
+from ablation.sweeps.cost import describe_total, estimate
+from ablation.sweeps.planning import Job, Plan, Planner, bare, choose_rows, variant
+from ablation.sweeps.tables import (
+    Arm,
+    Table,
+    check_published,
+    load_published,
+    load_table,
+    published_path,
+    table_path,
+)
+
+OWN_KEYS = ("table", "row", "tables_dir")
+"""Keys of a command line that name the sweep; they are not passed on to jobs."""
+LAST_LINES = 8
+"""Of a failed job's output, in the summary."""
+
+
+class Caller(Protocol):
+    """What a sweep needs of Hydra's sweeper."""
+
+    plan: bool
+    max_batch_size: int | None
+
+    @property
+    def at_a_time(self) -> int:
+        """Jobs that run side by side."""
+
+    def make_launcher(self) -> Any:
+        """The chosen launcher; ``launch(job_overrides, initial_job_idx)`` runs jobs."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, taken apart.
+
+    Attributes:
+        name: of the table; ``None`` for a plain sweep.
+        table: the table; for a plain sweep one arm without a name.
+        rows: arms to run.
+        cli: what the command line says on top.
+        runs_dir: where the runs are.
+        source: the CSV of published numbers.
+    """
+
+    name: str | None
+    table: Table
+    rows: list[str]
+    cli: list[str]
+    runs_dir: Path
+    source: Path | None = None
+
+
+def read_request(arguments: Sequence[str]) -> Request:
+    """Understand a sweep's command line.
+
+    Args:
+        arguments: task overrides in Hydra's grammar.
+
+    Raises:
+        ConfigError: the table, a row or an override is wrong.
+    """
+    try:
+        own = {key_of(text): parsed(text) for text in arguments if key_of(text) in OWN_KEYS}
+    except HydraException as error:
+        raise ConfigError([one_line(error)]) from error
+    cli = [text for text in arguments if key_of(text) not in (*OWN_KEYS, "launch")]
+    places = {key_of(text): parsed(text).value() for text in cli if key_of(text) == "runs_dir"}
+    runs_dir = Path(str(places.get("runs_dir", "runs"))).expanduser()
+    if "table" not in own or own["table"].value() is None:
+        if "row" in own:
+            raise ConfigError(["row= chooses rows of a table: add table=<name>"])
+        return Request(None, plain_sweep(cli), [""], cli, runs_dir)
+    name = str(own["table"].value())
+    folder = own["tables_dir"].value() if "tables_dir" in own else None
+    table = open_table(name, folder)
+    source = published_path(table_path(name, table_folders(folder)))
+    rows = list(table.arms)
+    if "row" in own:
+        override = own["row"]
+        sweep = override.is_sweep_override()
+        value = list(override.sweep_string_iterator()) if sweep else override.value()
+        names = value if isinstance(value, list) else [value]
+        rows = choose_rows(table, [str(entry) for entry in names])
+    return Request(name, table, rows, cli, runs_dir, source)
+
+
+def table_folders(tables_dir: object = None) -> list[Path]:
+    """Where table files are looked for; the user's own come first."""
+    own = [] if tables_dir is None else [Path(str(tables_dir)).expanduser()]
+    return [*own, sweeps_dir()]
+
+
+def open_table(name: str, tables_dir: object = None) -> Table:
+    """Read a table, and hold it against its published numbers.
+
+    Raises:
+        InputError: there is none of this name.
+        ConfigError: the file is wrong, or it and its CSV name different rows.
+    """
+    path = table_path(name, table_folders(tables_dir))
+    table, source = load_table(path), published_path(path)
+    if source is not None:
+        problems = check_published(table, load_published(source), source.name)
+        if problems:
+            raise ConfigError([f"{path.name}: {problem}" for problem in problems])
+    return table
+
+
+def plain_sweep(cli: Sequence[str]) -> Table:
+    """``-m method=at,trades seed=0,1`` as a table: one arm, whose grid is the command line."""
+    seeds = [text for text in cli if key_of(text) == "seed" and parsed(text).is_sweep_override()]
+    axes = {"seed": list(parsed(seeds[0]).sweep_string_iterator())} if seeds else {}
+    return Table("sweep", {"": Arm()}, axes=axes)
+
+
+def run(caller: Caller, arguments: Sequence[str]) -> int:
+    """Run a sweep; returns an exit code.
+
+    Args:
+        caller: Hydra's sweeper.
+        arguments: task overrides.
+    """
+    try:
+        request = read_request(arguments)
+        planner = Planner(request.table, request.cli, request.rows)
+        plan = planner.plan()
+        if plan.problems:
+            raise ConfigError(plan.problems)
+        if caller.plan:
+            sys.stdout.write(f"{described(plan, caller.at_a_time)}\n")
+            return DONE
+        return Sweep(caller, request, planner, plan).run()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return BAD_INPUT
+
+
+def described(plan: Plan, at_a_time: int) -> str:
+    """Every job on a line, what waits, and what is left to compute."""
+    each = [[bare(text) for text in job.points[0].overrides] for job in plan.jobs]
+    common = [text for text in each[0] if all(text in other for other in each)] if each else []
+    rows: list[tuple[str, ...]] = [
+        (job.state, job.title or "-", job.config.run_name,
+         " ".join(text for text in texts if text not in common))
+        for job, texts in zip(plan.jobs, each, strict=True)
+    ]  # fmt: skip
+    rows += [
+        ("pending", f"{wait.arm}: {wait.top} of {wait.candidates} of {wait.source}", "", "")
+        for wait in plan.pending
+    ]
+    lines = [summary_table("", rows, ("state", "row", "run", "overrides"))]
+    lines.append(f"every job: {' '.join(common)}")
+    lines += [f"note: {notice}" for notice in plan.notices]
+    counts = {state: sum(job.state == state for job in plan.jobs) for state in STATES}
+    counts["pending"] = sum(wait.top for wait in plan.pending)
+    lines.append(", ".join(f"{n} {state}" for state, n in counts.items() if n) or "no jobs")
+    todo = [job.config for job in plan.jobs if job.state in ("new", "partial", "failed")]
+    if todo:
+        found = estimate(todo, Path(todo[0].runs_dir).expanduser())
+        lines.append(f"left to compute: {describe_total(found, at_a_time)}")
+    return "\n".join(lines)
+
+
+STATES = ("done", "partial", "running", "failed", "new")
+
+
+class Sweep:
+    """One run of a sweep, from its first plan to its exit code."""
+
+    def __init__(self, caller: Caller, request: Request, planner: Planner, plan: Plan) -> None:
+        self._caller, self._request, self._planner, self._plan = caller, request, planner, plan
+        self._tried: set[tuple[str, ...]] = set()
+        self._logs: dict[str, Path] = {}
+
+    def run(self) -> int:
+        """Launch until nothing is open, then say how it went."""
+        stopped = False
+        self._announce()
+        self._note_done()
+        while not stopped and (batch := self._open()):
+            try:
+                self._launch(batch)
+            except KeyboardInterrupt:
+                stopped = True
+            self._plan = self._planner.plan()
+            if self._plan.problems:
+                raise ConfigError(self._plan.problems)
+            self._note_done()
+        return self._conclude(stopped)
+
+    def _announce(self) -> None:
+        done = sum(job.state == "done" for job in self._plan.jobs)
+        waiting = sum(wait.top for wait in self._plan.pending)
+        later = f", {waiting} more when they are chosen" if waiting else ""
+        title = self._request.name or "sweep"
+        lines = [f"{title}: {len(self._plan.jobs)} jobs, {done} done{later}"]
+        lines += [f"note: {notice}" for notice in self._plan.notices]
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+
+    def _open(self) -> list[Job]:
+        """Jobs to launch now: not done, not tried yet, no two of them in one directory."""
+        found: dict[str, Job] = {}
+        for job in self._plan.jobs:
+            ready = job.state in ("new", "partial") or (job.state == "failed" and job.config.retry)
+            if ready and job.points[0].overrides not in self._tried:
+                found.setdefault(job.config.run_name, job)
+        batch = list(found.values())[: self._caller.max_batch_size]
+        self._tried |= {job.points[0].overrides for job in batch}
+        return batch
+
+    def _launch(self, batch: Sequence[Job]) -> None:
+        """Hand jobs to the launcher; whatever it raises, the run directories tell the truth."""
+        launcher = self._caller.make_launcher()
+        commands = {tuple(self._command(job)): job for job in batch}
+        self._logs |= {job.config.run_name: self._log(job) for job in batch}
+        if hasattr(launcher, "describe"):
+            launcher.describe = lambda overrides: (
+                commands[tuple(overrides)].title,
+                self._log(commands[tuple(overrides)]),
+            )
+        try:
+            launcher.launch([list(command) for command in commands], initial_job_idx=0)
+        except Exception as error:
+            sys.stderr.write(f"the launcher gave up: {type(error).__name__}: {one_line(error)}\n")
+
+    def _command(self, job: Job) -> list[str]:
+        """The job's overrides, and who asked for it."""
+        return [*job.points[0].overrides, f"++launch={quoted(asdict(self._launch_of(job)))}"]
+
+    def _launch_of(self, job: Job) -> Launch:
+        arms = sorted({point.arm for point in job.points} - {""})
+        changed = variant(self._request.cli, self._planner.axes) if self._request.name else []
+        return Launch(job.config.train_id, self._request.name, arms, changed)
+
+    def _log(self, job: Job) -> Path:
+        return self._request.runs_dir / ".sweep" / f"{job.config.run_name}.log"
+
+    def _note_done(self) -> None:
+        """Runs that were there already serve this table, too: reports and tags look there."""
+        for job in self._plan.jobs if self._request.name else ():
+            if job.state == "done":
+                note_served(job, self._launch_of(job))
+
+    def _conclude(self, stopped: bool) -> int:
+        """The summary and the exit code."""
+        jobs = self._plan.jobs
+        counts = {state: sum(job.state == state for job in jobs) for state in STATES}
+        text = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+        lines = ["", f"{self._request.name or 'sweep'}: {text}"]
+        lines += [f"pending: {w.arm} waits for all of {w.source}" for w in self._plan.pending]
+        failed = [job for job in jobs if job.state in ("failed", "partial", "new")]
+        for job in failed if not stopped else []:
+            lines += self._failure(job)
+        running = counts["running"]
+        if running:
+            lines.append(f"{running} jobs still run elsewhere: the same command again looks anew")
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+        if not stopped:
+            self._report()
+        if stopped:
+            sys.stderr.write("stopped; the same command again continues\n")
+            return INTERRUPTED
+        if failed:
+            return JOB_FAILED
+        return INTERRUPTED if running else DONE
+
+    def _failure(self, job: Job) -> list[str]:
+        """A failed job: its error, the remedy and the last lines of its output."""
+        run = Run(job.config.run_dir, job.config.train_id)
+        status = run.status()
+        error = status.error if status is not None and status.error else "it did not start"
+        lines = [f"FAILED {job.title or job.config.run_name}: {error}", f"  run {run.path}"]
+        if job.state == "failed" and not job.config.retry:
+            lines.append("  retry=true goes on from its last good checkpoint")
+        log = self._logs.get(job.config.run_name)
+        if log is not None and log.is_file():
+            said = log.read_text("utf-8", "replace").splitlines()
+            tail = [line for line in said if not line.startswith("# ")][-LAST_LINES:]
+            lines += [f"  {log}:", *(f"    {line}" for line in tail)]
+        return lines
+
+    def _report(self) -> None:
+        from ablation.commands import report
+
+        sys.stdout.write(f"{report.after_sweep(self._request, self._planner)}\n")
+
+
+def note_served(job: Job, launch: Launch) -> None:
+    """Record in a finished run that a table uses it."""
+    run = Run(job.config.run_dir, job.config.train_id)
+    served = any(
+        (entry["table"], entry["overrides"]) == (launch.table, launch.overrides)
+        and set(launch.arms) <= set(entry["arms"])
+        for entry in recorded_launches(run)
+    )
+    if served:
+        return
+    try:
+        with run.reopen():
+            note_launch(run, launch)
+    except InputError as error:  # another process is at it, or somebody else's directory
+        sys.stderr.write(f"warning: {error}\n")
+
+
+def quoted(value: Any) -> str:
+    """Plain data in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{quoted(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(quoted(entry) for entry in value) + "]"
+    # Hydra doubles a backslash only where a quote follows.
+    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
+    return f"'{text}'"

@@ -1,0 +1,1 @@
+"""What a training step does and in which order, and the loop that repeats it."""

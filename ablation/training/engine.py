@@ -1,0 +1,493 @@
+"""The one training loop: phases, epochs, steps, selection, checkpoints, resume."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ablation.data.loader import DeviceLoader
+from ablation.errors import InterruptedRunError, NonFiniteError
+from ablation.models.folding import Folded
+from ablation.models.net import Net
+from ablation.numerics.precision import Precision
+from ablation.runs.checkpoint import Snapshot, load_into
+from ablation.training.method import Phase
+from ablation.training.step import StepLog, StepViews, train_step
+from ablation.types import Average, AverageSpec, Clock, Remembers, Schedule
+
+SYNC_EVERY = 50
+"""Steps between two looks at the finite flags on an accelerator: a look waits for the device."""
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """SGD over all parameters; weight decay is torch's (its gradient is ``weight_decay * theta``).
+
+    Args:
+        momentum: in [0, 1).
+        nesterov: Nesterov's form; needs momentum.
+        weight_decay: at least 0; BatchNorm and biases included, as in the papers' code.
+        clip: largest norm of the gradient; ``null`` means no clipping.
+    """
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise ValueError("momentum must lie in [0, 1) and weight_decay must not be negative")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs momentum above 0")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip={self.clip:g} must be positive; null means no clipping")
+
+    def build(self, net: Net, lr: float) -> torch.optim.SGD:
+        """The optimiser of a phase."""
+        return LightSgd(
+            net.parameters(),
+            lr=lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+
+class LightSgd(torch.optim.SGD):
+    """torch's SGD, taken from under the decorators that hide it from torch.compile.
+
+    They import ``torch._dynamo``, which takes longer than importing torch, once per job.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run trains.
+
+    Attributes:
+        phases: in order; at least one.
+        optim: the optimiser.
+        schedule: learning rate over a phase (over all phases while ``optim`` is kept).
+        lr: its peak.
+        average: which weights are evaluated; ``None`` means the raw ones.
+        seed: keys every random draw.
+        precision: context of every training forward.
+        select_every: epochs between two validations; the last epoch is always validated.
+        compile: torch.compile the body, and its folded copy that attacks search on.
+    """
+
+    phases: Sequence[Phase]
+    optim: Sgd
+    schedule: Schedule
+    lr: float
+    average: AverageSpec | None
+    seed: int
+    precision: Precision
+    select_every: int
+    compile: bool = False
+
+
+Validate = Callable[[torch.nn.Module], Mapping[str, float | str]]
+"""What is said of a network after an epoch: ``val_clean`` and ``val_robust``, accuracies on
+validation images in percent, choose the best epochs; whatever else is there is only logged."""
+
+
+class Store(Protocol):
+    """Where a run keeps what must survive: runs.py and checkpoint.py."""
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Make a resumable checkpoint durable."""
+
+    def load(self) -> Snapshot | None:
+        """The newest intact one."""
+
+    def keep_weights(
+        self, name: str, net: Net, average: torch.nn.Module | None, epoch: int, step: int
+    ) -> None:
+        """Write ``best_robust``, ``best_clean`` or ``last``."""
+
+    def rewind_metrics(self, epoch: int) -> None:
+        """Drop the lines of this epoch and later ones."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Write the line of an epoch, once."""
+
+    def beat(self) -> None:
+        """A sign of life, every step; must be cheap."""
+
+
+class Reporter(Protocol):
+    """Who watches: progress.py."""
+
+    def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
+        """Before the first step."""
+
+    def step(self, n_images: int) -> None:
+        """After each step; must not touch the device."""
+
+    def epoch_end(self, row: Mapping[str, float]) -> None:
+        """After each epoch."""
+
+    def close(self) -> None:
+        """At the end, or on the way out."""
+
+
+@dataclass
+class Position:
+    """Where training stands; what a checkpoint stores beside the tensors."""
+
+    phase: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best: dict[str, list[float]] = field(default_factory=dict)
+
+
+class EpochSums:
+    """Sums over an epoch, on the device, and the first step at which each became non-finite."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = tuple(names)
+        self.total = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self._bad_at = torch.full((len(names),), torch.inf, device=device)
+
+    def add(self, values: Sequence[Tensor], step: int) -> None:
+        """Take in one step; no synchronisation."""
+        vector = torch.stack([value.to(self.total.dtype) for value in values])
+        self.total += vector
+        now = torch.where(vector.isfinite(), torch.inf, float(step))
+        self._bad_at = torch.minimum(self._bad_at, now)
+
+    def check(self) -> None:
+        """Wait for the device and raise if something was not finite.
+
+        Raises:
+            NonFiniteError: naming the first offender.
+        """
+        first = self._bad_at.min().item()
+        if math.isfinite(first):
+            at = self._bad_at.tolist().index(first)
+            raise NonFiniteError(self.names[at], f"first at step {int(first)}")
+
+
+class Engine:
+    """Trains a network; the same inputs give the same bits on a CPU, interrupted or not.
+
+    Args:
+        net: on its device.
+        loader: training batches.
+        recipe: how to train.
+        validate: called after selected epochs.
+        store: keeps checkpoints and metrics.
+        reporter: progress.
+        stop: true once a signal asked to stop.
+        on_epoch: called with each epoch's row (tracking).
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        loader: DeviceLoader,
+        recipe: Recipe,
+        validate: Validate,
+        store: Store,
+        reporter: Reporter,
+        stop: Callable[[], bool],
+        on_epoch: Callable[[Mapping[str, Any], torch.nn.Module], None],
+    ) -> None:
+        self.net, self.loader, self.recipe = net, loader, recipe
+        self._validate, self._store, self._reporter = validate, store, reporter
+        self._stop, self._on_epoch = stop, on_epoch
+        self.average: Average | None = recipe.average.attach(net) if recipe.average else None
+        self.position = Position()
+        self._optimizer = recipe.optim.build(net, recipe.lr)
+        self._folded = Folded(net)
+        if recipe.compile:
+            import torch._functorch.config as functorch
+
+            functorch.donated_buffer = False  # a Taylor margin goes back through a pass twice
+            for body in (net.body, self._folded.net.body):
+                body.compile()
+        self._sums: EpochSums | None = None
+        self._device = next(net.parameters()).device
+
+    @property
+    def evaluated(self) -> torch.nn.Module:
+        """The network that is validated: averaged if the recipe averages."""
+        return self.net if self.average is None else self.average.model
+
+    @property
+    def _phase(self) -> Phase:
+        return self.recipe.phases[self.position.phase]
+
+    @property
+    def _total_epoch(self) -> int:
+        before = sum(phase.epochs for phase in self.recipe.phases[: self.position.phase])
+        return before + self.position.epoch
+
+    def fit(self) -> None:
+        """Train to the end, from wherever the store's newest checkpoint stands.
+
+        Raises:
+            InterruptedRunError: a signal arrived; everything is saved.
+            NonFiniteError: a term or the gradient is NaN or infinite.
+        """
+        self._resume()
+        total = sum(phase.epochs for phase in self.recipe.phases)
+        self._reporter.start(total, len(self.loader), self.position.step)
+        try:
+            while self.position.phase < len(self.recipe.phases):
+                while self.position.epoch < self._phase.epochs:
+                    self._epoch()
+                self._next_phase()
+        finally:
+            self._reporter.close()
+
+    def _next_phase(self) -> None:
+        self.position.phase += 1
+        self.position.epoch = 0
+        if self.position.phase < len(self.recipe.phases) and self._phase.optim == "fresh":
+            self._optimizer = self.recipe.optim.build(self.net, self.recipe.lr)
+
+    def _schedule_span(self) -> tuple[int, int]:
+        """Epochs before and within the stretch of phases that share an optimiser."""
+        phases, at = self.recipe.phases, self.position.phase
+        first = max((i for i in range(at + 1) if phases[i].optim == "fresh"), default=0)
+        last = next(
+            (i for i in range(at + 1, len(phases)) if phases[i].optim == "fresh"), len(phases)
+        )
+        before = sum(phase.epochs for phase in phases[first:at])
+        return before, sum(phase.epochs for phase in phases[first:last])
+
+    def _rates(self, step_in_epoch: int) -> tuple[float, float]:
+        """Learning rate and momentum of a step of the present epoch."""
+        before, epochs = self._schedule_span()
+        recipe, phase = self.recipe, self._phase
+        schedule = phase.schedule or recipe.schedule
+        done = before + self.position.epoch + step_in_epoch / len(self.loader)
+        momentum = schedule.momentum(recipe.optim.momentum, done, epochs)
+        return schedule.lr(self._peak, done, epochs), momentum
+
+    @property
+    def _peak(self) -> float:
+        """The present phase's peak learning rate."""
+        return self.recipe.lr if self._phase.lr is None else self._phase.lr
+
+    @property
+    def _clip(self) -> float | None:
+        """The present phase's largest gradient norm."""
+        own = self._phase.clip
+        return self.recipe.optim.clip if own is None else None if math.isinf(own) else own
+
+    def _epoch(self) -> None:
+        started, first = time.perf_counter(), self.position.step_in_epoch
+        phase, place = self._phase, self.position
+        self.net.train()
+        for batch in self.loader.epoch(self._total_epoch, start=first):
+            lr, momentum = self._rates(place.step_in_epoch)
+            for group in self._optimizer.param_groups:
+                group["lr"], group["momentum"] = lr, momentum
+            clock = Clock(place.epoch, place.step, phase.name, lr / self._peak)
+            log, views = train_step(
+                phase.method,
+                self.net,
+                self._optimizer,
+                batch,
+                clock,
+                seed=self.recipe.seed,
+                precision=self.recipe.precision,
+                clip=self._clip,
+                folded=self._folded,
+            )
+            self._after_step(log, views, clock, len(batch.y))
+        self._end_of_epoch(started, first)
+
+    def _after_step(self, log: StepLog, views: StepViews, clock: Clock, count: int) -> None:
+        for part in self._parts():
+            part.commit(views)
+        if self.average is not None:
+            self.average.update(self.net, clock)
+        names = [*log.parts, "gradient", "loss", *(f"correct_{n}" for n in log.correct), "images"]
+        names += [f"craft_{name}" for name in log.facts]
+        clip = self._clip
+        names += [] if clip is None else ["clipped"]
+        if self._sums is None or self._sums.names != tuple(names):
+            self._sums = EpochSums(names, self._device)
+        images = torch.full_like(log.loss, float(count))
+        values = [*log.parts.values(), log.grad_norm, log.loss, *log.correct.values(), images]
+        values += log.facts.values()
+        values += [] if clip is None else [log.grad_norm > clip]
+        self._sums.add(values, clock.step)
+        self.position.step += 1
+        self.position.step_in_epoch += 1
+        if self._device.type == "cpu" or self.position.step % SYNC_EVERY == 0:
+            self._sums.check()
+        self._reporter.step(count)
+        self._store.beat()
+        if self._stop():
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._sums is not None:
+            self._sums.check()
+        self._save()
+        raise InterruptedRunError(
+            f"stopped after step {self.position.step} and saved; run the same command to resume"
+        )
+
+    def _end_of_epoch(self, started: float, first: int) -> None:
+        assert self._sums is not None  # noqa: S101  an epoch has at least one step
+        self._sums.check()
+        trained = time.perf_counter() - started
+        row = self._row()
+        done = self._total_epoch + 1
+        last = done == sum(phase.epochs for phase in self.recipe.phases)
+        ends = self._phase.selectable and self.position.epoch + 1 == self._phase.epochs
+        if done % self.recipe.select_every == 0 or last or ends:
+            self._prepare_average()
+            row |= self._validate(self.evaluated)
+        self._select(row)
+        steps = self.position.step_in_epoch - first
+        images = steps * self._sums_value("images") / max(1, self.position.step_in_epoch)
+        row["seconds"] = round(time.perf_counter() - started, 3)
+        row["images_per_second"] = round(images / trained, 1)
+        self._store.log(row)
+        self._on_epoch(row, self.evaluated)
+        self._reporter.epoch_end({k: v for k, v in row.items() if isinstance(v, (int, float))})
+        self.position.epoch += 1
+        self.position.step_in_epoch = 0
+        self._sums = None
+        self._save(last)
+        if self._stop() and not last:
+            self._interrupt()
+
+    def _sums_value(self, name: str) -> float:
+        assert self._sums is not None  # noqa: S101
+        return float(self._sums.total[self._sums.names.index(name)])
+
+    def _row(self) -> dict[str, Any]:
+        """Means over the epoch: losses per step, accuracies per image."""
+        assert self._sums is not None  # noqa: S101
+        totals = dict(zip(self._sums.names, self._sums.total.tolist(), strict=True))
+        steps, images = self.position.step_in_epoch, totals.pop("images")
+        row: dict[str, Any] = {
+            "epoch": self._total_epoch,
+            "phase": self._phase.name,
+            "step": self.position.step,
+            "lr": self._rates(steps - 1)[0],
+            "loss": totals.pop("loss") / steps,
+            "grad_norm": totals.pop("gradient") / steps,
+        }
+        labels = {"correct_nat": "train_clean", "correct_adv": "train_robust"}
+        for name, total in totals.items():
+            if name in labels:
+                row[labels[name]] = 100 * total / images
+            elif name == "clipped" or name.startswith("craft_"):
+                row[name.removeprefix("craft_")] = total / steps
+            else:
+                row[f"loss_{name}"] = total / steps
+        return row
+
+    def _select(self, row: Mapping[str, Any]) -> None:
+        """Keep the weights of the best epochs so far; ties go to the higher other accuracy."""
+        clean, robust = row.get("val_clean"), row.get("val_robust")
+        if not self._phase.selectable:
+            return
+        scores = {}
+        if robust is not None:
+            scores["best_robust"] = [robust, clean or 0.0]
+        if clean is not None:
+            scores["best_clean"] = [clean, robust or 0.0]
+        for name, score in scores.items():
+            if score > self.position.best.get(name, [-1.0]):
+                self.position.best[name] = score
+                self._keep(name, self._total_epoch)
+
+    def _prepare_average(self) -> None:
+        if self.average is not None:
+            self.average.prepare(self._training_images)
+
+    def _training_images(self) -> Iterator[Tensor]:
+        for batch in self.loader.epoch(self._total_epoch):
+            yield batch.x
+
+    def _keep(self, name: str, epoch: int) -> None:
+        average = None if self.average is None else self.average.model
+        self._store.keep_weights(name, self.net, average, epoch, self.position.step)
+
+    def _parts(self) -> list[Remembers]:
+        """Parts of the present method that remember, in a fixed order."""
+        method = self._phase.method
+        slots = method.terms.values()
+        every: list[object] = [
+            *method.crafters.values(),
+            method.budget,
+            *(slot.term for slot in slots),
+            *(slot.weight for slot in slots),
+        ]
+        unique = {id(part): part for part in every}.values()
+        return [part for part in unique if isinstance(part, Remembers)]
+
+    def _check_weights(self) -> None:
+        """A step can ruin the weights after its own loss was fine."""
+        for name, value in self.net.state_dict().items():
+            if not bool(value.isfinite().all()):
+                raise NonFiniteError("weights", f"{name} after step {self.position.step}")
+
+    def _save(self, last: bool = False) -> None:
+        place = self.position
+        self._check_weights()
+        if last:
+            self._keep("last", self._total_epoch - 1)
+        average = None if self.average is None else self.average.model.state_dict()
+        sums = self._sums
+        train = {
+            "optimizer": self._optimizer.state_dict(),
+            "memory": [dict(part.memory) for part in self._parts()],
+            "average_count": 0 if self.average is None else self.average.count,
+            "position": {
+                "phase": place.phase,
+                "epoch": place.epoch,
+                "step_in_epoch": place.step_in_epoch,
+                "step": place.step,
+                "best": place.best,
+            },
+            "sums": None if sums is None else {"names": list(sums.names), "total": sums.total},
+        }
+        self._store.save(
+            Snapshot(place.step, self._total_epoch, self.net.state_dict(), average, train)
+        )
+
+    def _resume(self) -> None:
+        snapshot = self._store.load()
+        if snapshot is None:
+            self._store.rewind_metrics(0)
+            return
+        state = snapshot.train
+        load_into(self.net, snapshot.weights, "the run's checkpoint")
+        if self.average is not None and snapshot.average is not None:
+            load_into(self.average.model, snapshot.average, "the run's checkpoint")
+            self.average.count = state["average_count"]
+        self.position = Position(**state["position"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for part, memory in zip(self._parts(), state["memory"], strict=True):
+            part.memory.update({k: v.to(self._device) for k, v in memory.items()})
+        if state["sums"] is not None:
+            self._sums = EpochSums(state["sums"]["names"], self._device)
+            self._sums.total += state["sums"]["total"].to(self._device)
+        self._store.rewind_metrics(self._total_epoch)
