@@ -15,10 +15,18 @@ import torch
 from torch import Tensor, nn
 
 Norm = Literal["linf", "l2"]
+
+
 AttackMode = Literal["eval", "train", "train_frozen"]
+
+
 Start = Literal["clean", "gaussian", "uniform"]
+
+
 Fraction = Annotated[float, "fraction"]
 """A number that may be written as a fraction, ``8/255``; schema.py parses it."""
+
+
 StepSize = Annotated[float, "step_size"]
 """A fraction of eps; may be written ``eps/4``, or as pixels ``2/255`` which are divided by eps."""
 
@@ -306,3 +314,10 @@ class Schedule(Protocol):
 
     def momentum(self, base: float, epoch: float, epochs: int) -> float:
         """Momentum at the same place; most schedules return ``base``."""
+
+
+class HeadFactory(Protocol):
+    """Builds the layer on top of the features."""
+
+    def __call__(self, features: int, classes: int) -> nn.Module:
+        """A head for [N, features] inputs."""

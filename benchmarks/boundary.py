@@ -35,8 +35,8 @@ from ablation.numerics.functional import cross_entropy, lp_norm, pgd
 from ablation.numerics.modes import evaluating
 from ablation.random import generator
 from ablation.terms import CrossEntropy
-from ablation.training.engine import Sgd
 from ablation.training.method import Method, Slot
+from ablation.training.optim import Sgd
 from ablation.training.step import train_step
 from ablation.types import Batch, Clock
 

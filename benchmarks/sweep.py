@@ -22,10 +22,10 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from ablation.config import compose
+from ablation.config import folders, overrides
 from ablation.runs.directory import Run
 from ablation.sweeps.planning import Planner
-from ablation.sweeps.sweep import open_table
+from ablation.sweeps.request import open_table
 from tests.fake_runs import fake_run
 
 BIN = Path(sys.executable).parent
@@ -35,14 +35,14 @@ GRID = "lr=range(0.01,0.51,0.01)"
 def planning() -> dict[str, float]:
     """Milliseconds per job of the largest table, and of Hydra composing it."""
     table = open_table("dose_table1")
-    compose.register_components(compose.conf_dir())
-    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+    folders.register_components(folders.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         began = time.perf_counter()
         jobs = Planner(table, check=False).plan().jobs
         planned = time.perf_counter() - began
         began = time.perf_counter()
         for job in jobs[:20]:
-            texts = [compose.letting_in(text) for text in job.points[0].overrides]
+            texts = [overrides.letting_in(text) for text in job.points[0].overrides]
             hydra_compose("config", texts)
         composed = (time.perf_counter() - began) / 20
     return {
@@ -56,7 +56,7 @@ def finished_table(folder: Path) -> dict[str, float]:
     """Seconds that the command of a finished table of 100 jobs takes, report included."""
     cli = [GRID, "seed=0,1", f"runs_dir={folder}", "tracking.mode=disabled"]
     table = open_table("demo")
-    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         for job in Planner(table, cli, ["at"]).plan().jobs:
             fake_run(job.config, {"clean": 90, "pgd20": 40})
     found = []

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ablation.config.experiment import Config, Launch
+from ablation.config import evaluations
+from ablation.config.experiment import Config
 from ablation.evaluation import describe
-from ablation.jobs import train as job
+from ablation.runs import launches
 from ablation.runs.directory import Run
+from ablation.runs.launches import Launch
 
 
 def fake_run(
@@ -38,10 +40,10 @@ def fake_run(
     run = Run(config.run_dir, config.train_id)
     with run.open(yaml.safe_dump(config.container(), sort_keys=False)):
         if launch is not None:
-            job.note_launch(run, launch)
+            launches.note_launch(run, launch)
         (run.checkpoints.folder / "step_0000001").mkdir(parents=True)
         if state == "done":
-            for node in job.evaluations(config):
+            for node in evaluations.evaluations(config):
                 _evaluate(run, config, node, values, n, flags, skip)
         run.set_status(state, error="loss_ce is not finite" if state == "failed" else None)  # type: ignore[arg-type]
     return run
@@ -64,14 +66,14 @@ def fake_evaluation(
     """
     run = Run(config.run_dir, config.train_id)
     with run.reopen():
-        for node in job.evaluations(config):
+        for node in evaluations.evaluations(config):
             _evaluate(run, config, node, values, n, flags, ())
 
 
 def _evaluate(run, config, node, values, n, flags, skip):
-    weights = job.chosen_weights(config)
-    key = job.eval_id(node, config.eps, config.norm, weights)
-    name = job.checkpoints(config)[0]
+    weights = evaluations.chosen_weights(config)
+    key = evaluations.eval_id(node, config.eps, config.norm, weights)
+    name = evaluations.checkpoints(config)[0]
     count = n if node.n is None else node.n
     index = np.arange(count) * (1 if node.n is None else 3)  # a subset is not the first images
     entries, table = [], {"index": index, "label": index % 10}

@@ -6,8 +6,10 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from ablation.config.compose import conf_dir, register_components, to_plain
-from ablation.config.experiment import Config, load
+from ablation.config.compose import to_plain
+from ablation.config.experiment import Config
+from ablation.config.folders import conf_dir, register_components
+from ablation.config.validation import load
 
 
 def compose_plain(*overrides: str, config_name: str = "config") -> dict[str, Any]:

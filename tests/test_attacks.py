@@ -24,7 +24,7 @@ from ablation.evaluation import (
     Pgd,
     Spsa,
     Square,
-    auto,
+    autoattack,
 )
 from ablation.numerics.functional import lp_norm, margin
 from ablation.random import generator
@@ -252,7 +252,7 @@ def standard_package(attack: Attack, norm: Norm):
     import pyautoattack
 
     whole = pyautoattack.AutoAttack(
-        nn.Identity(), eps=0.1, norm=auto.NAMES[norm], seed=3, version="standard"
+        nn.Identity(), eps=0.1, norm=autoattack.NAMES[norm], seed=3, version="standard"
     )
     whole.fab.targeted = True  # as its loop sets it for FAB-T
     found = {
@@ -273,7 +273,7 @@ def test_parts_are_built_as_the_standard_version_builds_them(attack, norm, monke
         built.append(made)
         return x
 
-    monkeypatch.setattr(auto, "_perturb", keep)
+    monkeypatch.setattr(autoattack, "_perturb", keep)
     x = torch.rand(2, 1, 3, 3)
     model = Linear(torch.rand(10, 9))
     attack(model, x, torch.zeros(2).long(), 0.1, norm, torch.Generator().manual_seed(3))
@@ -356,9 +356,9 @@ def test_inspecting_finds_dynamic_defences_and_restores_a_debuggers_trace(caplog
     outer = sys.gettrace()
     sys.settrace(tracer)
     try:
-        auto.inspect(Dynamic(), x, y)
+        autoattack.inspect(Dynamic(), x, y)
         kept = sys.gettrace()
-        auto.inspect(nn.Flatten(), x, y)  # the package's counters must not remember
+        autoattack.inspect(nn.Flatten(), x, y)  # the package's counters must not remember
     finally:
         sys.settrace(outer)
     assert kept is tracer

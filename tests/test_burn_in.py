@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from ablation.config.experiment import Config, load
+from ablation.config.experiment import Config
+from ablation.config.validation import load
 from ablation.errors import DONE
 from ablation.jobs import train as job
-from ablation.runs.checkpoint import load_weights_file
+from ablation.runs.state_dicts import load_weights_file
 from ablation.schedules import Constant
 from ablation.training.engine import Engine
 from ablation.training.method import CLEAN

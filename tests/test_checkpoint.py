@@ -18,15 +18,9 @@ from torch import nn
 from ablation.errors import InputError
 from ablation.random import generator
 from ablation.runs import checkpoint
-from ablation.runs.checkpoint import (
-    Checkpoints,
-    Snapshot,
-    atomic_write_bytes,
-    atomic_write_text,
-    load_into,
-    load_weights_file,
-    sweep_temporaries,
-)
+from ablation.runs.checkpoint import Checkpoints, Snapshot
+from ablation.runs.files import atomic_write_bytes, atomic_write_text, sweep_temporaries
+from ablation.runs.state_dicts import load_into, load_weights_file
 
 DEAD = 2**22 + 1
 """No process has this number: Linux counts to 2**22."""

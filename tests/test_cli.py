@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ablation.commands import cli, train
-from ablation.config.compose import conf_dir, register_components
+from ablation.config.folders import conf_dir, register_components
 from tests.helpers import compose_config, compose_plain
 
 BIN = Path(sys.executable).parent

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 from hydra import initialize_config_dir
 
-from ablation.config import compose
-from ablation.config.experiment import Launch
+from ablation.config import evaluations, folders
 from ablation.errors import InputError
-from ablation.jobs import train as job
-from ablation.reports.comparison import Published
+from ablation.reports.groups import compare_runs
 from ablation.reports.statistics import cell_interval, difference
-from ablation.reports.table import TableReport, compare_runs
+from ablation.reports.table import TableReport
+from ablation.runs.launches import Launch
 from ablation.sweeps.planning import Planner
-from ablation.sweeps.tables import Arm, PublishedTable, RowSpec, Select, Table
+from ablation.sweeps.published import Published, PublishedTable
+from ablation.sweeps.tables import Arm, RowSpec, Select, Table
 from tests.fake_runs import fake_evaluation, fake_run
 
 COLUMNS = ("pgd20", "clean_val", "clean")
@@ -24,8 +24,8 @@ SET = ["evaluation=demo", "evaluation.val=[clean,pgd20]", "epochs=5", "lr=0.1"]
 
 @pytest.fixture(autouse=True)
 def hydra():
-    compose.register_components(compose.conf_dir())
-    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+    folders.register_components(folders.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         yield
 
 
@@ -295,4 +295,4 @@ def test_an_averaged_runs_numbers_are_not_taken_for_raw_ones(world):
     world.train(table, "seed=0")
     found = world.report(table, "seed=0", "evaluation.weights=raw")
     assert dict(cell(found, "at", "pgd20").absent) == {"not evaluated": 1}
-    assert job.chosen_weights(world.jobs(table, "seed=0")[0].config) == "average"
+    assert evaluations.chosen_weights(world.jobs(table, "seed=0")[0].config) == "average"

@@ -17,7 +17,8 @@ from ablation.models import Net
 from ablation.numerics.functional import lp_norm
 from ablation.numerics.modes import buffers
 from ablation.training.method import Method
-from ablation.training.step import StepViews, craft, train_step
+from ablation.training.step import craft, train_step
+from ablation.training.views import StepViews
 from ablation.types import Clock, Crafted
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net

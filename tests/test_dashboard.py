@@ -92,7 +92,7 @@ class Recorder(NoTracker):
 
 def test_panels_ask_for_keys_that_runs_log(tmp_path, monkeypatch):
     tracker = Recorder()
-    monkeypatch.setattr(job, "start", lambda *args, **options: tracker)
+    monkeypatch.setattr("ablation.jobs.setup.start", lambda *args, **options: tracker)
     small = ["epochs=1", "data.train_size=200", "selection.n=20", "evaluation.n=20"]
     small += ["attack.steps=1", "selection.attack.steps=1", "evaluation.val=[clean]"]
     offline = ["tracking.images=0", "runtime.device=cpu", f"runs_dir={tmp_path}"]

@@ -29,11 +29,11 @@ from ablation.evaluation import (
     evaluate,
 )
 from ablation.evaluation import checks as module
-from ablation.evaluation.checks import Probe
 from ablation.evaluation.probes import NAMES, SHARPNESS, Nearest, logit_gap, rescale
-from ablation.jobs import train as job
+from ablation.evaluation.results import Probe
+from ablation.jobs import attack, setup, summary
 from ablation.random import generator
-from ablation.reports.table import read
+from ablation.reports.records import read
 from ablation.runs.directory import Run
 from tests.helpers import compose_config
 
@@ -503,7 +503,7 @@ class Recorder:
 def masked_record(run_: Run, attacks: dict[str, Any]) -> Evaluation:
     net: Any = Centroids(scale=2e4)
     node = EvaluationConfig(attacks, None, "test", EPS, "linf", 50, 0, None, None)
-    subject = job.Subject("last", "raw", EPS, "linf", node)
+    subject = attack.Subject("last", "raw", EPS, "linf", node)
     with run_.open("seed: 0\n"):
         return subject.record(run_, net, ImageSet(*images(40)), lambda: False)
 
@@ -524,14 +524,14 @@ def test_a_tripped_check_reaches_the_result_the_report_and_the_terminal(run_dir)
     assert first["values"]["mean"] > 1000
     assert result["flags"] == list(found.flags)
     assert all(number.flags == found.flags for number in read(run_dir.path).found)
-    lines = job.result_table(run_dir).splitlines()
+    lines = summary.result_table(run_dir).splitlines()
     assert "checks: 1 passed, 4 tripped, 7 not run" in lines
     assert [line for line in lines if line.startswith("warning: ")] == [
         f"warning: {flag}" for flag in found.flags
     ]
     # Another evaluation adds what it ran; what it did not run stays as it was.
     masked_record(run_dir, {"fgsm": Fgsm(), "pgd20": Pgd(20, 0.25)})
-    assert "checks: 2 passed, 4 tripped, 6 not run" in job.result_table(run_dir).splitlines()
+    assert "checks: 2 passed, 4 tripped, 6 not run" in summary.result_table(run_dir).splitlines()
 
 
 def test_records_without_checks_are_read_as_before(run_dir):
@@ -543,7 +543,7 @@ def test_records_without_checks_are_read_as_before(run_dir):
     result = run_dir.result()
     assert result is not None
     assert "checks" not in result
-    assert "checks" not in job.result_table(run_dir)
+    assert "checks" not in summary.result_table(run_dir)
     assert len(read(run_dir.path).found) == 1
 
 
@@ -551,8 +551,8 @@ def test_selection_is_not_diagnosed_and_results_reach_the_tracker(tmp_path, monk
     config = compose_config(
         *("data=digits", "evaluation=quick", "evaluation.n=30", f"runs_dir={tmp_path}")
     )
-    data = job.load_images(config, torch.device("cpu"))
-    net = job.build_net(config, data.train, config.phases[-1].method, torch.device("cpu"))
+    data = setup.load_images(config, torch.device("cpu"))
+    net = setup.build_net(config, data.train, config.phases[-1].method, torch.device("cpu"))
     with torch.no_grad():
         for weight in list(net.parameters())[-2:]:
             weight.mul_(1e5)
@@ -562,15 +562,16 @@ def test_selection_is_not_diagnosed_and_results_reach_the_tracker(tmp_path, monk
         requests.append(arguments[3])
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(job, "evaluate", spy)
-    monkeypatch.setattr(job, "build_net", lambda *_: net)
-    monkeypatch.setattr(job, "load_into", lambda *_: None)
-    assert set(job.validator(config, data)(net)) == {"val_clean", "val_robust"}
+    monkeypatch.setattr("ablation.jobs.attack.evaluate", spy)
+    monkeypatch.setattr("ablation.jobs.setup.evaluate", spy)
+    monkeypatch.setattr("ablation.jobs.attack.build_net", lambda *_: net)
+    monkeypatch.setattr("ablation.jobs.attack.load_into", lambda *_: None)
+    assert set(setup.validator(config, data)(net)) == {"val_clean", "val_robust"}
     tracker: Any = Recorder()
     run_ = Run(config.run_dir, config.train_id)
     monkeypatch.setattr(run_.checkpoints, "load_weights", lambda *_: {})
     with run_.open("seed: 0\n"):
-        job.evaluate_checkpoint(
+        attack.evaluate_checkpoint(
             *(config, run_, "last", config.evaluation, data, torch.device("cpu")),
             *(lambda: False, tracker),
         )

@@ -24,7 +24,8 @@ from ablation.random import generator
 from ablation.terms.effective_margin import EffectiveNorm
 from ablation.training import engine
 from ablation.training.method import Method
-from ablation.training.step import StepViews, train_step
+from ablation.training.step import train_step
+from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Crafted, DecayingGate
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net

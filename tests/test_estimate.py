@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from ablation.ascents import AdversarialWeightPerturbation
-from ablation.config.experiment import Config, load
+from ablation.config.experiment import Config
+from ablation.config.validation import load
 from ablation.crafters import Ascended, AttackCrossEntropy
 from ablation.crafters import Pgd as Crafter
 from ablation.data import Digits, Extent, ImageFolder, Parquet, Source, TinyImageNet

@@ -19,7 +19,8 @@ from ablation.models.folding import Folded
 from ablation.models.heads import psi
 from ablation.models.net import Net
 from ablation.training.method import Method
-from ablation.training.step import StepViews, train_step
+from ablation.training.step import train_step
+from ablation.training.views import StepViews
 from ablation.types import Clock
 from tests.helpers import compose_config
 from tests.parts import Body, largest_difference, sgd, small_batch, small_net

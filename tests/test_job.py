@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from ablation.config.experiment import load
+from ablation.config.validation import load
 from ablation.errors import DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.jobs import evaluate as assess
 from ablation.jobs import train as job
-from ablation.runs.checkpoint import load_weights_file
 from ablation.runs.directory import Run
+from ablation.runs.state_dicts import load_weights_file
 from tests.helpers import compose_plain
 
 QUICK = (
@@ -353,11 +353,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
     monkeypatch.setattr(session, "_batches", batches)
     stop = {"after": 3}
     monkeypatch.setattr(
-        job, "report", lambda metric, done, total: stop.update(after=stop["after"] - 1)
+        "ablation.jobs.attack.report",
+        lambda metric, done, total: stop.update(after=stop["after"] - 1),
     )
     with monkeypatch.context() as patch:
         requested = property(lambda self: stop["after"] <= 0, lambda self, value: None)
-        patch.setattr("ablation.runs.directory.Stop.requested", requested, raising=False)
+        patch.setattr("ablation.runs.signals.Stop.requested", requested, raising=False)
         assert job.train(whole) == INTERRUPTED
     run = run_of(container)
     assert attacked == ["fgsm", "pgd20", "cw"]  # the third was stopped before its first batch
@@ -415,7 +416,7 @@ def test_init_from_survives_a_kill_before_the_first_snapshot(tmp_path, monkeypat
     job.train(first)
     source = run_of(first)
     warm = plain(tmp_path, f"init_from={source.path}", "epochs=1", "lr=1e-9", "evaluation=none")
-    from ablation.jobs.train import RunStore
+    from ablation.jobs.setup import RunStore
 
     with monkeypatch.context() as patch:
         patch.setattr(RunStore, "save", lambda *_: (_ for _ in ()).throw(InputError("disk full")))
@@ -432,7 +433,7 @@ def test_a_failing_later_evaluation_leaves_a_finished_run_done(tmp_path, monkeyp
     job.train(plain(tmp_path, "epochs=1", "evaluation=none"))
     container = plain(tmp_path, "epochs=1")
     with monkeypatch.context() as patch:
-        patch.setattr(job, "evaluate", lambda *_, **__: 1 / 0)
+        patch.setattr("ablation.jobs.attack.evaluate", lambda *_, **__: 1 / 0)
         assert job.train(container) == JOB_FAILED
     status = run_of(container).status()
     assert status is not None

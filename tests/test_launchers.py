@@ -19,7 +19,7 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from ablation.errors import DONE, INTERRUPTED, InputError, InterruptedRunError
-from ablation.jobs import train as job
+from ablation.jobs import supervise
 from ablation.runs.directory import Run
 from ablation.sweeps.launchers import EXTRAS, missing_extra, register_launchers
 from ablation.sweeps.pool import Board, Pool, Work, ending, last_lines, slots
@@ -455,7 +455,7 @@ def run(tmp_path):
 def test_a_schedulers_handler_gets_its_signal_when_the_run_is_saved(run, handled, name):
     seen = handled(run, **{name: SystemExit})
     with run.open("{}"), pytest.raises(SystemExit):
-        job.supervised(run, interrupted_by(getattr(signal, name)))
+        supervise.supervised(run, interrupted_by(getattr(signal, name)))
     assert seen == [(name, "interrupted")]
     assert run.status().state == "interrupted"
 
@@ -463,7 +463,7 @@ def test_a_schedulers_handler_gets_its_signal_when_the_run_is_saved(run, handled
 def test_a_job_goes_on_when_its_scheduler_lets_the_signal_pass(run, handled):
     seen = handled(run, SIGTERM=None)
     with run.open("{}"):
-        assert job.supervised(run, interrupted_by(signal.SIGTERM)) == DONE
+        assert supervise.supervised(run, interrupted_by(signal.SIGTERM)) == DONE
     assert seen == [("SIGTERM", "interrupted")]
     assert run.status().state == "done"
 
@@ -471,20 +471,20 @@ def test_a_job_goes_on_when_its_scheduler_lets_the_signal_pass(run, handled):
 def test_of_several_signals_none_is_lost(run, handled):
     seen = handled(run, SIGTERM=None, SIGUSR2=SystemExit)
     with run.open("{}"), pytest.raises(SystemExit):
-        job.supervised(run, interrupted_by(signal.SIGTERM, signal.SIGUSR2))
+        supervise.supervised(run, interrupted_by(signal.SIGTERM, signal.SIGUSR2))
     assert [name for name, _ in seen] == ["SIGTERM", "SIGUSR2"]
 
 
 def test_a_persons_ctrl_c_goes_to_no_scheduler(run, handled):
     seen = handled(run, SIGINT=SystemExit, SIGTERM=SystemExit)
     with run.open("{}"):
-        code = job.supervised(run, interrupted_by(signal.SIGINT, signal.SIGTERM))
+        code = supervise.supervised(run, interrupted_by(signal.SIGINT, signal.SIGTERM))
     assert (code, seen) == (INTERRUPTED, [])
 
 
 def test_without_a_scheduler_a_stopped_run_is_just_interrupted(run):
     with run.open("{}"):
-        assert job.supervised(run, interrupted_by(signal.SIGTERM)) == INTERRUPTED
+        assert supervise.supervised(run, interrupted_by(signal.SIGTERM)) == INTERRUPTED
 
 
 # Real jobs

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ablation import components
-from ablation.config.experiment import load
+from ablation.config.validation import load
 from ablation.errors import ConfigError
 from ablation.training.method import Method
-from ablation.training.step import StepViews, total_loss, train_step
+from ablation.training.step import total_loss, train_step
+from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Crafted, Output
 from ablation.weights import ProbabilisticMargin
 from tests.helpers import compose_config, compose_plain

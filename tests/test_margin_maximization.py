@@ -28,8 +28,9 @@ from ablation.components import (
     MarginMaximization,
     SoftBoundary,
 )
-from ablation.config import experiment as configuration
-from ablation.config.experiment import Config, load
+from ablation.config import validation
+from ablation.config.experiment import Config
+from ablation.config.validation import load
 from ablation.crafters import BoundarySearch, FabSearch, LinearSearch
 from ablation.errors import DONE, ConfigError
 from ablation.jobs import train as job
@@ -40,9 +41,10 @@ from ablation.numerics.modes import buffers
 from ablation.numerics.precision import precision_context
 from ablation.random import generator
 from ablation.terms import CrossEntropy
-from ablation.training.engine import Sgd
 from ablation.training.method import Component, Method, Slot
-from ablation.training.step import StepViews, craft, total_loss, train_step
+from ablation.training.optim import Sgd
+from ablation.training.step import craft, total_loss, train_step
+from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Crafted
 from tests.helpers import compose_config, compose_plain
 from tests.parts import largest_difference, small_batch, small_net
@@ -1149,7 +1151,7 @@ def switched(*names: str, **keys: Any) -> dict[str, Any]:
 
 
 def problem_of(container: dict[str, Any]) -> str:
-    _, problems = configuration.check(container)
+    _, problems = validation.check(container)
     assert len(problems) == 1, problems
     return problems[0]
 
@@ -1166,7 +1168,7 @@ def test_a_switch_of_the_margin_needs_the_margin(name):
         f"component.{name}: has nothing to change without margin_maximization; set "
         f"component/margin_maximization=enabled or component/{name}=disabled"
     )
-    assert configuration.check(switched(MARGIN, name))[1] == []
+    assert validation.check(switched(MARGIN, name))[1] == []
 
 
 @pytest.mark.parametrize(
@@ -1343,7 +1345,7 @@ def test_fab_starts_at_the_image_except_in_dyart():
 @pytest.mark.parametrize("name", [MARGIN, *SWITCHES])
 def test_each_part_of_dyart_can_be_disabled_or_is_refused_with_a_remedy(name):
     off = f"component/{name}=disabled"
-    config, problems = configuration.check(plain("method=dyart", off))
+    config, problems = validation.check(plain("method=dyart", off))
     if name == MARGIN:
         assert len(problems) == 4
         assert all(f"component/{MARGIN}=enabled" in problem for problem in problems)
@@ -1351,7 +1353,7 @@ def test_each_part_of_dyart_can_be_disabled_or_is_refused_with_a_remedy(name):
     if name == "fab_margin":  # the filter is for searched points
         assert "set component.closed_form_gradient.filter=none" in problems[0]
         unfiltered = plain("method=dyart", off, "component.closed_form_gradient.filter=none")
-        config, problems = configuration.check(unfiltered)
+        config, problems = validation.check(unfiltered)
     assert problems == []
     assert config is not None
     net, method = confident_net(), config.phases[-1].method

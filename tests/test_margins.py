@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablation.config.experiment import check
+from ablation.config import evaluations
+from ablation.config.validation import check
 from ablation.errors import InputError
 from ablation.evaluation import EffectiveMargin, Pgd, Request, SplitName, describe, evaluate
-from ablation.evaluation.margin_metric import AdversarialMargin
-from ablation.jobs import train as job
+from ablation.evaluation.measures import AdversarialMargin
 from ablation.numerics.boundary import dual_norm
 from ablation.numerics.functional import margin
 from ablation.numerics.margins import effective_margin, summarise, survey, top_margin
-from ablation.reports.table import IMMATERIAL, Found, mismatches
+from ablation.reports.deviations import IMMATERIAL, mismatches
+from ablation.reports.records import Found
 from tests.helpers import compose_config, compose_plain
 from tests.parts import small_batch, small_net
 
@@ -282,13 +283,13 @@ def test_a_measure_is_not_run_on_images_of_another_split():
 
 def test_a_measure_with_a_split_of_its_own_is_an_evaluation_of_its_own():
     config = compose_config("evaluation=emr_margins", "data.train_size=100", "evaluation.n=200")
-    test, train = job.evaluations(config)
+    test, train = evaluations.evaluations(config)
     assert (test.split, list(test.attacks)) == ("test", ["clean", "pgd10", "pgd20", "margin_test"])
     assert (train.split, list(train.attacks), train.n) == ("train", ["margin_train"], None)
     alone = compose_config("evaluation=emr_margins", "~evaluation.attacks.margin_train")
     both = compose_config("evaluation=emr_margins")
     ids = [
-        [job.eval_id(node, c.eps, c.norm, "raw") for node in job.evaluations(c)]
+        [evaluations.eval_id(node, c.eps, c.norm, "raw") for node in evaluations.evaluations(c)]
         for c in (alone, both)
     ]
     assert ids[1][:1] == ids[0]
@@ -477,5 +478,7 @@ def test_the_options_attack_has_the_radius_of_training():
 def test_ids_of_clean_margins_are_what_they_were():
     """Finished evaluations are found by these: computed before there were adversarial margins."""
     config = compose_config("evaluation=emr_margins")
-    ids = [job.eval_id(node, 0.1, "linf", "raw") for node in job.evaluations(config)]
+    ids = [
+        evaluations.eval_id(node, 0.1, "linf", "raw") for node in evaluations.evaluations(config)
+    ]
     assert ids == ["926b9e2e62", "4e81daee24"]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ablation.random import generator
 from ablation.training.method import Method
-from ablation.training.step import StepViews, total_loss, train_step
+from ablation.training.step import total_loss, train_step
+from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Output
 from tests.helpers import compose_config
 from tests.parts import largest_difference, sgd, small_batch, small_net

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablation.config.experiment import check, load
+from ablation.config.validation import check, load
 from ablation.data import ImageSet, to_float
 from ablation.errors import DONE, INTERRUPTED
+from ablation.jobs import setup
 from ablation.jobs import train as job
 from ablation.jobs.monitor import Monitor, fixed_subset, numbers
 from ablation.numerics.margins import Survey, effective_margin, top_margin
-from ablation.runs.checkpoint import load_into
+from ablation.runs.state_dicts import load_into
 from ablation.runs.tracking import NoTracker, WandbTracker
 from tests.helpers import compose_plain
 from tests.parts import small_net
@@ -168,12 +169,12 @@ def test_the_averaged_network_is_what_is_measured(tmp_path):
     assert job.train(container) == DONE
     config, run = load(container), run_of(container)
     device = torch.device("cpu")
-    images = job.load_images(config, device)
+    images = setup.load_images(config, device)
     rows = []
     for averaged in (True, False):
-        net = job.build_net(config, images.train, config.phases[-1].method, device)
+        net = setup.build_net(config, images.train, config.phases[-1].method, device)
         load_into(net, run.checkpoints.load_weights("last", averaged), "last")
-        watch = job.monitor(config, images)
+        watch = setup.monitor(config, images)
         assert watch is not None
         rows.append(watch(net))
     logged = metrics(run)[-1]
@@ -229,7 +230,7 @@ def test_curves_and_histograms_go_to_the_tracker(tmp_path, monkeypatch):
             assert sorted(values)[0] == self.rows[-1][1]["margin_q0"]
 
     tracker = Recorder()
-    monkeypatch.setattr(job, "start", lambda *args, **options: tracker)
+    monkeypatch.setattr("ablation.jobs.setup.start", lambda *args, **options: tracker)
     assert job.train(plain(tmp_path, *SMALL, "monitor.n=25")) == DONE
     assert tracker.histograms == [("margins", 25, 0), ("margins", 25, 1)]
     assert set(tracker.rows[0][1]) >= KEYS

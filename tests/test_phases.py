@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ablation.config import experiment as configuration
-from ablation.config.experiment import load
+from ablation.config import validation
+from ablation.config.phases import built_phases
+from ablation.config.validation import load
 from ablation.errors import DONE
 from ablation.jobs import train as job
 from tests.helpers import compose_config, compose_plain
@@ -50,7 +51,7 @@ def test_a_preset_phase_trains_first_adds_to_epochs_and_is_not_selected(tmp_path
     # Fresh restarts the cosine for the phase; keep goes on along one cosine over all epochs.
     restarted = rows[2]["lr"] == pytest.approx(0.1)
     assert restarted == (optim == "fresh")
-    from ablation.runs.checkpoint import load_weights_file
+    from ablation.runs.state_dicts import load_weights_file
 
     folder = run_of(container).path / "checkpoints"
     _, meta = load_weights_file(folder / "best_robust.safetensors")
@@ -77,13 +78,13 @@ def test_a_component_arranges_phases():
     node = compose_plain("method=trades")["method"]
     config = replace(compose_config("method=trades"), component={"prelude": Prelude(epochs=3)})
     problems: list[str] = []
-    phases = configuration._phases(config, node, problems)
+    built = built_phases(config, node, problems)
     assert problems == []
-    assert [(p.name, p.epochs, p.selectable) for p in phases] == [
+    assert [(p.name, p.epochs, p.selectable) for p in built] == [
         ("prelude", 3, False),
         ("main", 30, True),
     ]
-    assert phases[0].method.passes == ("nat", "step")
+    assert built[0].method.passes == ("nat", "step")
 
 
 @pytest.mark.parametrize(
@@ -98,5 +99,5 @@ def test_a_component_arranges_phases():
 def test_a_wrong_phase_is_named(phases, message):
     container = compose_plain()
     container["method"]["phases"] = phases
-    _, problems = configuration.check(container)
+    _, problems = validation.check(container)
     assert any(message in problem for problem in problems), problems

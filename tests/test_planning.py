@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hydra import initialize_config_dir
 
-from ablation.config import compose
+from ablation.config import compose, folders
+from ablation.config.overrides import layered, letting_in, variant
 from ablation.errors import ConfigError
-from ablation.sweeps.planning import Planner, choose_rows, layered, ranking, variant
+from ablation.sweeps.planning import Planner, choose_rows, ranking
 from ablation.sweeps.tables import Arm, From, RowSpec, Select, Table
 from tests.fake_runs import fake_run
 
@@ -17,8 +18,8 @@ SET = ["epochs=3", "evaluation=demo", "evaluation.val=[pgd20]"]
 
 @pytest.fixture(autouse=True)
 def hydra():
-    compose.register_components(compose.conf_dir())
-    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+    folders.register_components(folders.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         yield
 
 
@@ -60,9 +61,9 @@ def test_a_planned_job_is_what_hydra_composes_from_its_overrides():
 def compose_config_of(overrides):
     from hydra import compose as hydra_compose
 
-    from ablation.config.experiment import load
+    from ablation.config.validation import load
 
-    texts = [compose.letting_in(text) for text in overrides]
+    texts = [letting_in(text) for text in overrides]
     return load(compose.to_plain(hydra_compose("config", texts)))
 
 

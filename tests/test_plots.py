@@ -13,8 +13,9 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from ablation.reports import plots
-from ablation.reports.comparison import Cell, Comparison, Published, Row, Sample
+from ablation.reports.comparison import Cell, Comparison, Row, Sample
 from ablation.reports.statistics import interval
+from ablation.sweeps.published import Published
 
 
 def cell(column, values, published=None, **more):

@@ -11,7 +11,8 @@ import termios
 
 import pytest
 
-from ablation.runs.progress import Progress, describe, drawable, duration, summary_table
+from ablation.runs.progress import Progress, describe, drawable
+from ablation.text import duration, summary_table
 
 
 class Clock:

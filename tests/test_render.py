@@ -15,17 +15,9 @@ import pandas as pd
 import pytest
 
 from ablation.reports import text_tables as render
-from ablation.reports.comparison import (
-    Absence,
-    Cell,
-    Comparison,
-    Contrast,
-    Interval,
-    Published,
-    Row,
-    Sample,
-)
+from ablation.reports.comparison import Absence, Cell, Comparison, Contrast, Interval, Row, Sample
 from ablation.reports.statistics import contrasts
+from ablation.sweeps.published import Published
 
 
 def samples(*values, n=10_000):

@@ -12,14 +12,14 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from ablation.commands import cli, report
-from ablation.config import compose
+from ablation.config import compose, folders, overrides
 from ablation.errors import DONE, ConfigError, InputError
 from ablation.evaluation import AutoAttack
 from ablation.jobs import evaluate as assess
-from ablation.reports import plots
+from ablation.reports import plots, publish
 from ablation.runs.directory import find_runs
 from ablation.sweeps.planning import Planner
-from ablation.sweeps.sweep import open_table
+from ablation.sweeps.request import open_table
 from tests.fake_runs import fake_evaluation, fake_run
 from tests.helpers import compose_config, compose_plain
 
@@ -27,9 +27,9 @@ from tests.helpers import compose_config, compose_plain
 @pytest.fixture
 def runs(tmp_path):
     """Two arms of the demo, three seeds."""
-    compose.register_components(compose.conf_dir())
+    folders.register_components(folders.conf_dir())
     place = tmp_path / "runs"
-    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         cli_ = [f"++runs_dir={place}"]
         for job in Planner(open_table("demo"), cli_, ["at", "trades"]).plan().jobs:
             better = job.points[0].arm == "trades"
@@ -41,8 +41,8 @@ def runs(tmp_path):
 @pytest.fixture
 def go(tmp_path):
     def run(*arguments):
-        texts = [compose.letting_in(text) for text in report.take_in(list(arguments))]
-        with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+        texts = [overrides.letting_in(text) for text in report.take_in(list(arguments))]
+        with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
             container = compose.to_plain(hydra_compose("report", texts))
         problems = report.check(container)
         if problems:
@@ -103,7 +103,7 @@ def swept(runs):
     """The runs, with what ``ablation-evaluate run=... evaluation=emr_figure3`` adds to them."""
     node = compose_config("evaluation=emr_figure3").evaluation
     values = {"clean": 90, **{f"aa_eps{k}": value for k, value in FIGURE3.items()}}
-    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         planner = Planner(open_table("demo"), [f"++runs_dir={runs}"], ["at", "trades"])
         for job in planner.plan().jobs:
             fake_evaluation(replace(job.config, evaluation=node), values)
@@ -154,7 +154,7 @@ def test_radii_are_read_from_the_runs(go, swept, tmp_path, monkeypatch):
 
 def test_only_the_radius_and_a_step_that_goes_with_it_may_differ():
     def same(before, after):
-        return bool(set(report._but_for_eps(before)) & set(report._but_for_eps(after)))
+        return bool(set(publish._but_for_eps(before)) & set(publish._but_for_eps(after)))
 
     pgd = {"attack": "pgd", "steps": 20, "step_size": 0.01, "eps": 0.04, "seed": 0, "norm": "linf"}
     assert same(pgd, pgd | {"eps": 0.08})

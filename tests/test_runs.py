@@ -23,7 +23,8 @@ import yaml
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
 from ablation.runs import directory as runs
-from ablation.runs.directory import Run, find_runs, finite, first_difference, stop_on_signals
+from ablation.runs.directory import Run, find_runs, finite, first_difference
+from ablation.runs.signals import stop_on_signals
 
 TRAIN_ID = "0123456789"
 CONFIG = "lr: 0.1\nmodel: {name: cnn}\ntracking: {mode: offline}\nruntime: {device: cpu}\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ablation.config.experiment import check, load
 from ablation.config.scale import scaled
+from ablation.config.validation import check, load
 from ablation.evaluation import ApgdCe, AutoAttack
 from tests.helpers import compose_config, compose_plain
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import pytest
 
-from ablation.config.parser import Parser, fraction, plain, relative_step, show_fraction
+from ablation.config.parser import Parser, fraction, plain, relative_step
+from ablation.text import show_fraction
 from ablation.types import Budget, Fraction, StepSize
 
 

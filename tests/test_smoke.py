@@ -7,20 +7,21 @@ import json
 import pytest
 from hydra import initialize_config_dir
 
-from ablation.config import compose
+from ablation.config import folders
 from ablation.errors import DONE
 from ablation.jobs import train as job
 from ablation.reports.table import TableReport
 from ablation.reports.text_tables import terminal
 from ablation.runs.directory import Run
 from ablation.sweeps.planning import Planner
-from ablation.sweeps.sweep import open_table
-from ablation.sweeps.tables import load_published, published_path, table_names, table_path
+from ablation.sweeps.published import load_published, published_path
+from ablation.sweeps.request import open_table
+from ablation.sweeps.tables import table_names, table_path
 from tests.fake_runs import fake_run
 
 ARMS = [
     (name, arm)
-    for name in table_names([compose.sweeps_dir()])
+    for name in table_names([folders.sweeps_dir()])
     for arm in open_table(name).arms
 ]  # fmt: skip
 
@@ -29,8 +30,8 @@ ARMS = [
 def test_an_arm_of_a_table_runs_end_to_end(name, arm, tmp_path):
     places = [f"++runs_dir={tmp_path}", "++tracking.mode=disabled"]
     cli = ["scale=smoke", "++seed=0", *places]
-    compose.register_components(compose.conf_dir())
-    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+    folders.register_components(folders.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         table = open_table(name)
         plan = Planner(table, cli, [arm]).plan()
         source = table.arms[arm].source
@@ -44,7 +45,7 @@ def test_an_arm_of_a_table_runs_end_to_end(name, arm, tmp_path):
         assert not plan.problems
         first = next(j for j in plan.jobs if any(point.arm == arm for point in j.points))
         assert job.train(first.config.container()) == DONE
-        csv = published_path(table_path(name, [compose.sweeps_dir()]))
+        csv = published_path(table_path(name, [folders.sweeps_dir()]))
         published = load_published(csv) if csv else None
         found = TableReport(name, table, published, tmp_path, cli, [arm]).build()
     result = json.loads(Run(first.config.run_dir, first.config.train_id).result_path.read_text())

@@ -18,8 +18,9 @@ from torch import nn
 from ablation.errors import InputError
 from ablation.evaluation import Fgsm, Request, Spsa, evaluate
 from ablation.random import generator
-from ablation.reports.comparison import Cell, Comparison, Contrast, Interval, Published, Row, Sample
+from ablation.reports.comparison import Cell, Comparison, Contrast, Interval, Row, Sample
 from ablation.reports.statistics import cell_interval, contrasts, difference, interval
+from ablation.sweeps.published import Published
 
 NUMBERS = st.floats(-1e3, 1e3)
 

@@ -15,9 +15,10 @@ from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
 from ablation.numerics.modes import BatchNormReplay, buffers, crafting
 from ablation.terms import KL, CrossEntropy
-from ablation.training.engine import LightSgd
 from ablation.training.method import Method, Slot
-from ablation.training.step import StepViews, total_loss, train_step
+from ablation.training.optim import LightSgd
+from ablation.training.step import total_loss, train_step
+from ablation.training.views import StepViews
 from ablation.types import Clock, Gate
 from tests.parts import (
     Boundary,
@@ -314,7 +315,7 @@ def test_our_sgd_is_torchs_bit_for_bit():
 
 def test_a_step_does_not_import_the_compiler():
     code = (
-        "import sys, torch; from ablation.training.engine import LightSgd, Sgd;"
+        "import sys, torch; from ablation.training.optim import LightSgd, Sgd;"
         "net = torch.nn.Linear(2, 1);"
         "o = Sgd().build(net, 0.1); o.zero_grad(); net(torch.ones(1, 2)).sum().backward();"
         "o.step(); o.load_state_dict(o.state_dict()); print('torch._dynamo' in sys.modules)"

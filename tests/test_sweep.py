@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from hydra import initialize_config_dir
 
-from ablation.config import compose
-from ablation.config import experiment as config
+from ablation.config import compose, folders, validation
+from ablation.config.overrides import parsed, quoted
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError
 from ablation.jobs import train as job
+from ablation.reports.epilogue import after_sweep
+from ablation.runs import launches
 from ablation.runs.directory import Run
-from ablation.sweeps import planning, sweep
+from ablation.sweeps import planning, request, sweep
 from tests.fake_runs import fake_run
 
 TABLE = """
@@ -37,7 +39,7 @@ class FakeLauncher:
     def launch(self, job_overrides, initial_job_idx):
         for overrides in job_overrides:
             container = compose.Composer().plain(overrides)
-            found = config.load(container)
+            found = validation.load(container)
             job.check_plan(found)
             self.log.append((found, list(overrides)))
             title, path = self.describe(overrides)
@@ -69,8 +71,8 @@ class Caller:
 @pytest.fixture(autouse=True)
 def folder(tmp_path):
     (tmp_path / "mine.yaml").write_text(TABLE)
-    compose.register_components(compose.conf_dir())
-    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+    folders.register_components(folders.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         yield tmp_path
 
 
@@ -78,7 +80,7 @@ def folder(tmp_path):
 def go(tmp_path):
     def run(caller, *arguments):
         places = [f"tables_dir={tmp_path}", f"++runs_dir={tmp_path}/runs"]
-        return sweep.run(caller, [*arguments, *places])
+        return sweep.run(caller, [*arguments, *places], after_sweep)
 
     return run
 
@@ -105,8 +107,8 @@ def test_every_job_knows_who_asked_for_it(go):
     caller = Caller()
     go(caller, "table=mine", "row=at", "seed=0", "++lr=0.2")
     ((found, _),) = caller.log
-    assert found.launch == config.Launch(found.train_id, "mine", ["at"], ["lr=0.2"])
-    assert job.recorded_launches(Run(found.run_dir, found.train_id)) == [
+    assert found.launch == launches.Launch(found.train_id, "mine", ["at"], ["lr=0.2"])
+    assert launches.recorded_launches(Run(found.run_dir, found.train_id)) == [
         {"table": "mine", "arms": ["at"], "overrides": ["lr=0.2"]}
     ]
 
@@ -119,7 +121,7 @@ def test_runs_that_were_there_are_recorded_for_the_table(go, tmp_path):
     assert go(second, "table=other", "row=at", "seed=0") == DONE
     assert second.batches == 0
     found, _ = first.log[0]
-    tables = [e["table"] for e in job.recorded_launches(Run(found.run_dir, found.train_id))]
+    tables = [e["table"] for e in launches.recorded_launches(Run(found.run_dir, found.train_id))]
     assert tables == ["mine", "other"]
 
 
@@ -254,8 +256,8 @@ arms:
 
 def test_overrides_survive_hydras_grammar():
     facts = {"a": None, "b": ["x=1,2", "it's", r"back\slash"], "c": "123e4"}
-    text = f"++launch={sweep.quoted(facts)}"
-    assert compose.parsed(text).value() == facts
+    text = f"++launch={quoted(facts)}"
+    assert parsed(text).value() == facts
 
 
 def test_a_job_refuses_to_be_another_than_planned(tmp_path):
@@ -266,11 +268,11 @@ def test_a_job_refuses_to_be_another_than_planned(tmp_path):
 
 
 def test_the_request_of_a_plain_sweep_has_its_seeds_as_axis():
-    request = sweep.read_request(["method=at,trades", "++seed=0,1"])
-    points = planning.Planner(request.table, request.cli).plan().points[""]
+    asked = request.read_request(["method=at,trades", "++seed=0,1"])
+    points = planning.Planner(asked.table, asked.cli).plan().points[""]
     assert [(p.grid, p.axis) for p in points][:2] == [
         (("method=at",), ("seed=0",)),
         (("method=at",), ("seed=1",)),
     ]
     with pytest.raises(ConfigError):
-        sweep.read_request(["row=a"])
+        request.read_request(["row=a"])

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ablation.config.compose import sweeps_dir
+from ablation.config.folders import sweeps_dir
 from ablation.errors import ConfigError, InputError
-from ablation.sweeps.sweep import open_table
-from ablation.sweeps.tables import (
-    check_published,
-    load_published,
-    load_table,
-    published_path,
-    table_names,
-    table_path,
-)
+from ablation.sweeps.published import check_published, load_published, published_path
+from ablation.sweeps.request import open_table
+from ablation.sweeps.tables import load_table, table_names, table_path
 
 OURS = table_names([sweeps_dir()])
 CSVS = sorted((sweeps_dir() / "published").glob("*.csv"))

@@ -20,19 +20,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from ablation.config.compose import (
-    conf_dir,
-    letting_in,
-    one_line,
-    register_components,
-    register_tables,
-    sift,
-    sweeps_dir,
-    to_plain,
-)
+from ablation.config.compose import to_plain
+from ablation.config.folders import conf_dir, register_components, register_tables, sweeps_dir
+from ablation.config.overrides import letting_in, sift
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.sweeps.launchers import missing_extra, register_launchers
 from ablation.sweeps.tables import table_names
+from ablation.text import one_line
 
 Job = Callable[[Mapping[str, Any]], int]
 """Runs one composed config (plain data) and returns an exit code."""

@@ -10,9 +10,9 @@ from ablation.commands import cli
 
 def check(container: Mapping[str, Any]) -> list[str]:
     """Problems of a composed config, the data folder's included."""
-    from ablation.jobs import train as job  # imports torch
+    from ablation.config import surroundings  # imports torch
 
-    return job.check(container)
+    return surroundings.check(container)
 
 
 def train(container: Mapping[str, Any]) -> int:

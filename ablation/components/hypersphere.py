@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ablation import models
-from ablation.training.method import HeadFactory, Method
+from ablation.training.method import Method
+from ablation.types import HeadFactory
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ numbers), which is what a run is identified by.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import math
@@ -18,9 +17,14 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ablation.text import did_you_mean
+
 TARGET = "_target_"
+
+
 ALLOWED_PREFIX = "ablation."
 """A configuration may only name classes of this package: it cannot run anything else."""
+
 
 _MISSING = object()
 
@@ -60,20 +64,6 @@ def relative_step(value: Any, eps: float) -> float:
     pixels = fraction(value)
     # Rounded so that 0.01 at eps 0.1 is the same setting as eps/10.
     return round(pixels / eps, 12) if eps else 0.0
-
-
-def show_fraction(value: float) -> str:
-    """``8/255 = 0.0314`` where the number is a whole multiple of 1/255, else the number."""
-    scaled = value * 255
-    if value and abs(scaled - round(scaled)) < 1e-6:
-        return f"{round(scaled)}/255 = {value:.4f}"
-    return f"{value:g}"
-
-
-def did_you_mean(name: str, choices: Sequence[str]) -> str:
-    """A remedy: the nearest choice, or all of them."""
-    near = difflib.get_close_matches(name, choices, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices) or 'none'}"
 
 
 def locate(target: str) -> type:

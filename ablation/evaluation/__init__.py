@@ -1,10 +1,10 @@
 """Robust evaluation: attacks by metric name in, accuracies and a line per example out."""
 
 from ablation.evaluation.attacks import Attack, AttackError, Ensemble, Fgsm, Pgd, Predict, Spsa
-from ablation.evaluation.auto import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
-from ablation.evaluation.checks import Check
-from ablation.evaluation.evaluate import Entry, Evaluation, Request, describe, evaluate
-from ablation.evaluation.margin_metric import AdversarialMargin, EffectiveMargin, Measure, SplitName
+from ablation.evaluation.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
+from ablation.evaluation.evaluate import Request, describe, evaluate
+from ablation.evaluation.measures import AdversarialMargin, EffectiveMargin, Measure, SplitName
+from ablation.evaluation.results import Check, Entry, Evaluation
 
 __all__ = [
     "AdversarialMargin",

@@ -27,6 +27,8 @@ from ablation.types import Fraction, Norm, Start, StepSize
 
 Predict = Callable[[Tensor], Tensor]
 """Images [N, C, H, W] to logits [N, K]."""
+
+
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "cw": cw_loss}
 
 
@@ -334,3 +336,29 @@ class Spsa:
             "restarts": 1,
             "loss": "margin",
         }
+
+
+@torch.no_grad()
+def check_points(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, attack: str) -> None:
+    """Are the points of an attack allowed?
+
+    Args:
+        x_adv: its points, [N, C, H, W].
+        x: the images.
+        eps: radius; rounding may exceed it by eps * 1e-5 + 1e-6.
+        norm: of the ball.
+        attack: its name, for the message.
+
+    Raises:
+        AttackError: wrong shape, not finite, outside [0, 1] or outside the ball.
+    """
+    if x_adv.shape != x.shape:
+        raise AttackError(f"{attack}: shape {tuple(x_adv.shape)} for images {tuple(x.shape)}")
+    flat = (x_adv - x).flatten(1).double()
+    length = flat.abs().amax() if norm == "linf" else flat.norm(dim=1).amax()
+    # One look at the device for all of it; a NaN fails every comparison.
+    low, high, far = torch.stack([x_adv.amin().double(), x_adv.amax().double(), length]).tolist()
+    if not (low >= 0 and high <= 1):
+        raise AttackError(f"{attack}: pixels in [{low:g}, {high:g}], outside [0, 1]")
+    if not far <= eps * (1 + 1e-5) + 1e-6:
+        raise AttackError(f"{attack}: {norm} distance {far:.8g} exceeds eps={eps:.8g}")

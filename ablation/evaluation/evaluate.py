@@ -13,30 +13,32 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ablation.config.parser import show_fraction
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
-from ablation.evaluation import auto, checks
-from ablation.evaluation.attacks import Attack, Described, Ensemble, RandomStart
-from ablation.evaluation.checks import Check
-from ablation.evaluation.guards import check_points, distinct, warnings_of
-from ablation.evaluation.margin_metric import Measure
-from ablation.evaluation.partial import Forgetful, Memo, Part, Partial, identify
+from ablation.evaluation.attacks import Attack, Described, Ensemble, RandomStart, check_points
+from ablation.evaluation.autoattack import LOGGER, PACKAGE, inspect
+from ablation.evaluation.checks import diagnose
+from ablation.evaluation.measures import Measure
 from ablation.evaluation.probes import Attacked, Prober, Verdict, logit_gap
+from ablation.evaluation.results import Check, Entry, Evaluation
+from ablation.evaluation.resume import Forgetful, Memo, Part, Partial, identify
+from ablation.evaluation.warnings import distinct, warnings_of
 from ablation.numerics.functional import cross_entropy
 from ablation.numerics.modes import evaluating
 from ablation.numerics.precision import exact_arithmetic
 from ablation.random import generator
+from ablation.text import show_fraction
 from ablation.types import Norm
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 Progress = Callable[[str, int, int], None]
 """Called with the metric (and part), examples done and examples to attack."""
@@ -90,54 +92,6 @@ class Request:
                     f"evaluation.attacks.{name}: measured on {attack.split} images, and these are "
                     f"{self.split} images; leave it out: ~evaluation.attacks.{name}"
                 )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One number.
-
-    Attributes:
-        metric: its name, for example ``pgd20``.
-        split: ``test``, ``val`` or ``train``.
-        value: for example robust accuracy in percent.
-        unit: of ``value``.
-        n: examples it is taken over.
-        params: what the name leaves open; plain data.
-    """
-
-    metric: str
-    split: str
-    value: float
-    unit: str = "percent"
-    n: int = 0
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of a request.
-
-    Attributes:
-        entries: one per metric, in the request's order.
-        examples: one row per image. ``index`` in the split, ``label``, ``prediction``,
-            ``clean_correct``; if diagnosed ``logit_gap`` (z_(1) - z_(2)) and, where attacks were
-            run, ``zero_gradient`` (grad_x CE is exactly zero); per attack ``<metric>_robust``,
-            missing where the attack's own ``n`` left it out; per ensemble ``<metric>_broken_by``,
-            the part that broke it; ``first_broken_by``, the first metric that did. The last two
-            are ``clean`` for misclassified images and missing for robust ones. Per measure
-            ``<metric>``, its number, missing where there is none.
-        flags: warnings about the evaluation's trustworthiness, each once; to be shown.
-        seconds: per metric; the forward pass of all images is ``clean``, ``checks`` what only the
-            checks ran.
-        checks: of gradient masking, passed, tripped or not run; empty if not diagnosed. The texts
-            of the tripped ones are among ``flags``.
-    """
-
-    entries: tuple[Entry, ...]
-    examples: pd.DataFrame
-    flags: tuple[str, ...]
-    seconds: Mapping[str, float]
-    checks: tuple[Check, ...] = ()
 
 
 def evaluate(
@@ -307,9 +261,9 @@ class _Session:
         with self._timed("clean"):
             self._clean(gradients=self.request.diagnose and gradients)
         params = {name: self._describe(attack) for name, attack in attacks.items()}
-        if any(isinstance(attack, auto.PACKAGE) for attack in attacks.values()):
+        if any(isinstance(attack, PACKAGE) for attack in attacks.values()):
             with self._flagged("pyautoattack"):
-                auto.inspect(
+                inspect(
                     self.subject.predict, *self.subject.batch(self.rows[: self.request.batch_size])
                 )
         entries: list[Entry] = []
@@ -346,7 +300,7 @@ class _Session:
         )
         with self._timed("checks"):
             found = prober.run()
-        return checks.diagnose(entries, examples, found)
+        return diagnose(entries, examples, found)
 
     def _threat(self, attack: Attack) -> tuple[float, Norm]:
         return threat(attack, self.request.eps, self.request.norm)
@@ -532,7 +486,7 @@ class _Session:
 
     @contextmanager
     def _flagged(self, title: str) -> Iterator[None]:
-        with warnings_of(auto.LOGGER) as found:
+        with warnings_of(LOGGER) as found:
             yield
         self.flags += [f"{title}: {message}" for message in distinct(found)]
 

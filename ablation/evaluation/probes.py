@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ablation.evaluation.attacks import Attack, Fgsm, Pgd, Predict
-from ablation.evaluation.auto import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT
-from ablation.evaluation.checks import Probe
+from ablation.evaluation.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT
+from ablation.evaluation.results import Probe
 from ablation.numerics.boundary import fab
 from ablation.numerics.functional import margin, true_value, without_true
 from ablation.types import Norm

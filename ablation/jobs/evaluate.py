@@ -12,26 +12,20 @@ from typing import Any
 import yaml
 
 from ablation.config import experiment as configuration
+from ablation.config import validation
 from ablation.config.experiment import Config, DataConfig, EvaluationConfig, ModelConfig
 from ablation.config.parser import Parser
+from ablation.config.surroundings import device_problems
 from ablation.data import check_labels
 from ablation.errors import DONE, ConfigError
-from ablation.jobs.train import (
-    Subject,
-    device_problems,
-    evaluate_checkpoint,
-    load_images,
-    missing,
-    own_normalisation,
-    pick_device,
-    result_table,
-    start_tracking,
-    supervised,
-    weights_problems,
-)
+from ablation.jobs.attack import Subject, evaluate_checkpoint
+from ablation.jobs.setup import load_images, own_normalisation, pick_device, start_tracking
+from ablation.jobs.state import missing, weights_problems
+from ablation.jobs.summary import result_table
+from ablation.jobs.supervise import supervised
 from ablation.models import build_model
-from ablation.runs.checkpoint import load_into, load_weights_file
 from ablation.runs.directory import Run
+from ablation.runs.state_dicts import load_into, load_weights_file
 from ablation.runs.tracking import TrackingConfig
 from ablation.types import Fraction, Norm
 
@@ -121,7 +115,7 @@ def run(container: Mapping[str, Any]) -> int:
 def _run(request: AssessConfig) -> int:
     """Evaluate a run's weights; its own config says what it is."""
     path = Path(str(request.run))
-    config = configuration.load(yaml.safe_load((path / "config.yaml").read_text()))
+    config = validation.load(yaml.safe_load((path / "config.yaml").read_text()))
     evaluation = replace(
         request.evaluation,
         eps=request.eps if request.evaluation.eps is None else request.evaluation.eps,

@@ -13,7 +13,7 @@ from ablation.models.blocks import Body
 from ablation.models.heads import HEADS
 from ablation.models.net import Net
 from ablation.random import key
-from ablation.training.method import HeadFactory
+from ablation.types import HeadFactory
 
 
 class ModelSpec(Protocol):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablation.numerics.functional import true_value
-from ablation.training.method import HeadFactory
+from ablation.types import HeadFactory
 
 SHORTEST = 1e-6
 """Smallest norm divided by (all of an image's features may be zero): its powers fit into fp32."""

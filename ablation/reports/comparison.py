@@ -11,28 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ablation.sweeps.published import Published
+
 Absence = Literal[
     "missing", "running", "interrupted", "failed", "collapsed", "smoke", "pending", "not evaluated"
 ]
 """Why a planned run has no number: never started; at work; stopped; failed; at chance level; ran
 at ``scale=smoke``; waits for a selection among other runs; trained, but without this metric."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """One printed number.
-
-    Attributes:
-        value: as a number, in the cell's unit.
-        printed: as the paper prints it, trailing zeros kept.
-        ci: the printed plus-minus figure, or empty; what it means differs by paper.
-        note: what is odd about it, or empty.
-    """
-
-    value: float
-    printed: str
-    ci: str = ""
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from urllib.parse import urlparse
 
 from ablation.errors import InputError
 from ablation.reports.comparison import Comparison
-from ablation.reports.table import column_place
-from ablation.runs.checkpoint import atomic_write_text
+from ablation.reports.records import column_place
+from ablation.runs.files import atomic_write_text
 from ablation.runs.tracking import TrackingConfig, describe, home, narrowed, project_name, warn
 
 CURVES: Mapping[str, str] = {

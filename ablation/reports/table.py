@@ -6,397 +6,33 @@ Nothing but run directories is read; what a cell cannot vouch for is said, not s
 from __future__ import annotations
 
 import functools
-import json
-import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from ablation.config.compose import key_of
-from ablation.config.experiment import DISABLED, Config
-from ablation.config.parser import TARGET, did_you_mean
-from ablation.errors import ConfigError, InputError
-from ablation.evaluation import describe
-from ablation.jobs import train as jobs
-from ablation.reports.comparison import Absence, Cell, Comparison, Published, Row, Sample
-from ablation.runs.directory import VOLATILE, Run, State, find_runs
-from ablation.sweeps.planning import Pending, Plan, Planner, Point, ranking, variant
-from ablation.sweeps.sweep import quoted
-from ablation.sweeps.tables import PRINTED_AS, PublishedTable, RowSpec, Table
-
-IMMATERIAL = (
-    *("eps_text", "seed", "batch_size"),
-    *("std", "mean_all", "correct", "zero_gradients"),
+from ablation.config.experiment import Config
+from ablation.config.overrides import key_of, quoted, variant
+from ablation.errors import ConfigError
+from ablation.reports.cells import Number, counted, filled, unique
+from ablation.reports.comparison import Absence, Cell, Comparison, Row, Sample
+from ablation.reports.deviations import deviations
+from ablation.reports.recipes import Recipe
+from ablation.reports.records import (
+    Directory,
+    Found,
+    measured,
+    own_evaluations,
+    read,
+    saved_config,
+    value_at,
 )
-"""Parameters of an attack in which two comparable numbers may differ; what a measure found."""
-COLLAPSED = 1.25
-"""Clean accuracy up to so many times chance, and two standard errors, is chance: a network that
-predicts one class has 11.35% on MNIST, which is 1.135 times chance."""
-NAMED = 8
-"""How many of the keys in which runs differ are named."""
-
-
-# What a run directory says
-
-
-@dataclass(frozen=True)
-class Found:
-    """One number in a run directory.
-
-    Attributes:
-        metric: its name.
-        split: whose images.
-        checkpoint: whose weights.
-        weights: raw or average.
-        value: in ``unit``.
-        unit: percent, margin or radius.
-        n: examples.
-        params: of the attack.
-        flags: of its evaluation.
-        eval_id: likewise.
-        examples: likewise, the Parquet file; ``None`` if it is gone.
-    """
-
-    metric: str
-    split: str
-    checkpoint: str
-    weights: str
-    value: float
-    unit: str
-    n: int
-    params: Mapping[str, Any]
-    flags: tuple[str, ...]
-    eval_id: str
-    examples: Path | None
-
-    @property
-    def column(self) -> str:
-        """``clean_val`` is clean accuracy on validation images; ``margin_train`` says it itself."""
-        named = self.split == "test" or self.metric.endswith(f"_{self.split}")
-        return self.metric if named else f"{self.metric}_{self.split}"
-
-    @property
-    def whole(self) -> bool:
-        """Is it over its whole split? A random subset hardly ever is the first n images."""
-        return self.examples is not None and _last_index(self.examples) == self.n - 1
-
-
-@dataclass(frozen=True)
-class Directory:
-    """What a run directory says.
-
-    Attributes:
-        name: of the run.
-        state: ``None`` if the run never started.
-        found: all its numbers.
-    """
-
-    name: str
-    state: State | None
-    found: tuple[Found, ...]
-
-    @property
-    def absence(self) -> Absence:
-        """Why a number is not there."""
-        if self.state is None:
-            return "missing"
-        return "not evaluated" if self.state == "done" else self.state
-
-
-def read(path: Path) -> Directory:
-    """Read a run directory; it need not exist.
-
-    Raises:
-        InputError: an evaluation's file is damaged.
-    """
-    run = Run(path, path.name.rpartition("-")[2])
-    status = run.status()
-    lost: State | None = "interrupted" if run.config_path.is_file() else None
-    files = sorted(run.evaluations.glob("*.json"))
-    found = tuple(number for file in files for number in _numbers(file))
-    return Directory(path.name, lost if status is None else status.state, found)
-
-
-def _numbers(file: Path) -> Iterator[Found]:
-    table = file.with_suffix(".parquet")
-    try:
-        record = json.loads(file.read_bytes())
-        for entry in record["entries"]:
-            if entry["value"] is not None:
-                yield Found(
-                    metric=entry["metric"],
-                    split=entry["split"],
-                    checkpoint=entry["checkpoint"],
-                    weights=entry["weights"],
-                    value=float(entry["value"]),
-                    unit=entry["unit"],
-                    n=int(entry["n"]),
-                    params=dict(entry["params"]),
-                    flags=tuple(record["flags"]),
-                    eval_id=record["eval_id"],
-                    examples=table if table.is_file() else None,
-                )
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged: move it away and evaluate again") from error
-
-
-def _last_index(examples: Path) -> int | None:
-    """The largest index in a file of examples, from its footer."""
-    import pyarrow.parquet as parquet  # most cells do without
-
-    try:
-        footer = parquet.read_metadata(examples)
-        column = footer.schema.names.index("index")
-        groups = [footer.row_group(i).column(column) for i in range(footer.num_row_groups)]
-        return max((int(group.statistics.max) for group in groups), default=None)
-    except (OSError, ValueError, AttributeError):  # damaged, or without statistics
-        return None
-
-
-def collapsed(found: Iterable[Found], classes: int) -> bool:
-    """Is the network no better than guessing, by its accuracy on most clean images?"""
-    clean = [number for number in found if number.metric == "clean"]
-    if not clean:
-        return False
-    best = max(clean, key=lambda number: (number.split == "test", number.n))
-    chance = 1 / classes
-    noise = 2 * math.sqrt(chance * (1 - chance) / max(1, best.n))
-    return best.value <= 100 * (COLLAPSED * chance + noise)
-
-
-def measured(
-    config: Config, directory: Directory, column: str, wanted: Mapping[str, Any]
-) -> Found | Absence:
-    """A run's number for a column, or why there is none.
-
-    Its own evaluation's if it is there; else, of what else was run on the same weights, the attack
-    that is nearest to the wanted one, on most images.
-    """
-    place = (jobs.checkpoints(config)[0], jobs.chosen_weights(config))
-    mine = [number for number in directory.found if (number.checkpoint, number.weights) == place]
-    found = [number for number in mine if number.column == column]
-    if directory.state == "failed":
-        return "failed"
-    if collapsed(mine, config.data.classes):
-        return "collapsed"
-    if not found:
-        return directory.absence
-    own = _own_evaluations(config)
-    return min(
-        found, key=lambda f: (f.eval_id not in own, len(mismatches(f.params, wanted)), -f.n)
-    )  # fmt: skip
-
-
-def _own_evaluations(config: Config) -> tuple[str, ...]:
-    weights = jobs.chosen_weights(config)
-    nodes = jobs.evaluations(config)
-    return tuple(jobs.eval_id(node, config.eps, config.norm, weights) for node in nodes)
-
-
-def column_place(column: str) -> tuple[str, str]:
-    """Metric and split of a column: ``clean_val`` is clean accuracy on validation images."""
-    return (column[:-4], "val") if column.endswith("_val") else (column, "test")
-
-
-# How two attacks, and two configs, differ
-
-
-def mismatches(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where an attack's parameters are not those of the table."""
-    return tuple(
-        f"{key} {_short(params.get(key))}, not {_short(value)}"
-        for key, value in wanted.items()
-        if key not in IMMATERIAL and not _same(params.get(key), value)
-    )
-
-
-def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, float) and isinstance(right, float):
-        return math.isclose(left, right, rel_tol=1e-9)
-    return bool(left == right)
-
-
-def _attack(params: Mapping[str, Any]) -> str:
-    """Equal for attacks whose numbers may be averaged."""
-    kept = {
-        key: f"{value:.9g}" if isinstance(value, float) else value
-        for key, value in params.items()
-        if key not in IMMATERIAL
-    }
-    return json.dumps(kept, sort_keys=True)
-
-
-def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys in which two plain configs differ, and the second one's values.
-
-    What was replaced by another thing altogether (a method, an average) is one key, not all that
-    is in it.
-    """
-    before, after = _nothing(before), _nothing(after)
-    both = isinstance(before, Mapping) and isinstance(after, Mapping)
-    if both and _kind(before) == _kind(after):
-        for name in sorted({*before, *after}, key=str):
-            path = f"{key}.{name}" if key else str(name)
-            yield from differences(before.get(name), after.get(name), path)
-    elif not _same(before, after):
-        yield key, after
-
-
-def _nothing(node: Any) -> Any:
-    """A disabled component and no average are what an older config does not mention."""
-    return None if node in ({}, DISABLED) else node
-
-
-def _kind(node: Mapping[str, Any]) -> Any:
-    return node.get(TARGET, node.get("name"))
-
-
-def _short(value: Any) -> str:
-    """A value as a person would write it."""
-    if isinstance(value, Mapping):
-        kind = _kind(value)
-        leaves = (f"{name}={_short(entry)}" for name, entry in value.items())
-        return str(kind).rpartition(".")[2].lower() if kind else " ".join(leaves)
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_short, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
-
-
-def _setting(key: str, value: Any) -> str:
-    """``lr=0.1``, ``component.awp=enabled``."""
-    if key.startswith("component.") and key.count(".") == 1:
-        return f"{key}={'disabled' if _nothing(value) is None else 'enabled'}"
-    return f"{key}={_short(_nothing(value))}"
-
-
-def _within(key: str, parents: Iterable[str]) -> bool:
-    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
-
-
-def deviations(recipe: Config, config: Config) -> tuple[str, ...]:
-    """How a run's training departs from its recipe, in a few words each."""
-    before, after = recipe.container(), config.container()
-    found = dict(differences(before, after))
-    hidden = {"seed", "scale", *VOLATILE} - {"init_from"}
-    if "data" in found:
-        hidden.add("augment")
-    if "epochs" in found:
-        hidden.add("schedule.milestones")
-    replaced = [key for key in ("data", "model", "method") if key in found]
-    tags = [f"{key} {found.pop(key)['name']}" for key in replaced]
-    if found.get("epochs", math.inf) < before["epochs"]:
-        tags.append(f"{found.pop('epochs')} of {before['epochs']} epochs")
-    tags += [_setting(key, value) for key, value in found.items() if not _within(key, hidden)]
-    return tuple(tags)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a table says about a run: its config without what the command line changed."""
-
-    config: Config
-
-    def attack(self, column: str) -> Mapping[str, Any] | None:
-        """An attack's parameters; ``None`` if the table's evaluation does not have it."""
-        config, node = self.config, self.config.evaluation
-        metric, _ = column_place(column)
-        attack = node.attacks.get(metric)
-        if attack is None:
-            return {} if metric == "clean" or metric in node.attacks else None
-        eps = config.eps if node.eps is None else node.eps
-        return describe(attack, eps, node.norm or config.norm, config.data.classes)
-
-    def mismatches(self, found: Found) -> tuple[str, ...]:
-        """Why a number cannot stand beside the published one."""
-        if self.config.scale == "smoke":
-            return ("scale smoke, not full",)
-        wanted = self.attack(found.column)
-        if wanted is None:
-            return ("not in the table's evaluation",)
-        return mismatches(found.params, wanted)
-
-    def tags(self, config: Config, found: Found) -> tuple[str, ...]:
-        """How a run departs from the recipe, weights and images of its evaluation included."""
-        tags = list(deviations(self.config, config))
-        before, after = self.config.evaluation, config.evaluation
-        if (before.checkpoints, before.weights) != (after.checkpoints, after.weights):
-            tags.append(f"weights {found.checkpoint} ({found.weights})")
-        asked = self._images(found)
-        if not found.whole and (asked is None or found.n < asked):
-            tags.append(f"n={found.n}")
-        return tuple(tags)
-
-    def _images(self, found: Found) -> int | None:
-        """How many images the table asks for; ``None`` means all."""
-        nodes = [node for node in jobs.evaluations(self.config) if node.split == found.split]
-        attacks = [node.attacks.get(found.metric) for node in nodes]
-        sizes = [node.n for node in nodes] + [getattr(attack, "n", None) for attack in attacks]
-        return min((size for size in sizes if size is not None), default=None)
-
-
-# Cells
-
-
-@dataclass(frozen=True)
-class Number:
-    """A run's number on its way into a cell."""
-
-    found: Found
-    sample: Sample
-    tags: tuple[str, ...]
-    mismatch: tuple[str, ...]
-
-
-def one_attack(numbers: Sequence[Number]) -> list[Number]:
-    """Numbers that may be averaged: of the attack nearest to the wanted one, then most frequent."""
-    groups: dict[str, list[Number]] = {}
-    for number in numbers:
-        groups.setdefault(_attack(number.found.params), []).append(number)
-    return min(groups.values(), key=lambda g: (len(g[0].mismatch), -len(g)), default=[])
-
-
-def filled(
-    column: str,
-    numbers: Sequence[Number],
-    absent: Mapping[Absence, int],
-    published: Published | None = None,
-) -> tuple[Cell, tuple[str, ...]]:
-    """A cell and the warnings of its evaluations."""
-    kept = one_attack(numbers)
-    without = Counter(absent)
-    without["not evaluated"] += len(numbers) - len(kept)
-    cell = Cell(
-        column,
-        kept[0].found.unit if kept else "percent",
-        tuple(number.sample for number in kept),
-        {reason: count for reason, count in without.items() if count},
-        published,
-        _unique(number.tags for number in kept),
-        _unique(number.mismatch for number in kept),
-        {**kept[0].found.params, "split": kept[0].found.split} if kept else {},
-    )
-    return cell, _unique(number.found.flags for number in kept)
-
-
-def _unique(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(text for texts in lists for text in texts))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-# A table
-
+from ablation.runs import launches
+from ablation.runs.directory import Run, find_runs
+from ablation.sweeps.planning import Pending, Plan, Planner, Point, ranking
+from ablation.sweeps.published import PRINTED_AS, Published, PublishedTable
+from ablation.sweeps.tables import RowSpec, Table
 
 Launches = Mapping[tuple[str, ...], Mapping[str, tuple[Run, set[str]]]]
 
@@ -405,7 +41,7 @@ def recorded(runs: Iterable[Run], table: str) -> Launches:
     """What a table asked for: overrides -> name of the run -> run and the arms that it serves."""
     found: dict[tuple[str, ...], dict[str, tuple[Run, set[str]]]] = {}
     for run in runs:
-        for entry in jobs.recorded_launches(run):
+        for entry in launches.recorded_launches(run):
             if entry["table"] == table:
                 served = found.setdefault(_without_scale(entry["overrides"]), {})
                 served.setdefault(run.path.name, (run, set()))[1].update(entry["arms"])
@@ -529,11 +165,11 @@ class TableReport:
         """Values of the axes that the table does not have, but runs of it do."""
         known = self._names(plan)
         launched = self._launches.get(tuple(self.variant), {})
-        configs = [_saved(run) for name, (run, _) in launched.items() if name not in known]
+        configs = [saved_config(run) for name, (run, _) in launched.items() if name not in known]
         given = {key_of(text) for text in self._given}
         found = {}
         for key, values in self._table.axes.items():
-            seen = {_at(config, key) for config in configs if key not in given}
+            seen = {value_at(config, key) for config in configs if key not in given}
             more = {value for value in seen if type(value) in (int, float)} - set(values)
             if more:
                 found[key] = [str(value) for value in sorted(more)]
@@ -615,7 +251,7 @@ class TableReport:
         ranked = ranking(points, spec.select)
         if ranked is None:
             states = Counter(self._at(point).state for point in points)
-            done = f"{states['done']} of {_count(len(points), 'run')} done"
+            done = f"{states['done']} of {counted(len(points), 'run')} done"
             by = f"best val {spec.select.metric} of {len(grids)}: {done}"
             return [self._empty(spec, columns, self._reasons(points), by)]
         failed = f", {len(grids) - len(ranked)} failed" if len(ranked) < len(grids) else ""
@@ -636,7 +272,7 @@ class TableReport:
     ) -> Row:
         # An axis may name one value in two ways.
         mine = {
-            (_config(p).run_name, _own_evaluations(_config(p))): p for p in points if p.grid == grid
+            (_config(p).run_name, own_evaluations(_config(p))): p for p in points if p.grid == grid
         }
         pinned = self._pinned(spec, points)
         cells, flags = {}, []
@@ -645,13 +281,13 @@ class TableReport:
             flags.append(found)
         key = f"{spec.key} {' '.join(grid)}" if several else spec.key
         runs = tuple(dict.fromkeys(_config(point).run_dir for point in mine.values()))
-        return Row(key, self._label(spec), spec.arm, cells, chosen, _unique(flags), runs=runs)
+        return Row(key, self._label(spec), spec.arm, cells, chosen, unique(flags), runs=runs)
 
     def _pinned(self, spec: RowSpec, points: Sequence[Point]) -> tuple[str, ...]:
         """A tag for a row whose choice among grid points the command line has narrowed."""
         now, planned = len(_grids(points)), len(_grids(self._recipes[spec.arm]))
         free = spec.select is None or self._table.arms[spec.arm].source is not None
-        return () if free or now >= planned else (f"{now} of {_count(planned, 'grid point')}",)
+        return () if free or now >= planned else (f"{now} of {counted(planned, 'grid point')}",)
 
     def _cell(
         self, spec: RowSpec, column: str, points: Sequence[Point], pinned: tuple[str, ...]
@@ -732,7 +368,7 @@ class TableReport:
             text = shlex.join(self.variant)
             self._notes.append(f"runs launched with: {text}{by_itself}")
         for overrides, runs in self._launches.items():
-            others = _count(len(runs.keys() - shown), "run")
+            others = counted(len(runs.keys() - shown), "run")
             if not runs.keys() - shown:
                 continue
             if list(overrides) != self.variant:
@@ -763,198 +399,3 @@ def _config(point: Point) -> Config:
 
 def _grids(points: Iterable[Point]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(point.grid for point in points))
-
-
-def _saved(run: Run) -> Mapping[str, Any]:
-    """A run's saved config.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        found = yaml.safe_load(run.config_path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"{run.config_path} cannot be read ({text}): move it away") from error
-    return found if isinstance(found, Mapping) else {}
-
-
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    """A dotted key's value; ``None`` if it is not there."""
-    node: Any = config
-    for name in key.split("."):
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return node
-
-
-# Any runs
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A run with the numbers, by column, of the weights that it stands for."""
-
-    path: Path
-    config: Mapping[str, Any]
-    directory: Directory
-    numbers: Mapping[str, Sequence[Found]]
-
-    @property
-    def is_smoke(self) -> bool:
-        return self.config.get("scale") == "smoke"
-
-    @property
-    def absence(self) -> Absence | None:
-        """Why it has no number at all."""
-        if not self.numbers or self.directory.state == "failed":
-            return self.directory.absence
-        every = [number for found in self.numbers.values() for number in found]
-        return "collapsed" if collapsed(every, int(_at(self.config, "data.classes"))) else None
-
-
-def compare_runs(paths: Iterable[Path], by: Sequence[str], title: str = "runs") -> Comparison:
-    """Any runs, grouped by keys of their configs.
-
-    Args:
-        paths: run directories; one that is named twice counts once.
-        by: dotted keys, for example ``method`` or ``component.awp``.
-        title: for people.
-
-    Raises:
-        InputError: no run is evaluated, no run has such a key, or a file cannot be read.
-    """
-    once = {path.resolve(): path for path in paths}
-    every = [run for run in map(_trained, once.values()) if run is not None]
-    evaluated = [run for run in every if run.numbers]
-    if not evaluated:
-        raise InputError(f"{title}: no evaluated run there; train some, or give runs=<folder>")
-    smoke = all(run.is_smoke for run in evaluated)
-    kept = [run for run in every if run.is_smoke == smoke]
-    keys = [key.replace("/", ".") for key in by]
-    _check_keys(keys, kept)
-    groups: dict[str, list[_Trained]] = {}
-    for run in kept:
-        groups.setdefault(_group_name(run.config, keys), []).append(run)
-    columns = tuple(dict.fromkeys(column for run in kept for column in run.numbers))
-    usual = {column: _usual(kept, column) for column in columns}
-    other, scale = len(every) - len(kept), "full" if smoke else "smoke"
-    notes = [f"{_count(other, 'run')} at {scale} scale not shown"] if other else []
-    for label, group in groups.items():
-        notes += _mixed(label, group)
-    return Comparison(
-        *("runs", title, columns),
-        tuple(_group_row(label, group, usual) for label, group in groups.items()),
-        scale="smoke" if smoke else "full",
-        notes=tuple(notes),
-    )
-
-
-def _group_name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """``dyart``, ``elsayed burn_in coef=1000``: what is switched off goes without saying."""
-    names, tails = [], Counter(key.rpartition(".")[2] for key in keys)
-    for key in keys:
-        value, tail = _nothing(_at(config, key)), key.rpartition(".")[2]
-        if tails[tail] > 1:
-            tail = key.removeprefix("component.")
-        is_component = key.startswith("component.")
-        if is_component and value is None:
-            continue
-        if is_component and key.count(".") == 1:
-            names.append(tail)
-        elif "." not in key and isinstance(value, str | Mapping):
-            names.append(str(_short(value)))
-        else:
-            names.append(f"{tail}={_short(value)}")
-    if keys and not names:
-        return "without " + ", ".join(key.removeprefix("component.") for key in keys)
-    return " ".join(names) or "all"
-
-
-def _trained(path: Path) -> _Trained | None:
-    """``None`` for what is no training: ``ablation-evaluate checkpoint=`` leaves folders, too."""
-    config = _saved(Run(path, path.name.rpartition("-")[2]))
-    if not {"seed", "data", "selection"} <= config.keys():
-        return None
-    checkpoint, weights = _stands_for(config)
-    directory = read(path)
-    numbers: dict[str, list[Found]] = {}
-    for number in directory.found:
-        if (number.checkpoint, number.weights) == (checkpoint, weights):
-            numbers.setdefault(number.column, []).append(number)
-    return _Trained(path, {**config, "weights": f"{checkpoint} {weights}"}, directory, numbers)
-
-
-def _stands_for(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Checkpoint and weights, as ``job.checkpoints`` and ``job.chosen_weights`` choose them."""
-    selected = {"robust": "best_robust", "clean": "best_clean"}
-    checkpoints = _at(config, "evaluation.checkpoints")
-    usual = selected.get(_at(config, "selection.metric"), "last")
-    weights = _at(config, "evaluation.weights")
-    averaged = "average" if config.get("average") else "raw"
-    return (checkpoints[0] if checkpoints else usual), weights or averaged
-
-
-def _check_keys(keys: Iterable[str], runs: Sequence[_Trained]) -> None:
-    known: dict[str, None] = {}
-    for run in runs:
-        known |= dict.fromkeys(_paths(run.config))
-    for key in keys:
-        if key.startswith("evaluation"):
-            raise InputError(f"by={key}: a run may have several evaluations; group by what trained")
-        if key not in known:
-            near = [name for name in known if name.count(".") == key.count(".")]
-            raise InputError(f"by={key}: no run has this key; {did_you_mean(key, near)}")
-
-
-def _paths(node: Any, key: str = "") -> Iterator[str]:
-    """Every dotted key of nested plain data, parents included."""
-    for name, value in node.items() if isinstance(node, Mapping) else ():
-        path = f"{key}.{name}" if key else str(name)
-        yield path
-        yield from _paths(value, path)
-
-
-def _usual(runs: Sequence[_Trained], column: str) -> Mapping[str, Any]:
-    """The parameters of the attack that most runs have under a name."""
-    each = [{_attack(f.params): f.params for f in run.numbers.get(column, ())} for run in runs]
-    counts = Counter(attack for params in each for attack in params)
-    (first, _), *_ = counts.most_common(1)
-    return next(params[first] for params in each if first in params)
-
-
-def _group_row(
-    label: str, group: Sequence[_Trained], usual: Mapping[str, Mapping[str, Any]]
-) -> Row:
-    seeds = Counter(run.config["seed"] for run in group)
-    cells, flags = {}, []
-    for column, wanted in usual.items():
-        absent: Counter[Absence] = Counter()
-        numbers = []
-        for run in group:
-            found = run.numbers.get(column, ())
-            if run.absence is not None or not found:
-                absent[run.absence or "not evaluated"] += 1
-                continue
-            best = min(found, key=lambda f: (len(mismatches(f.params, wanted)), -f.n))
-            # Two runs of one seed cannot be told apart by it, so they pair with nothing.
-            seed = run.config["seed"]
-            axis = f"seed={seed}" if seeds[seed] == 1 else run.path.name
-            sample = Sample(axis, best.value, best.n, run.path.name, best.examples)
-            subset = () if best.whole else (f"n={best.n}",)
-            numbers.append(Number(best, sample, subset, mismatches(best.params, wanted)))
-        cells[column], found_flags = filled(column, numbers, absent)
-        flags.append(found_flags)
-    runs = tuple(run.path for run in group)
-    return Row(label, label, label, cells, flags=_unique(flags), runs=runs)
-
-
-def _mixed(label: str, group: Sequence[_Trained]) -> list[str]:
-    """A note if the runs of a group differ in more than their seed."""
-    first = group[0].config
-    hidden = {"seed", "scale", *VOLATILE}
-    found = {key for run in group[1:] for key, _ in differences(first, run.config)}
-    keys = sorted(key for key in found if not _within(key, hidden))
-    if not keys:
-        return []
-    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-    return [f"{label} averages runs that differ in {', '.join(keys[:NAMED])}{more}: add to by="]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ablation.reports.comparison import Cell, Comparison, Contrast, Interval, Row
 from ablation.reports.statistics import cell_interval, difference
-from ablation.runs.progress import summary_table
+from ablation.text import summary_table
 
 if TYPE_CHECKING:
     import pandas as pd

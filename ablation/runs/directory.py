@@ -11,56 +11,62 @@ import json
 import math
 import os
 import re
-import signal
 import socket
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from io import BytesIO
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 from filelock import FileLock, Timeout
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
-from ablation.runs.checkpoint import (
-    Checkpoints,
+from ablation.runs.checkpoint import Checkpoints
+from ablation.runs.files import (
     atomic_write_bytes,
     atomic_write_text,
     make_folder,
     storage_error,
     sweep_temporaries,
-    versions,
 )
+from ablation.runs.provenance import git_state, versions
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
 State = Literal["running", "done", "failed", "interrupted"]
+
 
 HEARTBEAT_SECONDS = 15.0
 """Least time between two heartbeats on disk."""
+
+
 STALE_SECONDS = 120.0
 """A run on another machine whose heartbeat is older than this is taken for dead."""
+
+
 LOCK_SECONDS = 0.5
 """How long a start waits for the lock: longer than a ``status`` of another process holds it."""
+
+
 VOLATILE = (
     *("attack", "evaluation", "tracking", "monitor", "runs_dir", "data_dir", "retry", "init_from"),
     *("runtime.device", "data.eps", "data.augment", "data.source.download"),
 )
 """Keys in which a command may differ from a run's ``config.yaml``: they change nothing that was
 trained, or act through other keys that are compared."""
+
+
 ENTRY_FIELDS = frozenset(
     ("checkpoint", "weights", "metric", "split", "value", "unit", "n", "params")
 )
 """What every entry of a result says."""
+
 
 _NAME = re.compile(r".+-([0-9a-f]{10})")
 
@@ -501,75 +507,6 @@ def find_runs(runs_dir: Path) -> Iterator[Run]:
             yield Run(path, match[1])
 
 
-class Stop:
-    """Has a signal asked to stop?
-
-    Attributes:
-        requested: true from the first signal on.
-        name: that signal's, for example ``SIGTERM``.
-        before: who handled each signal until now.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.name = ""
-        self.before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-        self._received: list[int] = []
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler. The second Ctrl-C does not wait.
-
-        Raises:
-            KeyboardInterrupt: at the second SIGINT.
-        """
-        del frame
-        self._received.append(number)
-        if self._received.count(signal.SIGINT) > 1:
-            raise KeyboardInterrupt
-        if not self.requested:
-            self.requested, self.name = True, signal.Signals(number).name
-            again = "; once more to stop at once" if number == signal.SIGINT else ""
-            with suppress(OSError):  # not sys.stderr: its buffer is not safe in a signal handler
-                os.write(2, f"{self.name}: stopping after this step{again}\n".encode())
-
-    def hand_on(self) -> bool:
-        """Give what arrived to its handlers before us: a scheduler's may put the job in its queue.
-
-        A Ctrl-C is a person's, and goes to nobody else.
-
-        Returns:
-            Whether there were any. They came back, so the scheduler wants the job to go on.
-        """
-        if signal.SIGINT in self._received:
-            return False
-        called = False
-        for number in self._received:
-            handler = self.before.get(number)
-            if callable(handler):
-                called = True
-                handler(number, None)
-        return called
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only set a flag, until the context ends.
-
-    Python allows handlers in the main thread only; elsewhere nothing is installed.
-    """
-    stop = Stop()
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
-            number = getattr(signal, name, None)  # Windows has no SIGUSR1
-            if number is not None:
-                stop.before[number] = signal.signal(number, stop.receive)
-    try:
-        yield stop
-    finally:
-        for number, handler in stop.before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
 def _switched_on(config: Any) -> Any:
     """A config without its disabled components: older ones do not mention those that came later."""
     if not isinstance(config, dict) or not isinstance(config.get("component"), dict):
@@ -626,36 +563,6 @@ def seconds_since(moment: str) -> float:
         return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
     except (TypeError, ValueError):
         return math.inf
-
-
-@cache
-def git_state() -> dict[str, Any] | None:
-    """Commit of this program's source and whether it was changed; ``None`` outside a checkout.
-
-    An installed copy inside somebody's repository is not tracked there, hence the first question.
-    """
-    here = Path(__file__).resolve()
-    try:
-        known = _git(here.parent, "ls-files", "--error-unmatch", here.name)
-        asked = _git(here.parent, "--no-optional-locks", "status", "--porcelain=v2", "--branch")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = asked.stdout.splitlines()
-    commit = next((x.split()[-1] for x in lines if x.startswith("# branch.oid")), None)
-    if known.returncode or asked.returncode or commit is None:
-        return None
-    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
-
-
-def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603
-        ["git", *arguments],  # noqa: S607
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=5,
-        check=False,
-    )
 
 
 def _ending(error: BaseException) -> tuple[State, str]:

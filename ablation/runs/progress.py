@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
+from ablation.text import duration
+
 BAR_SECONDS = 0.5
 """Least time between two redraws of the bar."""
+
+
 LINE_SECONDS = 10.0
 """Least time between two lines within an epoch, where there is no terminal."""
+
+
 HIDDEN = (
     *("epoch", "step", "seconds", "images_per_second"),
     *("margin_q0", "margin_q25", "margin_q75", "margin_q100", "logit_gap_mean", "logit_gap_p99"),
     *("zero_gradient", "margin_train_std", "margin_test_std"),
 )
 """Columns of an epoch's row that the line shows in another way, or not at all."""
+
 PERCENT = ("train_", "val_", "test_")
 """Prefixes of accuracies in percent."""
 
@@ -169,50 +176,3 @@ def describe(row: Mapping[str, float]) -> str:
                 f"{name} {value:.1f}%" if name.startswith(PERCENT) else f"{name} {value:.4g}"
             )
     return "  ".join(found)
-
-
-def duration(seconds: float) -> str:
-    """``1:02:03``, or ``2:03`` below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def summary_table(
-    title: str, rows: Sequence[tuple[str, ...]], header: Sequence[str], *, left: bool = False
-) -> str:
-    """Aligned plain text: a title, a header, a rule, and the rows; columns of numbers to the right.
-
-    Args:
-        title: the first line; empty for none.
-        rows: cells, as many as in ``header``.
-        header: names of the columns.
-        left: numbers to the left too, for cells that were padded to their decimal points.
-
-    Raises:
-        ValueError: a row has another number of cells.
-    """
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"row {row} has {len(row)} cells, the header has {len(header)}")
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numeric = [bool(rows) and not left and all(_is_number(cell) for cell in c[1:]) for c in columns]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in (header, ["-" * width for width in widths], *rows)
-    ]
-    return "\n".join([title, *lines] if title else lines)
-
-
-def _is_number(cell: str) -> bool:
-    """``93.1``, ``93.1%``, ``93.1 ± 0.2``, ``-`` or nothing."""
-    first = cell.split("±")[0].strip(" %-")
-    try:
-        float(first or 0)
-    except ValueError:
-        return False
-    return True

@@ -28,12 +28,13 @@ import yaml
 from torch import Tensor
 
 from ablation.averages import Swa
+from ablation.config import evaluations
 from ablation.config.experiment import DISABLED, Config, digest
 from ablation.data import Extent
 from ablation.errors import InputError
-from ablation.evaluation import Attack, Ensemble, Measure, auto, describe
-from ablation.evaluation.guards import warnings_of
-from ablation.jobs import train as job
+from ablation.evaluation import Attack, Ensemble, Measure, autoattack, describe
+from ablation.evaluation.warnings import warnings_of
+from ablation.jobs import setup
 from ablation.models import ModelSpec, Net, build_model
 from ablation.models.blocks import Body
 from ablation.models.folding import Folded
@@ -253,7 +254,7 @@ def attack_passes(attack: Attack | Measure, classes: int) -> Passes:
     if not isinstance(attack, Ensemble):
         first, later = _search_passes(attack, classes)
         return first * CORRECT + later * ROBUST
-    with warnings_of(auto.LOGGER):  # the attack itself will say that a part is left out
+    with warnings_of(autoattack.LOGGER):  # the attack itself will say that a part is left out
         parts = list(attack.parts(classes).values())
     total = Passes()
     for number, part in enumerate(parts):
@@ -312,13 +313,13 @@ def _training(config: Config, measured: Measured, sizes: Sizes) -> Bill:
     count = sum(due for _, due in validations(config))
     if count == 0:
         return Bill(0.0, (step,))
-    subject = sizes.subject(config, min(job.EVAL_BATCH, config.data.val_size), training=False)
+    subject = sizes.subject(config, min(setup.EVAL_BATCH, config.data.val_size), training=False)
     return Bill(0.0, (step, Due(subject, validation * count)))
 
 
 def _evaluating(config: Config, measured: Measured, sizes: Sizes) -> Bill:
     seconds, passes, most = 0.0, Passes(), 1
-    for node in job.evaluations(config):
+    for node in evaluations.evaluations(config):
         total = sizes.split(config)[node.split]
         total = total if node.n is None else min(node.n, total)
         most = max(most, total)
@@ -335,7 +336,7 @@ def _evaluating(config: Config, measured: Measured, sizes: Sizes) -> Bill:
                 passes += Passes(search=1) * count
             elif facts.get("eps", 1.0) > 0:  # a measure has no radius
                 passes += attack_passes(attack, config.data.classes) * count
-    times = len(job.checkpoints(config))
+    times = len(evaluations.checkpoints(config))
     if passes == Passes():
         return Bill(times * seconds)
     subject = sizes.subject(config, min(config.evaluation.batch_size, most), training=False)
@@ -416,7 +417,7 @@ class Sizes:
             flops=self.flops(config),
             batch=max(1, batch),
             precision=config.runtime.precision if training else "fp32",
-            device=job.pick_device(config.runtime.device),
+            device=setup.pick_device(config.runtime.device),
             training=training,
             size=self.extent(config).size,
             config=config,
@@ -456,10 +457,12 @@ def disk(config: Config, sizes: Sizes) -> int:
     named = 3 if config.data.val_size > 0 else 1
     total = min(2, epochs) * (nets + momentum) + named * nets
     total += 8 * (split["train"] + split["val"]) + 400 * epochs + 10_000
-    for node in job.evaluations(config):
+    for node in evaluations.evaluations(config):
         rows = split[node.split] if node.n is None else min(node.n, split[node.split])
         columns = len(node.attacks)
-        total += len(job.checkpoints(config)) * (4_000 + 1_500 * columns + rows * (6 + columns))
+        total += len(evaluations.checkpoints(config)) * (
+            4_000 + 1_500 * columns + rows * (6 + columns)
+        )
     return total
 
 
@@ -549,7 +552,7 @@ class Measured:
         if not self._samples:
             return "", ""
         if id(config) not in self._keys:
-            device = job.pick_device(config.runtime.device).type
+            device = setup.pick_device(config.runtime.device).type
             self._keys[id(config)] = _digests(config.container(), device)
         return self._keys[id(config)]
 
@@ -741,7 +744,7 @@ class Trial:
         """The switches of training or evaluation."""
         if self._subject.training:
             self._net.train()
-            with job.numerics(self._subject.config.runtime):
+            with setup.numerics(self._subject.config.runtime):
                 yield
         else:
             with evaluating(self._net), exact_arithmetic(self._subject.device):

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from hydra.errors import HydraException
 
-from ablation.config import experiment as configuration
-from ablation.config.compose import Composer, alternatives, key_of, one_line, parsed
+from ablation.config import evaluations, surroundings, validation
+from ablation.config.compose import Composer
 from ablation.config.experiment import Config
-from ablation.config.parser import did_you_mean
+from ablation.config.overrides import alternatives, bare, key_of, layered
 from ablation.data import Extent
 from ablation.errors import ConfigError
-from ablation.jobs import train as jobs
+from ablation.jobs import state
 from ablation.runs.directory import Run
 from ablation.sweeps.tables import Arm, Select, Table
+from ablation.text import did_you_mean, one_line
 
 JobState = Literal["done", "partial", "running", "failed", "new"]
-
-SEEDLESS = ("runs_dir", "data_dir", "retry", "tables_dir", "tracking", "runtime.device", "hydra")
-"""Keys of the command line that change no number: they do not make another variant of a table."""
 
 
 @dataclass(frozen=True)
@@ -105,34 +103,6 @@ class Plan:
     pending: list[Pending]
     notices: list[str]
     problems: list[str]
-
-
-def layered(*layers: Iterable[str]) -> list[str]:
-    """Overrides of several layers; of one key the last is kept, at its last place."""
-    found: dict[str, str] = {}
-    for text in itertools.chain(*layers):
-        override = parsed(text)
-        key = f"{override.key_or_group}@{override.package or ''}"
-        found.pop(key, None)
-        found[key] = text
-    return list(found.values())
-
-
-def bare(text: str) -> str:
-    """An override as a person would type it."""
-    return text.lstrip("+")
-
-
-def variant(overrides: Iterable[str], axes: Iterable[str]) -> list[str]:
-    """The part of a command line that makes other numbers: no axes, no places, no launcher."""
-    keys = (*SEEDLESS, *axes)
-    kept = [
-        text
-        for text in overrides
-        if not any(key_of(text) == key or key_of(text).startswith((f"{key}.", f"{key}/"))
-                   for key in keys)
-    ]  # fmt: skip
-    return sorted(bare(text) for text in kept)
 
 
 class Planner:
@@ -290,7 +260,7 @@ class Planner:
         if key not in self._points:
             try:
                 container = self._composer.plain(point.overrides)
-                config, problems = configuration.check(container)
+                config, problems = validation.check(container)
             except ConfigError as error:
                 config, problems = None, list(error.problems)
             if config is not None and self._check and complete:
@@ -306,9 +276,9 @@ class Planner:
         key = (repr(config.data.source), config.data_dir, config.runtime.device, config.init_from)
         if key not in self._outside:
             extent = config.data.source.extent(config.data_root)
-            self._outside[key] = (jobs.surroundings(config), extent)
+            self._outside[key] = (surroundings.outside_problems(config), extent)
         problems, extent = self._outside[key]
-        return [*problems, *jobs.size_problems(config, extent)]
+        return [*problems, *surroundings.size_problems(config, extent)]
 
 
 def _point(
@@ -354,9 +324,9 @@ def _deduplicated(points: Sequence[Point]) -> list[Job]:
     served: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
         assert point.config is not None  # noqa: S101  there were no problems
-        nodes = jobs.evaluations(point.config)
-        weights = jobs.chosen_weights(point.config)
-        keys = [jobs.eval_id(n, point.config.eps, point.config.norm, weights) for n in nodes]
+        nodes = evaluations.evaluations(point.config)
+        weights = evaluations.chosen_weights(point.config)
+        keys = [evaluations.eval_id(n, point.config.eps, point.config.norm, weights) for n in nodes]
         served.setdefault((str(point.config.run_dir), *keys), []).append(point)
     found = []
     for which in served.values():
@@ -373,17 +343,17 @@ def state_of(config: Config) -> JobState:
     if status is None or status.state == "interrupted":
         return "partial" if any(run.checkpoints.folder.glob("*")) else "new"
     if status.state == "done":
-        return "partial" if jobs.missing(config, run) else "done"
+        return "partial" if state.missing(config, run) else "done"
     return status.state
 
 
 def score(config: Config, select: Select) -> float | None:
     """The validation number of a finished run that a selection looks at."""
     result = Run(config.run_dir, config.train_id).result()
-    wanted = (select.metric, select.split, jobs.checkpoints(config)[0])
+    wanted = (select.metric, select.split, evaluations.checkpoints(config)[0])
     for entry in result["entries"] if result else ():
         found = (entry["metric"], entry["split"], entry["checkpoint"], entry["weights"])
-        if found == (*wanted, jobs.chosen_weights(config)):
+        if found == (*wanted, evaluations.chosen_weights(config)):
             return float(entry["value"])
     return None
 

@@ -25,7 +25,8 @@ from types import FrameType
 from typing import TextIO
 
 from ablation.errors import DONE, INTERRUPTED, InputError
-from ablation.runs.progress import drawable, duration
+from ablation.runs.progress import drawable
+from ablation.text import duration
 
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 """Signals that stop a pool: Ctrl-C, a closed terminal, and what schedulers send."""

@@ -6,35 +6,21 @@ command again continues.
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from hydra.errors import HydraException
-
-from ablation.config.compose import key_of, one_line, parsed, sweeps_dir
-from ablation.config.experiment import Launch
+from ablation.config.overrides import bare, quoted, variant
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
-from ablation.jobs.train import note_launch, recorded_launches
 from ablation.runs.directory import Run
-from ablation.runs.progress import summary_table
+from ablation.runs.launches import Launch, note_launch, recorded_launches
 from ablation.sweeps.cost import describe_total, estimate
-from ablation.sweeps.planning import Job, Plan, Planner, bare, choose_rows, variant
-from ablation.sweeps.tables import (
-    Arm,
-    Table,
-    check_published,
-    load_published,
-    load_table,
-    published_path,
-    table_path,
-)
+from ablation.sweeps.planning import Job, Plan, Planner
+from ablation.sweeps.request import Request, read_request
+from ablation.text import one_line, summary_table
 
-OWN_KEYS = ("table", "row", "tables_dir")
-"""Keys of a command line that name the sweep; they are not passed on to jobs."""
 LAST_LINES = 8
 """Of a failed job's output, in the summary."""
 
@@ -53,96 +39,17 @@ class Caller(Protocol):
         """The chosen launcher; ``launch(job_overrides, initial_job_idx)`` runs jobs."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """A command line, taken apart.
-
-    Attributes:
-        name: of the table; ``None`` for a plain sweep.
-        table: the table; for a plain sweep one arm without a name.
-        rows: arms to run.
-        cli: what the command line says on top.
-        runs_dir: where the runs are.
-        source: the CSV of published numbers.
-    """
-
-    name: str | None
-    table: Table
-    rows: list[str]
-    cli: list[str]
-    runs_dir: Path
-    source: Path | None = None
+Epilogue = Callable[[Request, Planner], str]
+"""What is printed when a sweep is through."""
 
 
-def read_request(arguments: Sequence[str]) -> Request:
-    """Understand a sweep's command line.
-
-    Args:
-        arguments: task overrides in Hydra's grammar.
-
-    Raises:
-        ConfigError: the table, a row or an override is wrong.
-    """
-    try:
-        own = {key_of(text): parsed(text) for text in arguments if key_of(text) in OWN_KEYS}
-    except HydraException as error:
-        raise ConfigError([one_line(error)]) from error
-    cli = [text for text in arguments if key_of(text) not in (*OWN_KEYS, "launch")]
-    places = {key_of(text): parsed(text).value() for text in cli if key_of(text) == "runs_dir"}
-    runs_dir = Path(str(places.get("runs_dir", "runs"))).expanduser()
-    if "table" not in own or own["table"].value() is None:
-        if "row" in own:
-            raise ConfigError(["row= chooses rows of a table: add table=<name>"])
-        return Request(None, plain_sweep(cli), [""], cli, runs_dir)
-    name = str(own["table"].value())
-    folder = own["tables_dir"].value() if "tables_dir" in own else None
-    table = open_table(name, folder)
-    source = published_path(table_path(name, table_folders(folder)))
-    rows = list(table.arms)
-    if "row" in own:
-        override = own["row"]
-        sweep = override.is_sweep_override()
-        value = list(override.sweep_string_iterator()) if sweep else override.value()
-        names = value if isinstance(value, list) else [value]
-        rows = choose_rows(table, [str(entry) for entry in names])
-    return Request(name, table, rows, cli, runs_dir, source)
-
-
-def table_folders(tables_dir: object = None) -> list[Path]:
-    """Where table files are looked for; the user's own come first."""
-    own = [] if tables_dir is None else [Path(str(tables_dir)).expanduser()]
-    return [*own, sweeps_dir()]
-
-
-def open_table(name: str, tables_dir: object = None) -> Table:
-    """Read a table, and hold it against its published numbers.
-
-    Raises:
-        InputError: there is none of this name.
-        ConfigError: the file is wrong, or it and its CSV name different rows.
-    """
-    path = table_path(name, table_folders(tables_dir))
-    table, source = load_table(path), published_path(path)
-    if source is not None:
-        problems = check_published(table, load_published(source), source.name)
-        if problems:
-            raise ConfigError([f"{path.name}: {problem}" for problem in problems])
-    return table
-
-
-def plain_sweep(cli: Sequence[str]) -> Table:
-    """``-m method=at,trades seed=0,1`` as a table: one arm, whose grid is the command line."""
-    seeds = [text for text in cli if key_of(text) == "seed" and parsed(text).is_sweep_override()]
-    axes = {"seed": list(parsed(seeds[0]).sweep_string_iterator())} if seeds else {}
-    return Table("sweep", {"": Arm()}, axes=axes)
-
-
-def run(caller: Caller, arguments: Sequence[str]) -> int:
+def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
     """Run a sweep; returns an exit code.
 
     Args:
         caller: Hydra's sweeper.
         arguments: task overrides.
+        epilogue: the sweep's report; the rooms above hand it in.
     """
     try:
         request = read_request(arguments)
@@ -153,7 +60,7 @@ def run(caller: Caller, arguments: Sequence[str]) -> int:
         if caller.plan:
             sys.stdout.write(f"{described(plan, caller.at_a_time)}\n")
             return DONE
-        return Sweep(caller, request, planner, plan).run()
+        return Sweep(caller, request, planner, plan, epilogue).run()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return BAD_INPUT
@@ -191,8 +98,16 @@ STATES = ("done", "partial", "running", "failed", "new")
 class Sweep:
     """One run of a sweep, from its first plan to its exit code."""
 
-    def __init__(self, caller: Caller, request: Request, planner: Planner, plan: Plan) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        request: Request,
+        planner: Planner,
+        plan: Plan,
+        epilogue: Epilogue,
+    ) -> None:
         self._caller, self._request, self._planner, self._plan = caller, request, planner, plan
+        self._epilogue = epilogue
         self._tried: set[tuple[str, ...]] = set()
         self._logs: dict[str, Path] = {}
 
@@ -282,7 +197,7 @@ class Sweep:
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
         if not stopped:
-            self._report()
+            sys.stdout.write(f"{self._epilogue(self._request, self._planner)}\n")
         if stopped:
             sys.stderr.write("stopped; the same command again continues\n")
             return INTERRUPTED
@@ -305,11 +220,6 @@ class Sweep:
             lines += [f"  {log}:", *(f"    {line}" for line in tail)]
         return lines
 
-    def _report(self) -> None:
-        from ablation.commands import report
-
-        sys.stdout.write(f"{report.after_sweep(self._request, self._planner)}\n")
-
 
 def note_served(job: Job, launch: Launch) -> None:
     """Record in a finished run that a table uses it."""
@@ -326,16 +236,3 @@ def note_served(job: Job, launch: Launch) -> None:
             note_launch(run, launch)
     except InputError as error:  # another process is at it, or somebody else's directory
         sys.stderr.write(f"warning: {error}\n")
-
-
-def quoted(value: Any) -> str:
-    """Plain data in Hydra's override grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{quoted(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(quoted(entry) for entry in value) + "]"
-    # Hydra doubles a backslash only where a quote follows.
-    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
-    return f"'{text}'"

@@ -6,24 +6,15 @@ the same folder. Overrides stay text here; ``planning`` turns them into jobs.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ablation.config.compose import read_yaml
-from ablation.config.parser import Parser, did_you_mean
+from ablation.config.folders import read_yaml
+from ablation.config.parser import Parser
 from ablation.errors import ConfigError, InputError
-from ablation.reports.comparison import Published
-
-PUBLISHED_NAMES: Mapping[str, str] = {
-    "vgg16": "vgg16_bn",
-    "tinyimagenet": "tiny_imagenet",
-}
-"""Ids of the CSV files that differ from ours."""
-PRINTED_AS: Mapping[str, str] = {"wrn34_10_emr": "wrn34_10"}
-"""Models of ours that are what a paper means by another's id: EMR's WRN-34-10 is its code's own."""
+from ablation.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -127,25 +118,6 @@ class Table:
         return [RowSpec(arm) for arm in self.arms] if self.rows is None else self.rows
 
 
-@dataclass(frozen=True)
-class PublishedTable:
-    """The numbers of a CSV file.
-
-    Attributes:
-        columns: metrics in order.
-        units: by metric.
-        cells: row key -> metric -> number.
-        datasets: row key -> our name of its data set.
-        models: row key -> our name of its model.
-    """
-
-    columns: tuple[str, ...]
-    units: Mapping[str, str]
-    cells: Mapping[str, Mapping[str, Published]]
-    datasets: Mapping[str, str]
-    models: Mapping[str, str]
-
-
 def table_names(folders: Sequence[Path]) -> list[str]:
     """Tables that can be asked for."""
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
@@ -215,66 +187,4 @@ def check_table(table: Table) -> list[str]:
     for axis, values in table.axes.items():
         if not values:
             problems.append(f"axes.{axis}: empty; give at least one value")
-    return problems
-
-
-def published_path(path: Path) -> Path | None:
-    """The CSV beside a table file, if there is one."""
-    found = path.parent / "published" / f"{path.stem}.csv"
-    return found if found.is_file() else None
-
-
-def load_published(path: Path) -> PublishedTable:
-    """Read a CSV of published numbers.
-
-    Raises:
-        InputError: it cannot be read, or a number is none.
-    """
-    cells: dict[str, dict[str, Published]] = {}
-    units: dict[str, str] = {}
-    datasets: dict[str, str] = {}
-    models: dict[str, str] = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        ambiguous = _several_models(rows)
-        for row in rows:
-            arm, model = row["arm"], row["model"]
-            key = f"{arm}@{model}" if arm in ambiguous else arm
-            number = Published(float(row["value"]), row["value"], row["ci"], row["note"])
-            cells.setdefault(key, {})[row["metric"]] = number
-            units[row["metric"]] = row["unit"]
-            datasets[key] = PUBLISHED_NAMES.get(row["dataset"], row["dataset"])
-            models[key] = PUBLISHED_NAMES.get(model, model)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error!r}") from error
-    return PublishedTable(tuple(units), units, cells, datasets, models)
-
-
-def _several_models(rows: Sequence[Mapping[str, str]]) -> set[str]:
-    """Arms that a CSV has with more than one model."""
-    models: dict[str, set[str]] = {}
-    for row in rows:
-        models.setdefault(row["arm"], set()).add(row["model"])
-    return {arm for arm, names in models.items() if len(names) > 1}
-
-
-def check_published(table: Table, published: PublishedTable, source: str) -> list[str]:
-    """Rows that only one of file and CSV has."""
-    ours = {row.key for row in table.lines()}
-    theirs = set(published.cells)
-    problems = [
-        f"rows: {key} is not in {source}; {did_you_mean(key, sorted(theirs))}"
-        for key in sorted(ours - theirs)
-    ]
-    problems += [
-        f"{source} has {key}, the table file has no such row; add it to rows, or to unavailable "
-        f"with the reason"
-        for key in sorted(theirs - ours - set(table.unavailable))
-    ]
-    problems += [
-        f"unavailable.{key}: {'it is among the rows' if key in ours else f'not in {source}'}"
-        for key in sorted(table.unavailable)
-        if key in ours or key not in theirs
-    ]
     return problems

@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from torch import nn
-
 from ablation.types import (
     Ascent,
     Budget,
@@ -24,19 +22,13 @@ from ablation.types import (
     Crafter,
     Differentiates,
     Gate,
+    HeadFactory,
     Schedule,
     Term,
     Weight,
 )
 
 CRAFT, REPLAY, STEP, CLEAN = "craft:", "bn:", "step", "nat"
-
-
-class HeadFactory(Protocol):
-    """Builds the layer on top of the features."""
-
-    def __call__(self, features: int, classes: int) -> nn.Module:
-        """A head for [N, features] inputs."""
 
 
 @dataclass(frozen=True)

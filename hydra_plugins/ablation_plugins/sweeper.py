@@ -43,6 +43,7 @@ class ArmsSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the sweep and leave with its exit code: Hydra would drop a returned one."""
+        from ablation.reports.epilogue import after_sweep
         from ablation.sweeps import sweep
 
-        sys.exit(sweep.run(self, arguments))
+        sys.exit(sweep.run(self, arguments, after_sweep))

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from ablation.config import compose
+from ablation.config import compose, evaluations, folders, validation
 from ablation.config import experiment as config
-from ablation.jobs import train as job
 from ablation.sweeps.planning import Planner
-from ablation.sweeps.sweep import open_table
+from ablation.sweeps.request import open_table
 from ablation.sweeps.tables import Table, table_names
 from tests.support.options import COMPONENTS, completed, options
 
@@ -44,16 +43,19 @@ def single_runs() -> Iterator[tuple[str, list[str]]]:
 
 
 def ids_of(found: config.Config) -> Ids:
-    weights = job.chosen_weights(found)
-    nodes = job.evaluations(found)
-    return [found.train_id, *(job.eval_id(n, found.eps, found.norm, weights) for n in nodes)]
+    weights = evaluations.chosen_weights(found)
+    nodes = evaluations.evaluations(found)
+    return [
+        found.train_id,
+        *(evaluations.eval_id(n, found.eps, found.norm, weights) for n in nodes),
+    ]
 
 
 def run_ids() -> dict[str, Ids]:
     composer = compose.Composer()
     found = {}
     for name, overrides in single_runs():
-        built, problems = config.check(composer.plain(overrides))
+        built, problems = validation.check(composer.plain(overrides))
         if built is not None and not problems:  # some components do not fit a method
             found[name] = ids_of(built)
     return found
@@ -79,10 +81,10 @@ def table_ids(name: str) -> dict[str, Ids]:
 
 
 def collect() -> dict[str, Mapping[str, Ids]]:
-    compose.register_components(compose.conf_dir())
-    with initialize_config_dir(version_base="1.3", config_dir=str(compose.conf_dir())):
+    folders.register_components(folders.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         found: dict[str, Mapping[str, Ids]] = {"runs": run_ids()}
-        for name in table_names([compose.sweeps_dir()]):
+        for name in table_names([folders.sweeps_dir()]):
             found[f"table={name}"] = table_ids(name)
     return found
 

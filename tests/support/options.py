@@ -5,7 +5,7 @@ from __future__ import annotations
 import yaml
 
 import ablation.components
-from ablation.config.compose import conf_dir
+from ablation.config.folders import conf_dir
 
 CONF = conf_dir()
 

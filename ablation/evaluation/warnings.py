@@ -1,4 +1,4 @@
-"""What an evaluation holds constant around the attacks, and what it checks after them."""
+"""Warnings of the attack packages, collected and told once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-
-import torch
-from torch import Tensor
-
-from ablation.evaluation.attacks import AttackError
-from ablation.types import Norm
 
 
 class _Keep(logging.Handler):
@@ -58,29 +52,3 @@ def distinct(messages: Iterable[str]) -> tuple[str, ...]:
 
 def _numbers(message: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", message)]
-
-
-@torch.no_grad()
-def check_points(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, attack: str) -> None:
-    """Are the points of an attack allowed?
-
-    Args:
-        x_adv: its points, [N, C, H, W].
-        x: the images.
-        eps: radius; rounding may exceed it by eps * 1e-5 + 1e-6.
-        norm: of the ball.
-        attack: its name, for the message.
-
-    Raises:
-        AttackError: wrong shape, not finite, outside [0, 1] or outside the ball.
-    """
-    if x_adv.shape != x.shape:
-        raise AttackError(f"{attack}: shape {tuple(x_adv.shape)} for images {tuple(x.shape)}")
-    flat = (x_adv - x).flatten(1).double()
-    length = flat.abs().amax() if norm == "linf" else flat.norm(dim=1).amax()
-    # One look at the device for all of it; a NaN fails every comparison.
-    low, high, far = torch.stack([x_adv.amin().double(), x_adv.amax().double(), length]).tolist()
-    if not (low >= 0 and high <= 1):
-        raise AttackError(f"{attack}: pixels in [{low:g}, {high:g}], outside [0, 1]")
-    if not far <= eps * (1 + 1e-5) + 1e-6:
-        raise AttackError(f"{attack}: {norm} distance {far:.8g} exceeds eps={eps:.8g}")

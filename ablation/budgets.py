@@ -1,4 +1,4 @@
-"""The same radius for every example."""
+"""How far each example may move in training: radii [N] in pixel units."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ablation.runs.checkpoint import atomic_write_bytes
+from ablation.runs.files import atomic_write_bytes
 
 
 @dataclass(frozen=True)

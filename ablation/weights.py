@@ -1,4 +1,4 @@
-"""MAIL's weights."""
+"""How much each example counts in a term: weights [N]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.numerics.functional import margin
+from ablation.numerics.functional import Constants, margin, true_value
 from ablation.types import Views
 
 
@@ -51,3 +51,31 @@ class ProbabilisticMargin:
         probabilistic = margin(F.softmax(z, 1), views.y(self.view))
         weight = (self.slope * (self.bias - probabilistic)).sigmoid()
         return 3 * weight if self.normalize == "constant" else weight / weight.mean()
+
+
+@dataclass(frozen=True)
+class OneMinusTrueProbability:
+    """1 - p_y(view), shape [N] (MART, eq. 8): uncertain clean examples count more.
+
+    Gradient flows through the weight, as in mart.py.
+
+    Args:
+        view: whose prediction.
+        constants: ``official`` takes 1.0000001 - p_y as mart.py does.
+    """
+
+    whole: ClassVar[bool] = True
+    """A weight for every sample of the batch: its view must hold all of them."""
+
+    view: str = "nat"
+    constants: Constants = "exact"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Train-mode views it reads."""
+        return (self.view,)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Weights [N]."""
+        one = 1.0 if self.constants == "exact" else 1.0000001
+        return one - true_value(F.softmax(views.logits(self.view), 1), views.y(self.view))

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation."""
+"""Whether the weights are moved before the gradient is taken."""
 
 from __future__ import annotations
 

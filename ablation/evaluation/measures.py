@@ -9,8 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ablation.evaluation.attacks import Pgd, Predict, check_common
-from ablation.evaluation.guards import check_points
+from ablation.evaluation.attacks import Pgd, Predict, check_common, check_points
 from ablation.numerics.boundary import AnyNorm
 from ablation.numerics.margins import Margins, effective_margin, summarise
 from ablation.types import Norm

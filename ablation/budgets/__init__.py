@@ -1,5 +1,0 @@
-"""Budgets: how far each example may move in training."""
-
-from ablation.budgets.fixed import Fixed
-
-__all__ = ["Fixed"]

@@ -1,0 +1,61 @@
+"""What a config asks to attack, and the identity of each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ablation.config.experiment import CheckpointName, Config, EvaluationConfig, Weights, digest
+from ablation.config.parser import plain
+from ablation.evaluation import SplitName
+from ablation.types import Norm
+
+
+def eval_id(evaluation: EvaluationConfig, eps: float, norm: Norm, weights: Weights) -> str:
+    """Hash of one evaluation as it takes effect; the checkpoint's name is not part of it.
+
+    Args:
+        evaluation: the attacks; what it leaves open is filled in by the rest.
+        eps: radius unless the evaluation has its own.
+        norm: likewise.
+        weights: raw or average.
+    """
+    node = plain(evaluation)
+    del node["checkpoints"], node["val"]
+    eps = eps if evaluation.eps is None else evaluation.eps
+    return digest({**node, "eps": eps, "norm": evaluation.norm or norm, "weights": weights})
+
+
+def checkpoints(config: Config) -> list[CheckpointName]:
+    """The weights that the config asks to evaluate."""
+    return config.evaluation.checkpoints or [config.selected]
+
+
+def chosen_weights(config: Config) -> Weights:
+    """Averaged where the run averages, unless the evaluation says otherwise."""
+    return config.evaluation.weights or ("average" if config.average is not None else "raw")
+
+
+def evaluations(config: Config) -> list[EvaluationConfig]:
+    """What the config asks for: its evaluation, and the parts of it for images of other splits.
+
+    These are the measures with a split of their own, and what ``val`` lists.
+    """
+    node = config.evaluation
+    parts: dict[SplitName, list[str]] = {node.split: []}
+    for name, attack in node.attacks.items():
+        own: SplitName | None = getattr(attack, "split", None)
+        parts.setdefault(own or node.split, []).append(name)
+    found = [_on(config, split, names) for split, names in (*parts.items(), ("val", node.val))]
+    return [part for part in found if part.attacks]
+
+
+def _on(config: Config, split: SplitName, names: Sequence[str]) -> EvaluationConfig:
+    """Metrics of the evaluation on the images of a split; all of them if it has no more."""
+    node = config.evaluation
+    attacks = {name: node.attacks[name] for name in names}
+    if split == node.split:
+        return replace(node, attacks=attacks)
+    size = {"val": config.data.val_size, "train": config.data.train_size}.get(split)
+    whole = node.n is None or (size is not None and node.n >= size)
+    return replace(node, split=split, attacks=attacks, n=None if whole else node.n)

@@ -1,0 +1,150 @@
+"""Hydra's override grammar: taking command lines apart, and putting them together."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from ablation.config.folders import conf_dir
+from ablation.text import did_you_mean, one_line
+
+
+@lru_cache(maxsize=4096)
+def parsed(text: str) -> Override:
+    """One override.
+
+    Raises:
+        HydraException: it is not in Hydra's grammar.
+    """
+    return OverridesParser.create().parse_override(text)
+
+
+def key_of(text: str) -> str:
+    """``lr`` of ``++lr=0.1``, ``component/awp`` of ``component/awp=enabled``."""
+    return str(parsed(text).key_or_group)
+
+
+def letting_in(argument: str) -> str:
+    """``a.b=c`` as ``++a.b=c``: the schema, not the YAML, says which keys exist."""
+    if argument[:1] in ("+", "~", "-") or "=" not in argument or argument.startswith("hydra"):
+        return argument
+    key = argument.split("=")[0]
+    is_group = (conf_dir() / key).is_dir() or key == "table" or "/" in key or "@" in key
+    return argument if is_group else f"++{argument}"
+
+
+def alternatives(text: str) -> list[str]:
+    """``lr=0.1,0.2`` as ``lr=0.1`` and ``lr=0.2``; anything else as it is.
+
+    Raises:
+        HydraException: it is not in Hydra's grammar.
+    """
+    override = parsed(text)
+    if not override.is_sweep_override():
+        return [text]
+    if not override.is_discrete_sweep():
+        raise HydraException(f"{text}: interval() is no list of values; write {text[:8]}...=1,2")
+    key = text.split("=")[0]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def sift(
+    overrides: Sequence[Override], loader: ConfigLoader, multirun: bool, own: Path | None
+) -> tuple[list[str], list[list[str]]]:
+    """Problems of the overrides themselves; for each usable one its alternatives in a sweep."""
+    known_groups = set(groups(loader))
+    problems, usable = [], []
+    for override in overrides:
+        key, text = override.key_or_group, str(override.input_line)
+        if override.is_sweep_override() and not multirun:
+            problems.append(f"{text}: several values need --multirun (-m)")
+            continue
+        try:
+            many = alternatives(text)
+        except HydraException as error:
+            problems.append(one_line(error))
+            continue
+        mine = sorted(path.stem for path in own.glob(f"{key}/*.yaml")) if own else []
+        if (key in known_groups or mine) and not override.is_delete():
+            known = loader.get_group_options(key) if key in known_groups else []
+            wrong = _unknown_options(override, [*known, *mine])
+            problems += [f"{key}={option}: no such option; {remedy}" for option, remedy in wrong]
+            if not wrong:
+                usable.append(many)
+        elif text[0] in "+~" or key.startswith("hydra"):
+            usable.append(many)
+        else:
+            usable.append([f"++{one}" for one in many])
+    return problems, usable
+
+
+def _unknown_options(override: Override, choices: list[str]) -> list[tuple[str, str]]:
+    if override.is_sweep_override():
+        chosen = [str(value) for value in override.sweep_string_iterator()]
+    else:
+        value = override.value()
+        chosen = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+    return [(name, did_you_mean(name, choices)) for name in chosen if name not in choices]
+
+
+def groups(loader: ConfigLoader, parent: str = "") -> list[str]:
+    """Every config group, nested ones included."""
+    found = []
+    for name in loader.list_groups(parent):
+        path = f"{parent}/{name}".lstrip("/")
+        found += [path, *groups(loader, path)]
+    return found
+
+
+def quoted(value: Any) -> str:
+    """Plain data in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{quoted(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(quoted(entry) for entry in value) + "]"
+    # Hydra doubles a backslash only where a quote follows.
+    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
+    return f"'{text}'"
+
+
+SEEDLESS = ("runs_dir", "data_dir", "retry", "tables_dir", "tracking", "runtime.device", "hydra")
+"""Keys of the command line that change no number: they do not make another variant of a table."""
+
+
+def layered(*layers: Iterable[str]) -> list[str]:
+    """Overrides of several layers; of one key the last is kept, at its last place."""
+    found: dict[str, str] = {}
+    for text in itertools.chain(*layers):
+        override = parsed(text)
+        key = f"{override.key_or_group}@{override.package or ''}"
+        found.pop(key, None)
+        found[key] = text
+    return list(found.values())
+
+
+def bare(text: str) -> str:
+    """An override as a person would type it."""
+    return text.lstrip("+")
+
+
+def variant(overrides: Iterable[str], axes: Iterable[str]) -> list[str]:
+    """The part of a command line that makes other numbers: no axes, no places, no launcher."""
+    keys = (*SEEDLESS, *axes)
+    kept = [
+        text
+        for text in overrides
+        if not any(key_of(text) == key or key_of(text).startswith((f"{key}.", f"{key}/"))
+                   for key in keys)
+    ]  # fmt: skip
+    return sorted(bare(text) for text in kept)

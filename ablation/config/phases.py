@@ -1,0 +1,130 @@
+"""The phases of a run: the preset's method with every enabled component in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from ablation.config.experiment import Config, MethodConfig, PhaseConfig
+from ablation.config.parser import Parser
+from ablation.errors import InputError
+from ablation.models import HEADS, ModelSpec, build_model
+from ablation.text import did_you_mean
+from ablation.training.method import Component, Method, Phase
+from ablation.training.step import check_layers
+
+
+def head_problems(name: str, phases: Sequence[Phase]) -> list[str]:
+    """A component's head would take the place of the model's without a word."""
+    if name not in HEADS:
+        return [f"model.head={name!r}: {did_you_mean(name, list(HEADS))}"]
+    if name != "linear" and any(phase.method.head is not None for phase in phases):
+        return [
+            f"model.head={name}: a component brings another head; set model.head=linear, or "
+            "disable component/hypersphere and component/large_margin_softmax"
+        ]
+    return []
+
+
+def layer_problems(spec: ModelSpec, phases: Sequence[Phase]) -> list[str]:
+    """Layers that terms name; what a body has does not depend on the images."""
+    methods = [phase.method for phase in phases if any(map(any, phase.method.observed().values()))]
+    if not methods:
+        return []
+    try:
+        with torch.device("meta"):
+            net = build_model(spec, channels=3, size=32, classes=10)
+        for method in methods:
+            check_layers(method, net)
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def _eager_problems(method: Method) -> list[str]:
+    found = {name: getattr(slot.term, "eager", None) for name, slot in method.terms.items()}
+    return [
+        f"runtime.compile=true: terms.{name} {why}, which torch.compile cannot; set "
+        f"runtime.compile=false"
+        for name, why in found.items()
+        if why
+    ]
+
+
+def _switched(config: Config, phases: list[Phase], problems: list[str]) -> list[Phase]:
+    """The phases with every enabled component in them."""
+    enabled = {name: part for name, part in config.component.items() if part is not None}
+    broken: set[str] = set()
+    for name in (ordered := _in_order(enabled)):
+        part = enabled[name]
+        if broken & {*getattr(part, "requires", ()), *getattr(part, "after", ())}:
+            broken.add(name)  # it would change what is not there
+            continue
+        lacking = [other for other in getattr(part, "requires", ()) if other not in enabled]
+        if lacking:
+            problems.append(
+                f"component.{name}: has nothing to change without {', '.join(lacking)}; set "
+                f"component/{lacking[0]}=enabled or component/{name}=disabled"
+            )
+            continue
+        try:
+            phases = [replace(phase, method=part.apply(phase.method)) for phase in phases]
+        except ValueError as error:
+            problems.append(f"component.{name}: {error}")
+            broken.add(name)
+    for name in ordered:
+        arrange = getattr(enabled[name], "arrange", None)
+        try:
+            phases = list(arrange(tuple(phases))) if arrange else phases
+        except ValueError as error:
+            problems.append(f"component.{name}: {error}")
+    return phases
+
+
+def _in_order(enabled: Mapping[str, Component]) -> list[str]:
+    """Alphabetical, but each after those that it requires or wants before it."""
+    order: list[str] = []
+
+    def place(name: str) -> None:
+        if name in enabled and name not in order:
+            part = enabled[name]
+            for other in (*getattr(part, "requires", ()), *getattr(part, "after", ())):
+                place(other)
+            order.append(name)
+
+    for name in sorted(enabled):
+        place(name)
+    return order
+
+
+def built_phases(
+    config: Config, method: Mapping[str, Any], problems: list[str]
+) -> tuple[Phase, ...]:
+    """The preset's phases with the components in them."""
+    nodes = [*config.method.phases]
+    if not any(node.name == "main" for node in nodes):
+        nodes.append(PhaseConfig("main"))
+    phases: list[Phase] = []
+    for node in nodes:
+        merged = OmegaConf.to_container(OmegaConf.merge(dict(method), dict(node.overrides)))
+        parser = Parser()
+        built = parser.parse(MethodConfig, merged, f"method.phases.{node.name}", config.eps)
+        problems += parser.problems
+        epochs = config.epochs if node.name == "main" else node.epochs
+        if epochs is None or epochs < 1:
+            problems.append(f"method.phases.{node.name}.epochs={epochs}: at least 1")
+        elif isinstance(built, MethodConfig):
+            phases.append(Phase(node.name, epochs, built.build(), node.optim, node.selectable))
+    phases = _switched(config, phases, problems)
+    if config.selection.metric != "last" and not any(phase.selectable for phase in phases):
+        problems.append(f"selection.metric={config.selection.metric}: no phase is selectable")
+    for phase in phases:
+        if config.runtime.compile:
+            problems += _eager_problems(phase.method)
+        prefix = "method" if phase.name == "main" else f"phase {phase.name}"
+        problems += [f"{prefix}.{problem}" for problem in phase.method.problems()]
+    return tuple(phases)

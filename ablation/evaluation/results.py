@@ -1,0 +1,99 @@
+"""What an evaluation found: numbers, checks and probes, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Outcome = Literal["passed", "tripped", "not run"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to an evaluation, and its answer.
+
+    Attributes:
+        name: the same in every evaluation.
+        outcome: ``tripped`` iff the first of ``values`` exceeds ``threshold``.
+        text: one line; for ``not run`` what would be needed.
+        values: what was measured, by name; empty if not run.
+        threshold: limit of the first value; ``None`` if not run.
+    """
+
+    name: str
+    outcome: Outcome
+    text: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An attack beyond the request's, beside a verdict of the evaluation on the same n images.
+
+    Attributes:
+        against: the metric whose verdict it is.
+        before: robust (or correct) by that verdict, [n] bool.
+        after: robust to the probe, [n] bool.
+        eps: radius of the probe, in pixels.
+    """
+
+    against: str
+    before: Tensor
+    after: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number.
+
+    Attributes:
+        metric: its name, for example ``pgd20``.
+        split: ``test``, ``val`` or ``train``.
+        value: for example robust accuracy in percent.
+        unit: of ``value``.
+        n: examples it is taken over.
+        params: what the name leaves open; plain data.
+    """
+
+    metric: str
+    split: str
+    value: float
+    unit: str = "percent"
+    n: int = 0
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of a request.
+
+    Attributes:
+        entries: one per metric, in the request's order.
+        examples: one row per image. ``index`` in the split, ``label``, ``prediction``,
+            ``clean_correct``; if diagnosed ``logit_gap`` (z_(1) - z_(2)) and, where attacks were
+            run, ``zero_gradient`` (grad_x CE is exactly zero); per attack ``<metric>_robust``,
+            missing where the attack's own ``n`` left it out; per ensemble ``<metric>_broken_by``,
+            the part that broke it; ``first_broken_by``, the first metric that did. The last two
+            are ``clean`` for misclassified images and missing for robust ones. Per measure
+            ``<metric>``, its number, missing where there is none.
+        flags: warnings about the evaluation's trustworthiness, each once; to be shown.
+        seconds: per metric; the forward pass of all images is ``clean``, ``checks`` what only the
+            checks ran.
+        checks: of gradient masking, passed, tripped or not run; empty if not diagnosed. The texts
+            of the tripped ones are among ``flags``.
+    """
+
+    entries: tuple[Entry, ...]
+    examples: pd.DataFrame
+    flags: tuple[str, ...]
+    seconds: Mapping[str, float]
+    checks: tuple[Check, ...] = ()

@@ -1,0 +1,165 @@
+"""Attack a set of weights and record the result in its run directory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ablation.config.evaluations import chosen_weights, eval_id
+from ablation.config.experiment import CheckpointName, Config, EvaluationConfig, Weights
+from ablation.data import ImageSet, to_float
+from ablation.evaluation import Evaluation, Pgd, Request, SplitName, evaluate
+from ablation.jobs.setup import Images, build_net
+from ablation.models import Net
+from ablation.numerics.modes import evaluating
+from ablation.random import generator
+from ablation.runs.directory import Run
+from ablation.runs.launches import recorded_launches
+from ablation.runs.state_dicts import load_into
+from ablation.runs.tracking import Panel, Tracker
+from ablation.types import Norm
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is attacked and how: a named set of weights, the threat, the evaluation.
+
+    Attributes:
+        checkpoint: name in the records.
+        weights: raw or average.
+        eps: radius unless the evaluation has its own.
+        norm: likewise.
+        evaluation: the attacks.
+        scale: full or smoke.
+        deviations: what the run's command line changed in its table.
+    """
+
+    checkpoint: str
+    weights: Weights
+    eps: float
+    norm: Norm
+    evaluation: EvaluationConfig
+    scale: str = "full"
+    deviations: Sequence[str] = ()
+
+    @property
+    def key(self) -> str:
+        """``eval_id``."""
+        return eval_id(self.evaluation, self.eps, self.norm, self.weights)
+
+    def record(self, run: Run, net: Net, images: ImageSet, stop: Callable[[], bool]) -> Evaluation:
+        """Attack and write the result into a run directory."""
+        node = self.evaluation
+        request = Request(
+            attacks=node.attacks,
+            eps=self.eps if node.eps is None else node.eps,
+            norm=self.norm if node.norm is None else node.norm,
+            n=node.n,
+            batch_size=node.batch_size,
+            seed=node.seed,
+            split=node.split,
+        )
+        partial = run.evaluations / f"{self.checkpoint}-{self.key}.partial"
+        found = evaluate(
+            net,
+            images.images,
+            images.labels,
+            request,
+            progress=report,
+            should_stop=stop,
+            partial=partial,
+        )
+        entries = [
+            {"checkpoint": self.checkpoint, "weights": self.weights, **asdict(entry)}
+            for entry in found.entries
+        ]
+        meta = {
+            "seconds": dict(found.seconds),
+            "scale": self.scale,
+            "deviations": list(self.deviations),
+        }
+        subject = {"checkpoint": self.checkpoint, "weights": self.weights, "split": node.split}
+        checks = [{**subject, **asdict(check)} for check in found.checks]
+        run.add_evaluation(
+            self.checkpoint, self.key, entries, found.examples, found.flags, meta, checks
+        )
+        partial.unlink(missing_ok=True)
+        return found
+
+
+def report(metric: str, done: int, total: int) -> None:
+    """One line when an attack has seen all images."""
+    if done == total:
+        sys.stderr.write(f"  {metric}: {total} images\n")
+
+
+def evaluate_checkpoint(
+    config: Config,
+    run: Run,
+    name: CheckpointName,
+    node: EvaluationConfig,
+    images: Images,
+    device: torch.device,
+    stop: Callable[[], bool],
+    tracker: Tracker,
+) -> None:
+    """Attack one checkpoint of a run and add the result to its records."""
+    weights = chosen_weights(config)
+    net = build_net(config, images.train, config.phases[-1].method, device)
+    load_into(net, run.checkpoints.load_weights(name, weights == "average"), name)
+    changed = [text for entry in recorded_launches(run) for text in entry["overrides"]]
+    subject = Subject(name, weights, config.eps, config.norm, node, config.scale, changed)
+    values = summary_of(subject.record(run, net, images.of(node.split), stop))
+    tracker.summary({f"{name}/{_summary_key(k, node.split)}": v for k, v in values.items()})
+    flags = (run.result() or {}).get("flags", ())
+    tracker.summary({"flags": len(flags), "flags_text": "; ".join(flags)})
+
+
+def _summary_key(metric: str, split: SplitName) -> str:
+    """``val_clean`` is of validation images; ``margin_train`` says its split itself."""
+    named = split == "test" or metric.endswith(f"_{split}")
+    return metric if named else f"{split}_{metric}"
+
+
+def summary_of(found: Evaluation) -> dict[str, Any]:
+    """An evaluation's numbers by metric, and what its checks found.
+
+    Those not run are left out: another evaluation of the same weights may have run them.
+    """
+    values: dict[str, Any] = {entry.metric: entry.value for entry in found.entries}
+    for check in found.checks:
+        if check.outcome != "not run":
+            values[f"checks/{check.name}"] = check.outcome
+        values |= {f"checks/{check.name}/{key}": value for key, value in check.values.items()}
+    return values
+
+
+def show_examples(
+    config: Config, run: Run, images: Images, device: torch.device, tracker: Tracker
+) -> None:
+    """A few adversarial images of the selected weights, for the dashboard; never test images."""
+    count = config.tracking.images
+    if config.tracking.mode == "disabled" or count == 0:
+        return
+    net = build_net(config, images.train, config.phases[-1].method, device)
+    averaged = config.average is not None
+    load_into(net, run.checkpoints.load_weights(config.selected, averaged), config.selected)
+    index = (images.split.val if config.data.val_size else images.split.train)[:count]
+    chosen = images.train.subset(index.to(images.train.images.device))
+    x, y = to_float(chosen.images.to(device)), chosen.labels.to(device)
+    attack = Pgd(20, config.selection.attack.step_size, "uniform")
+    with evaluating(net):
+        rng = generator(config.seed, "panels", 0, device)
+        x_adv = attack(net, x, y, config.eps, config.norm, rng)
+        before, after = net(x).argmax(1).tolist(), net(x_adv).argmax(1).tolist()
+    panels = [
+        Panel(clean.cpu(), adversarial.cpu(), f"label {label}: {was} -> {became}")
+        for clean, adversarial, label, was, became in zip(
+            x, x_adv, y.tolist(), before, after, strict=True
+        )
+    ]
+    tracker.images("adversarial", panels)

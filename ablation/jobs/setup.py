@@ -1,0 +1,265 @@
+"""What a job builds from its config: data, network, validation, records."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ablation.config import experiment as configuration
+from ablation.config.experiment import Config
+from ablation.data import ImageSet, Split, check_labels, load_split, stratified_split, to_float
+from ablation.errors import InputError
+from ablation.evaluation import Pgd, Request, SplitName, evaluate
+from ablation.jobs.monitor import Monitor, fixed_subset
+from ablation.models import Net, build_model
+from ablation.numerics.modes import buffers, mode, restore_buffers
+from ablation.numerics.precision import fastest_exact_matmul
+from ablation.runs.checkpoint import Snapshot
+from ablation.runs.directory import Run
+from ablation.runs.launches import recorded_launches
+from ablation.runs.state_dicts import load_into, load_weights_file
+from ablation.runs.tracking import Tracker, TrackingConfig, start
+from ablation.training.engine import Validate
+from ablation.training.method import Method
+
+EVAL_BATCH = 500
+"""Images attacked at once during selection."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a name stands for; ``auto`` prefers a GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+@contextmanager
+def numerics(runtime: configuration.RuntimeConfig) -> Iterator[None]:
+    """Global switches of a run, put back afterwards."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    benchmark = torch.backends.cudnn.benchmark
+    allow = runtime.precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
+    torch.backends.cudnn.benchmark = not runtime.deterministic
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        with fastest_exact_matmul():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = benchmark
+        if runtime.deterministic:
+            torch.use_deterministic_algorithms(False)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The data of a run: whole training set on the device, the rest on the host until needed."""
+
+    train: ImageSet
+    test: ImageSet
+    split: Split
+
+    def fingerprint(self) -> str:
+        """Hash of all images and labels."""
+        return f"{self.train.fingerprint()}-{self.test.fingerprint()}"
+
+    def of(self, name: str) -> ImageSet:
+        """Images of a split: ``test``, ``val`` or ``train``."""
+        if name == "test":
+            return self.test
+        return self.train.subset(self.split.val if name == "val" else self.split.train)
+
+
+def load_images(config: Config, device: torch.device) -> Images:
+    """Read, check and split.
+
+    Raises:
+        InputError: the data do not fit the config.
+    """
+    node = config.data
+    train, test = node.source.load(config.data_root)
+    for images in (train, test):
+        check_labels(images, node.classes, "data.classes")
+    channels = train.images.shape[1]
+    if config.model.normalize and len(node.mean) != channels:
+        raise InputError(
+            f"data.mean has {len(node.mean)} entries, the images have {channels} channels; "
+            f"give data.mean and data.std one entry per channel"
+        )
+    split = stratified_split(train.labels, node.val_size, node.split_seed, node.train_size)
+    return Images(train.to(device), test, split)
+
+
+def build_net(config: Config, images: ImageSet, method: Method, device: torch.device) -> Net:
+    """The model for these images, initialised from the seed, on the device."""
+    node = config.model
+    net = build_model(
+        node.spec,
+        channels=images.images.shape[1],
+        size=images.images.shape[2],
+        classes=config.data.classes,
+        head=method.head or node.head,
+        mean=config.data.mean if node.normalize else None,
+        std=config.data.std if node.normalize else None,
+        seed=config.seed,
+    ).to(device)
+    if config.runtime.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    return net
+
+
+class RunStore:
+    """``engine.Store`` in a run directory."""
+
+    def __init__(self, run: Run, model: str) -> None:
+        self._run, self._model = run, model
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Make a resumable checkpoint durable."""
+        self._run.checkpoints.save(snapshot)
+
+    def load(self) -> Snapshot | None:
+        """The newest intact one; says so if it had to fall back."""
+        found = self._run.checkpoints.load_latest()
+        if found is None:
+            return None
+        snapshot, warnings = found
+        for warning in warnings:
+            sys.stderr.write(f"warning: {warning}\n")
+        return snapshot
+
+    def keep_weights(
+        self, name: str, net: Net, average: torch.nn.Module | None, epoch: int, step: int
+    ) -> None:
+        """Write ``best_robust``, ``best_clean`` or ``last``."""
+        averaged = None if average is None else average.state_dict()
+        meta = {"epoch": str(epoch), "step": str(step), "model": self._model}
+        self._run.checkpoints.save_weights(name, net.state_dict(), averaged, meta=meta)
+
+    def rewind_metrics(self, epoch: int) -> None:
+        """Drop the lines of this epoch and later ones."""
+        self._run.truncate_metrics(epoch)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Write the line of an epoch."""
+        self._run.log_metrics(row)
+
+    def beat(self) -> None:
+        """A sign of life."""
+        self._run.heartbeat()
+
+
+def validator(config: Config, images: Images) -> Validate:
+    """Clean accuracy on all validation images, PGD accuracy on a fixed set of them."""
+    val = images.of("val") if config.data.val_size else None
+    node = config.selection
+    attack = Pgd(node.attack.steps, node.attack.step_size, node.attack.start, n=node.n)
+    request = Request(
+        {"val_clean": None, "val_robust": attack},
+        config.eps,
+        config.norm,
+        batch_size=EVAL_BATCH,
+        seed=config.seed,
+        split="val",
+        diagnose=False,
+    )
+
+    def validate(net: torch.nn.Module) -> Mapping[str, float]:
+        if val is None:
+            return {}
+        found = evaluate(net, val.images, val.labels, request)
+        return {entry.metric: entry.value for entry in found.entries}
+
+    return validate
+
+
+def monitor(config: Config, images: Images) -> Monitor | None:
+    """What looks at the run's margins at each validation: a fixed subset of the images.
+
+    Of the validation images, or of the training images (as they are, not augmented) where there
+    are none.
+    """
+    node = config.monitor
+    if not node.enabled:
+        return None
+
+    def some(split: SplitName) -> ImageSet:
+        return fixed_subset(images.of(split), node.n, config.data.split_seed)
+
+    split: SplitName = "val" if config.data.val_size else "train"
+    measured: tuple[SplitName, ...] = ("train", "test") if node.effective_margin else ()
+    return Monitor(some(split), split, config.norm, {name: some(name) for name in measured})
+
+
+def check_last_batch(net: Net, images: Images, batch_size: int) -> None:
+    """Some networks cannot normalise a batch of one image.
+
+    Raises:
+        InputError: the last batch would hold one, and this network is such.
+    """
+    count = len(images.split.train)
+    if count % batch_size != 1:
+        return
+    saved = buffers(net)
+    try:
+        with mode(net, training=True), torch.no_grad():
+            net(to_float(images.train.images[:1].to(next(net.parameters()).device)))
+    except ValueError as error:
+        raise InputError(
+            f"batch_size={batch_size}: the last batch of {count} images would hold a single one, "
+            f"which BatchNorm cannot normalise; set data.drop_last=true"
+        ) from error
+    finally:
+        restore_buffers(net, saved)
+
+
+def own_normalisation(net: Net) -> dict[str, Tensor]:
+    """The constants of a network's input normalisation; empty if it has none."""
+    return {name: value for name, value in net.state_dict().items() if name in ("mean", "std")}
+
+
+def start_from(net: Net, source: Path) -> None:
+    """Take another run's last weights (averaged, where it averaged)."""
+    folder = source / "checkpoints"
+    averaged = folder / "last-average.safetensors"
+    path = averaged if averaged.is_file() else folder / "last.safetensors"
+    weights, _ = load_weights_file(path)
+    # The constants of the normalisation are this config's.
+    load_into(net, {**weights, **own_normalisation(net)}, str(path))
+
+
+def check_split(path: Path, split: Split) -> None:
+    """A resumed run must see the same images."""
+    before = load_split(path)
+    if not (torch.equal(before.train, split.train) and torch.equal(before.val, split.val)):
+        raise InputError(f"{path} holds another split: the data changed; set runs_dir=... anew")
+
+
+def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str) -> Tracker:
+    """W&B beside the local files: seeds of one arm form a group."""
+    suffix = "" if job_type == "train" else f"-{job_type}"
+    launches = recorded_launches(run)
+    tables = [f"table:{entry['table']}" for entry in launches if entry["table"]]
+    rows = [f"row:{arm}" for entry in launches for arm in entry["arms"]]
+    smoke = ["smoke"] if config.scale == "smoke" else []
+    return start(
+        node,
+        run_dir=run.path,
+        run_id=config.run_name + suffix,
+        name=config.run_name + suffix,
+        group=config.arm_id,
+        job_type=job_type,
+        tags=[*node.tags, *tables, *rows, *smoke],
+        settings=config.container(),
+    )

@@ -1,0 +1,46 @@
+"""Where a run stands against its config: trained, evaluated, moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from ablation.config.evaluations import checkpoints, chosen_weights, eval_id, evaluations
+from ablation.config.experiment import CheckpointName, Config, EvaluationConfig
+from ablation.runs.directory import Run
+
+
+def moved(config: Config, run: Run) -> bool:
+    """Does the command name another data folder than the run was trained from?"""
+    saved = yaml.safe_load(run.config_path.read_text()) if run.config_path.is_file() else {}
+    before = Path(str(saved.get("data_dir", config.data_dir))).expanduser()
+    return before.resolve() != config.data_root.resolve()
+
+
+def missing(config: Config, run: Run) -> list[tuple[CheckpointName, EvaluationConfig]]:
+    """Checkpoints and their evaluations that are not on disk."""
+    weights = chosen_weights(config)
+    return [
+        (name, node)
+        for node in evaluations(config)
+        for name in checkpoints(config)
+        if not run.has_evaluation(name, eval_id(node, config.eps, config.norm, weights))
+    ]
+
+
+def is_trained(run: Run) -> bool:
+    """Is the training over? Then its weights are all that is needed."""
+    status = run.status()
+    return status is not None and bool(status.facts.get("trained"))
+
+
+def weights_problems(config: Config, run: Run) -> list[str]:
+    """What its evaluation lacks; only a run trained to the end stands for its best weights."""
+    if not is_trained(run):
+        return [f"run={run.path}: it is not trained to the end; finish its training first"]
+    return [
+        f"run={run.path}: its weights {name} were deleted; move the folder away to train it anew"
+        for name in checkpoints(config)
+        if not run.checkpoints.has(name)
+    ]

@@ -1,0 +1,66 @@
+"""What a job prints: what is about to happen, and its result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ablation.config.experiment import Config
+from ablation.runs.directory import Run
+from ablation.text import show_fraction, summary_table
+
+
+def announce(config: Config, run: Run, device: torch.device) -> None:
+    """What is about to happen, in a few lines."""
+    phases = " + ".join(f"{phase.epochs} {phase.name}" for phase in config.phases)
+    switched = [name for name, component in config.component.items() if component is not None]
+    smoke = "  SMOKE RUN: its numbers mean nothing" if config.scale == "smoke" else ""
+    lines = [
+        f"run     {run.path}{smoke}",
+        f"method  {config.method.name}" + (f" with {', '.join(switched)}" if switched else ""),
+        f"data    {config.data.name}, model {config.model.name}, {phases} epochs on {device}",
+        f"threat  {config.norm}, eps {show_fraction(config.eps)}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def checks_line(checks: Sequence[Mapping[str, Any]]) -> str:
+    """How many checks passed, tripped, or were run by none of a run's evaluations."""
+    outcomes: dict[str, set[str]] = {}
+    for check in checks:
+        outcomes.setdefault(check["name"], set()).add(check["outcome"])
+    worst = [
+        next(name for name in ("tripped", "passed", "not run") if name in found)
+        for found in outcomes.values()
+    ]
+    counts = (f"{worst.count(name)} {name}" for name in ("passed", "tripped", "not run"))
+    return f"checks: {', '.join(counts)}"
+
+
+def result_table(run: Run) -> str:
+    """The entries of a run as aligned text, warnings below."""
+    result = run.result()
+    if result is None:
+        return f"{run.path.name}: nothing is evaluated yet"
+    rows = [
+        (
+            entry["checkpoint"] + ("" if entry["weights"] == "raw" else " (average)"),
+            entry["metric"],
+            entry["split"],
+            "-" if entry["value"] is None else f"{entry['value']:.2f}",
+            entry["unit"],
+            str(entry["n"]),
+            show_fraction(entry["params"]["eps"]) if "eps" in entry["params"] else "",
+        )
+        for entry in result["entries"]
+    ]
+    header = ("checkpoint", "metric", "split", "value", "unit", "n", "eps")
+    table = summary_table(run.path.name, rows, header)
+    marks = ["SMOKE RUN: these numbers mean nothing"] if result["scale"] == "smoke" else []
+    marks += [f"differs from its table: {text}" for text in result["deviations"]]
+    marks += [checks_line(result["checks"])] if "checks" in result else []
+    return "\n".join([table, *marks, *(f"warning: {flag}" for flag in result["flags"])])

@@ -1,0 +1,69 @@
+"""Do a run's work and record how it ended."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from ablation.errors import (
+    DONE,
+    INTERRUPTED,
+    JOB_FAILED,
+    InputError,
+    InterruptedRunError,
+    NonFiniteError,
+)
+from ablation.runs.directory import Run, State
+from ablation.runs.signals import stop_on_signals
+
+
+def supervised(
+    run: Run,
+    work: Callable[[Callable[[], bool]], object],
+    training: bool = True,
+    stand: State = "interrupted",
+) -> int:
+    """Do the work of a run and record how it ended.
+
+    Args:
+        run: its directory, locked.
+        work: gets a function that says whether a signal asked to stop.
+        training: false leaves the run's status alone: a later evaluation cannot fail a run.
+        stand: the state to go back to if something the user gave cannot be used; a run that
+            was ``done`` stays so whatever happens to a later evaluation.
+
+    Returns:
+        An exit code. A scheduler's signal handler may leave with its own, after the run was saved.
+    """
+
+    def record(state: State, **facts: str) -> None:
+        if training:
+            run.set_status(stand if stand == "done" and state != "running" else state, **facts)
+
+    try:
+        with stop_on_signals() as signals:
+            record("running")
+            work(lambda: signals.requested)
+    except InterruptedRunError as error:
+        record("interrupted", error=str(error))
+        sys.stderr.write(f"{error}\n")
+        if signals.hand_on():  # submitit requeues and exits, but lets SIGTERM pass
+            return supervised(run, work, training, stand)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        record("interrupted", error="stopped at once by a second Ctrl-C")
+        return INTERRUPTED
+    except NonFiniteError as error:
+        record("failed", error=str(error), term=error.term)
+        sys.stderr.write(f"failed: {error}; this run has no result\n")
+        return JOB_FAILED
+    except InputError as error:
+        record(stand, error=str(error))
+        raise
+    except Exception as error:
+        record("failed", error=f"{type(error).__name__}: {error}")
+        sys.stderr.write(traceback.format_exc())
+        return JOB_FAILED
+    record("done")
+    return DONE

@@ -1,0 +1,197 @@
+"""Any runs, grouped by keys of their configs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablation.errors import InputError
+from ablation.reports.cells import Number, counted, filled, unique
+from ablation.reports.comparison import Absence, Comparison, Row, Sample
+from ablation.reports.deviations import (
+    absent_as_none,
+    attack_key,
+    differences,
+    mismatches,
+    short,
+    within,
+)
+from ablation.reports.records import Directory, Found, collapsed, read, saved_config, value_at
+from ablation.runs.directory import VOLATILE, Run
+from ablation.text import did_you_mean
+
+NAMED = 8
+"""How many of the keys in which runs differ are named."""
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A run with the numbers, by column, of the weights that it stands for."""
+
+    path: Path
+    config: Mapping[str, Any]
+    directory: Directory
+    numbers: Mapping[str, Sequence[Found]]
+
+    @property
+    def is_smoke(self) -> bool:
+        return self.config.get("scale") == "smoke"
+
+    @property
+    def absence(self) -> Absence | None:
+        """Why it has no number at all."""
+        if not self.numbers or self.directory.state == "failed":
+            return self.directory.absence
+        every = [number for found in self.numbers.values() for number in found]
+        return "collapsed" if collapsed(every, int(value_at(self.config, "data.classes"))) else None
+
+
+def compare_runs(paths: Iterable[Path], by: Sequence[str], title: str = "runs") -> Comparison:
+    """Any runs, grouped by keys of their configs.
+
+    Args:
+        paths: run directories; one that is named twice counts once.
+        by: dotted keys, for example ``method`` or ``component.awp``.
+        title: for people.
+
+    Raises:
+        InputError: no run is evaluated, no run has such a key, or a file cannot be read.
+    """
+    once = {path.resolve(): path for path in paths}
+    every = [run for run in map(_trained, once.values()) if run is not None]
+    evaluated = [run for run in every if run.numbers]
+    if not evaluated:
+        raise InputError(f"{title}: no evaluated run there; train some, or give runs=<folder>")
+    smoke = all(run.is_smoke for run in evaluated)
+    kept = [run for run in every if run.is_smoke == smoke]
+    keys = [key.replace("/", ".") for key in by]
+    _check_keys(keys, kept)
+    groups: dict[str, list[_Trained]] = {}
+    for run in kept:
+        groups.setdefault(_group_name(run.config, keys), []).append(run)
+    columns = tuple(dict.fromkeys(column for run in kept for column in run.numbers))
+    usual = {column: _usual(kept, column) for column in columns}
+    other, scale = len(every) - len(kept), "full" if smoke else "smoke"
+    notes = [f"{counted(other, 'run')} at {scale} scale not shown"] if other else []
+    for label, group in groups.items():
+        notes += _mixed(label, group)
+    return Comparison(
+        *("runs", title, columns),
+        tuple(_group_row(label, group, usual) for label, group in groups.items()),
+        scale="smoke" if smoke else "full",
+        notes=tuple(notes),
+    )
+
+
+def _group_name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """``dyart``, ``elsayed burn_in coef=1000``: what is switched off goes without saying."""
+    names, tails = [], Counter(key.rpartition(".")[2] for key in keys)
+    for key in keys:
+        value, tail = absent_as_none(value_at(config, key)), key.rpartition(".")[2]
+        if tails[tail] > 1:
+            tail = key.removeprefix("component.")
+        is_component = key.startswith("component.")
+        if is_component and value is None:
+            continue
+        if is_component and key.count(".") == 1:
+            names.append(tail)
+        elif "." not in key and isinstance(value, str | Mapping):
+            names.append(str(short(value)))
+        else:
+            names.append(f"{tail}={short(value)}")
+    if keys and not names:
+        return "without " + ", ".join(key.removeprefix("component.") for key in keys)
+    return " ".join(names) or "all"
+
+
+def _trained(path: Path) -> _Trained | None:
+    """``None`` for what is no training: ``ablation-evaluate checkpoint=`` leaves folders, too."""
+    config = saved_config(Run(path, path.name.rpartition("-")[2]))
+    if not {"seed", "data", "selection"} <= config.keys():
+        return None
+    checkpoint, weights = _stands_for(config)
+    directory = read(path)
+    numbers: dict[str, list[Found]] = {}
+    for number in directory.found:
+        if (number.checkpoint, number.weights) == (checkpoint, weights):
+            numbers.setdefault(number.column, []).append(number)
+    return _Trained(path, {**config, "weights": f"{checkpoint} {weights}"}, directory, numbers)
+
+
+def _stands_for(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Checkpoint and weights, as ``job.checkpoints`` and ``job.chosen_weights`` choose them."""
+    selected = {"robust": "best_robust", "clean": "best_clean"}
+    checkpoints = value_at(config, "evaluation.checkpoints")
+    usual = selected.get(value_at(config, "selection.metric"), "last")
+    weights = value_at(config, "evaluation.weights")
+    averaged = "average" if config.get("average") else "raw"
+    return (checkpoints[0] if checkpoints else usual), weights or averaged
+
+
+def _check_keys(keys: Iterable[str], runs: Sequence[_Trained]) -> None:
+    known: dict[str, None] = {}
+    for run in runs:
+        known |= dict.fromkeys(_paths(run.config))
+    for key in keys:
+        if key.startswith("evaluation"):
+            raise InputError(f"by={key}: a run may have several evaluations; group by what trained")
+        if key not in known:
+            near = [name for name in known if name.count(".") == key.count(".")]
+            raise InputError(f"by={key}: no run has this key; {did_you_mean(key, near)}")
+
+
+def _paths(node: Any, key: str = "") -> Iterator[str]:
+    """Every dotted key of nested plain data, parents included."""
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        path = f"{key}.{name}" if key else str(name)
+        yield path
+        yield from _paths(value, path)
+
+
+def _usual(runs: Sequence[_Trained], column: str) -> Mapping[str, Any]:
+    """The parameters of the attack that most runs have under a name."""
+    each = [{attack_key(f.params): f.params for f in run.numbers.get(column, ())} for run in runs]
+    counts = Counter(attack for params in each for attack in params)
+    (first, _), *_ = counts.most_common(1)
+    return next(params[first] for params in each if first in params)
+
+
+def _group_row(
+    label: str, group: Sequence[_Trained], usual: Mapping[str, Mapping[str, Any]]
+) -> Row:
+    seeds = Counter(run.config["seed"] for run in group)
+    cells, flags = {}, []
+    for column, wanted in usual.items():
+        absent: Counter[Absence] = Counter()
+        numbers = []
+        for run in group:
+            found = run.numbers.get(column, ())
+            if run.absence is not None or not found:
+                absent[run.absence or "not evaluated"] += 1
+                continue
+            best = min(found, key=lambda f: (len(mismatches(f.params, wanted)), -f.n))
+            # Two runs of one seed cannot be told apart by it, so they pair with nothing.
+            seed = run.config["seed"]
+            axis = f"seed={seed}" if seeds[seed] == 1 else run.path.name
+            sample = Sample(axis, best.value, best.n, run.path.name, best.examples)
+            subset = () if best.whole else (f"n={best.n}",)
+            numbers.append(Number(best, sample, subset, mismatches(best.params, wanted)))
+        cells[column], found_flags = filled(column, numbers, absent)
+        flags.append(found_flags)
+    runs = tuple(run.path for run in group)
+    return Row(label, label, label, cells, flags=unique(flags), runs=runs)
+
+
+def _mixed(label: str, group: Sequence[_Trained]) -> list[str]:
+    """A note if the runs of a group differ in more than their seed."""
+    first = group[0].config
+    hidden = {"seed", "scale", *VOLATILE}
+    found = {key for run in group[1:] for key, _ in differences(first, run.config)}
+    keys = sorted(key for key in found if not within(key, hidden))
+    if not keys:
+        return []
+    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    return [f"{label} averages runs that differ in {', '.join(keys[:NAMED])}{more}: add to by="]

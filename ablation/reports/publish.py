@@ -1,0 +1,192 @@
+"""A comparison to the terminal, to files, and to W&B."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablation.errors import InputError
+from ablation.runs.tracking import TrackingConfig
+
+if TYPE_CHECKING:
+    from ablation.reports.comparison import Comparison
+    from ablation.reports.plots import History, Sweep
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The keys of ``conf/report.yaml``; see there."""
+
+    table: str | None
+    row: list[str] | str | None
+    runs: list[str] | str | None
+    by: list[str] | str
+    against: str | None
+    strict: bool
+    plots: bool
+    out: str
+    dashboard: bool
+    runs_dir: str
+    tables_dir: str | None
+    recipe: list[str]
+    tracking: TrackingConfig
+
+
+def publish(comparison: Comparison, config: ReportConfig) -> None:
+    """To the terminal, to files, and to W&B when asked.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from ablation.reports import statistics
+    from ablation.reports import text_tables as render
+
+    pairs = statistics.contrasts(comparison, config.against) if config.against else ()
+    sys.stdout.write(f"{render.terminal(comparison, config.strict, pairs)}\n")
+    folder = Path(config.out).expanduser() / comparison.name
+    texts = {
+        "table.csv": render.csv(comparison, config.strict),
+        "table.md": render.markdown(comparison, config.strict, pairs),
+        "table.tex": render.latex(comparison, config.strict, pairs),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, "utf-8")
+        images, left_out = _draw(comparison, config, folder) if config.plots else ([], [])
+    except OSError as error:
+        raise InputError(
+            f"out={config.out}: {folder} cannot be written ({error.strerror or error}); "
+            f"set out=<another folder>"
+        ) from error
+    written = [*texts, *(path.name for path in images)]
+    sys.stdout.write(f"written to {folder}: {', '.join(written)}\n")
+    sys.stdout.write("".join(f"not drawn: {reason}\n" for reason in left_out))
+    pictures = {path.name: path for path in images if path.suffix == ".png"}
+    _mirror(comparison, config, folder, pictures)
+
+
+UNDRAWN: Mapping[str, str] = {
+    "measured_against_published": "no measured number has a published one of the same attack",
+    "clean_against_robust": "no row has a clean and a robust accuracy",
+    "robust_over_eps": (
+        "no row was attacked at two radii (ablation-evaluate run=... evaluation=emr_figure3)"
+    ),
+    "margin_quantiles": "no run measured margins (monitor.enabled=true)",
+    "effective_margins": "no run measured them over epochs (monitor.effective_margin=true)",
+}
+"""Why a plot is left out, by its file's name."""
+
+
+def _draw(
+    comparison: Comparison, config: ReportConfig, folder: Path
+) -> tuple[list[Path], list[str]]:
+    """Write the plots that there is data for; earlier ones without go, and it is said why."""
+    from ablation.reports import plots
+
+    robust = plots.choose_robust_metric(comparison.columns)
+    curves = _histories(comparison)
+    figures = {
+        "measured_against_published": plots.measured_against_published(comparison, config.strict),
+        "clean_against_robust": None,
+        "robust_over_eps": plots.robust_over_eps(comparison, _sweeps(comparison), config.strict),
+        "margin_quantiles": plots.margin_quantiles(comparison, curves),
+        "effective_margins": plots.effective_margins(comparison, curves),
+    }
+    if robust:
+        figures["clean_against_robust"] = plots.clean_against_robust(
+            comparison, robust, config.strict
+        )
+    written: list[Path] = []
+    for name, figure in figures.items():
+        for kind in ("pdf", "png"):
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
+        if figure is not None:
+            written += plots.save(figure, folder / name)
+    return written, [
+        f"{name}: {UNDRAWN[name]}" for name, figure in figures.items() if figure is None
+    ]
+
+
+def _histories(comparison: Comparison) -> list[History]:
+    """What the runs of each row wrote down after each epoch.
+
+    Raises:
+        InputError: a ``metrics.jsonl`` is damaged.
+    """
+    from ablation.reports.plots import History, row_titles
+    from ablation.runs.directory import Run
+
+    return [
+        History(
+            title,
+            tuple(Run(path, path.name.rpartition("-")[2]).read_metrics() for path in row.runs),
+        )
+        for title, row in zip(row_titles(comparison), comparison.rows, strict=True)
+    ]
+
+
+def _sweeps(comparison: Comparison) -> list[Sweep]:
+    """The attacks on test images, those that differ in radius only together.
+
+    By their parameters, not by the names of columns. A step may be the same in pixels, or the same
+    part of the radius.
+    """
+    from ablation.reports.plots import Sweep
+
+    groups: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for row in comparison.rows:
+        for column, cell in row.cells.items():
+            params = cell.params
+            if cell.unit == "percent" and "attack" in params and params["split"] == "test":
+                for key in _but_for_eps(params):
+                    groups.setdefault((key, params["norm"]), {})[row.key, column] = params["eps"]
+    found = []
+    for (_, norm), eps in groups.items():
+        shortest = min((column for _, column in eps), key=len)
+        found.append(Sweep(shortest.rpartition("_eps")[0] or shortest, norm, eps))
+    return found
+
+
+def _but_for_eps(params: Mapping[str, Any]) -> list[str]:
+    """Either is equal for attacks that differ in radius only: the step in pixels, or relative."""
+    from ablation.reports.deviations import IMMATERIAL
+
+    left_out = (*IMMATERIAL, "eps", "step_size")
+    rest = {key: value for key, value in params.items() if key not in left_out}
+    step, eps = params.get("step_size"), params["eps"]
+    steps = [str(step)]
+    if isinstance(step, float) and eps > 0:
+        steps = [f"{step:.9g} pixels", f"{step / eps:.9g} eps"]
+    return [json.dumps({**rest, "step_size": text}, sort_keys=True) for text in steps]
+
+
+def _mirror(
+    comparison: Comparison, config: ReportConfig, folder: Path, images: Mapping[str, Path]
+) -> None:
+    """The table and its pictures in W&B; the workspace that shows its runs."""
+    from ablation.reports import text_tables as render
+    from ablation.reports.dashboard import dashboard
+    from ablation.runs.tracking import log_report
+
+    table = render.frame(comparison, config.strict)
+    rows = [dict(zip(table.columns, line, strict=True)) for line in table.itertuples(index=False)]
+    place = log_report(
+        config.tracking,
+        comparison.name,
+        rows,
+        images,
+        settings={"table": config.table, "recipe": config.recipe, "scale": comparison.scale},
+        tags=[],
+        directory=folder,
+    )
+    if place is not None:
+        sys.stdout.write(f"table in W&B: {place}\n")
+    if config.dashboard:
+        path = folder / "dashboard.json"
+        url = dashboard(comparison, config.tracking, path)
+        sys.stdout.write(f"dashboard: {url or path}\n")

@@ -1,0 +1,57 @@
+"""What a table says about a run, and how the run departs from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ablation.config import evaluations
+from ablation.config.experiment import Config
+from ablation.evaluation import describe
+from ablation.reports.deviations import deviations, mismatches
+from ablation.reports.records import Found, column_place
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a table says about a run: its config without what the command line changed."""
+
+    config: Config
+
+    def attack(self, column: str) -> Mapping[str, Any] | None:
+        """An attack's parameters; ``None`` if the table's evaluation does not have it."""
+        config, node = self.config, self.config.evaluation
+        metric, _ = column_place(column)
+        attack = node.attacks.get(metric)
+        if attack is None:
+            return {} if metric == "clean" or metric in node.attacks else None
+        eps = config.eps if node.eps is None else node.eps
+        return describe(attack, eps, node.norm or config.norm, config.data.classes)
+
+    def mismatches(self, found: Found) -> tuple[str, ...]:
+        """Why a number cannot stand beside the published one."""
+        if self.config.scale == "smoke":
+            return ("scale smoke, not full",)
+        wanted = self.attack(found.column)
+        if wanted is None:
+            return ("not in the table's evaluation",)
+        return mismatches(found.params, wanted)
+
+    def tags(self, config: Config, found: Found) -> tuple[str, ...]:
+        """How a run departs from the recipe, weights and images of its evaluation included."""
+        tags = list(deviations(self.config, config))
+        before, after = self.config.evaluation, config.evaluation
+        if (before.checkpoints, before.weights) != (after.checkpoints, after.weights):
+            tags.append(f"weights {found.checkpoint} ({found.weights})")
+        asked = self._images(found)
+        if not found.whole and (asked is None or found.n < asked):
+            tags.append(f"n={found.n}")
+        return tuple(tags)
+
+    def _images(self, found: Found) -> int | None:
+        """How many images the table asks for; ``None`` means all."""
+        nodes = [node for node in evaluations.evaluations(self.config) if node.split == found.split]
+        attacks = [node.attacks.get(found.metric) for node in nodes]
+        sizes = [node.n for node in nodes] + [getattr(attack, "n", None) for attack in attacks]
+        return min((size for size in sizes if size is not None), default=None)

@@ -1,0 +1,207 @@
+"""What a run directory says: its state, and every number in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ablation.config import evaluations
+from ablation.config.experiment import Config
+from ablation.errors import InputError
+from ablation.reports.comparison import Absence
+from ablation.reports.deviations import mismatches
+from ablation.runs.directory import Run, State
+
+COLLAPSED = 1.25
+"""Clean accuracy up to so many times chance, and two standard errors, is chance: a network that
+predicts one class has 11.35% on MNIST, which is 1.135 times chance."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One number in a run directory.
+
+    Attributes:
+        metric: its name.
+        split: whose images.
+        checkpoint: whose weights.
+        weights: raw or average.
+        value: in ``unit``.
+        unit: percent, margin or radius.
+        n: examples.
+        params: of the attack.
+        flags: of its evaluation.
+        eval_id: likewise.
+        examples: likewise, the Parquet file; ``None`` if it is gone.
+    """
+
+    metric: str
+    split: str
+    checkpoint: str
+    weights: str
+    value: float
+    unit: str
+    n: int
+    params: Mapping[str, Any]
+    flags: tuple[str, ...]
+    eval_id: str
+    examples: Path | None
+
+    @property
+    def column(self) -> str:
+        """``clean_val`` is clean accuracy on validation images; ``margin_train`` says it itself."""
+        named = self.split == "test" or self.metric.endswith(f"_{self.split}")
+        return self.metric if named else f"{self.metric}_{self.split}"
+
+    @property
+    def whole(self) -> bool:
+        """Is it over its whole split? A random subset hardly ever is the first n images."""
+        return self.examples is not None and _last_index(self.examples) == self.n - 1
+
+
+@dataclass(frozen=True)
+class Directory:
+    """What a run directory says.
+
+    Attributes:
+        name: of the run.
+        state: ``None`` if the run never started.
+        found: all its numbers.
+    """
+
+    name: str
+    state: State | None
+    found: tuple[Found, ...]
+
+    @property
+    def absence(self) -> Absence:
+        """Why a number is not there."""
+        if self.state is None:
+            return "missing"
+        return "not evaluated" if self.state == "done" else self.state
+
+
+def read(path: Path) -> Directory:
+    """Read a run directory; it need not exist.
+
+    Raises:
+        InputError: an evaluation's file is damaged.
+    """
+    run = Run(path, path.name.rpartition("-")[2])
+    status = run.status()
+    lost: State | None = "interrupted" if run.config_path.is_file() else None
+    files = sorted(run.evaluations.glob("*.json"))
+    found = tuple(number for file in files for number in _numbers(file))
+    return Directory(path.name, lost if status is None else status.state, found)
+
+
+def _numbers(file: Path) -> Iterator[Found]:
+    table = file.with_suffix(".parquet")
+    try:
+        record = json.loads(file.read_bytes())
+        for entry in record["entries"]:
+            if entry["value"] is not None:
+                yield Found(
+                    metric=entry["metric"],
+                    split=entry["split"],
+                    checkpoint=entry["checkpoint"],
+                    weights=entry["weights"],
+                    value=float(entry["value"]),
+                    unit=entry["unit"],
+                    n=int(entry["n"]),
+                    params=dict(entry["params"]),
+                    flags=tuple(record["flags"]),
+                    eval_id=record["eval_id"],
+                    examples=table if table.is_file() else None,
+                )
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged: move it away and evaluate again") from error
+
+
+def _last_index(examples: Path) -> int | None:
+    """The largest index in a file of examples, from its footer."""
+    import pyarrow.parquet as parquet  # most cells do without
+
+    try:
+        footer = parquet.read_metadata(examples)
+        column = footer.schema.names.index("index")
+        groups = [footer.row_group(i).column(column) for i in range(footer.num_row_groups)]
+        return max((int(group.statistics.max) for group in groups), default=None)
+    except (OSError, ValueError, AttributeError):  # damaged, or without statistics
+        return None
+
+
+def collapsed(found: Iterable[Found], classes: int) -> bool:
+    """Is the network no better than guessing, by its accuracy on most clean images?"""
+    clean = [number for number in found if number.metric == "clean"]
+    if not clean:
+        return False
+    best = max(clean, key=lambda number: (number.split == "test", number.n))
+    chance = 1 / classes
+    noise = 2 * math.sqrt(chance * (1 - chance) / max(1, best.n))
+    return best.value <= 100 * (COLLAPSED * chance + noise)
+
+
+def measured(
+    config: Config, directory: Directory, column: str, wanted: Mapping[str, Any]
+) -> Found | Absence:
+    """A run's number for a column, or why there is none.
+
+    Its own evaluation's if it is there; else, of what else was run on the same weights, the attack
+    that is nearest to the wanted one, on most images.
+    """
+    place = (evaluations.checkpoints(config)[0], evaluations.chosen_weights(config))
+    mine = [number for number in directory.found if (number.checkpoint, number.weights) == place]
+    found = [number for number in mine if number.column == column]
+    if directory.state == "failed":
+        return "failed"
+    if collapsed(mine, config.data.classes):
+        return "collapsed"
+    if not found:
+        return directory.absence
+    own = own_evaluations(config)
+    return min(
+        found, key=lambda f: (f.eval_id not in own, len(mismatches(f.params, wanted)), -f.n)
+    )  # fmt: skip
+
+
+def own_evaluations(config: Config) -> tuple[str, ...]:
+    """Ids of the evaluations that a config asks for itself."""
+    weights = evaluations.chosen_weights(config)
+    nodes = evaluations.evaluations(config)
+    return tuple(evaluations.eval_id(node, config.eps, config.norm, weights) for node in nodes)
+
+
+def column_place(column: str) -> tuple[str, str]:
+    """Metric and split of a column: ``clean_val`` is clean accuracy on validation images."""
+    return (column[:-4], "val") if column.endswith("_val") else (column, "test")
+
+
+def saved_config(run: Run) -> Mapping[str, Any]:
+    """A run's saved config.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        found = yaml.safe_load(run.config_path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"{run.config_path} cannot be read ({text}): move it away") from error
+    return found if isinstance(found, Mapping) else {}
+
+
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+    """A dotted key's value; ``None`` if it is not there."""
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node

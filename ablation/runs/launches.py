@@ -1,0 +1,43 @@
+"""Which tables and arms a run serves: written when it is launched, read by reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ablation.runs.directory import Run
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Who asked for this job: written by the sweeper, no part of the experiment.
+
+    Attributes:
+        planned_id: the ``train_id`` that was planned; a job that finds another one refuses.
+        table: name of the table, or ``None`` for a plain sweep.
+        arms: the table's arms that this run serves.
+        overrides: what the command line changed in the table, its axes apart.
+    """
+
+    planned_id: str
+    table: str | None = None
+    arms: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+
+
+def note_launch(run: Run, launch: Launch) -> None:
+    """Keep which table and arms the run serves: reports find runs with overrides by it.
+
+    Raises:
+        InputError: the directory cannot be written.
+    """
+    known = recorded_launches(run)
+    entry = {key: value for key, value in asdict(launch).items() if key != "planned_id"}
+    if launch.table is not None and entry not in known:
+        run.note(launches=[*known, entry])
+
+
+def recorded_launches(run: Run) -> list[dict[str, Any]]:
+    """Tables, arms and overrides that asked for this run."""
+    status = run.status()
+    return [] if status is None else list(status.facts.get("launches", []))

@@ -1,0 +1,222 @@
+"""Weights as bytes and back: our safetensors, and what others publish."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ablation.errors import InputError
+from ablation.runs.files import DamagedError, read_bytes
+from ablation.text import first_line
+
+DIGEST = "ablation_sha256"
+"""Metadata key of our own checksum of a file of weights."""
+
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+"""Keys under which published checkpoints keep their state dict."""
+
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every key."""
+
+
+def load_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of weights: safetensors, or a ``.pt`` or ``.pth`` that holds only tensors.
+
+    A state dict may be wrapped under ``state_dict``, ``model_state_dict``, ``model`` or ``net``,
+    and its keys may all begin with ``module.``.
+
+    Returns:
+        The state dict on the CPU, and the file's metadata (empty for ``.pt``).
+
+    Raises:
+        InputError: missing, damaged, something else altogether, or it holds pickled objects.
+    """
+    try:
+        content = read_bytes(path)
+    except DamagedError as error:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name the file of weights in it") from error
+        raise InputError(f"weights {path} cannot be read: {error}; check the path") from error
+    start = content[:256].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise InputError(f"{path} is a web page, not weights: download the file itself again")
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer, not weights: run git lfs pull")
+    try:
+        if content.startswith((b"PK", b"\x80")):
+            return _unwrap(unpickle(path, content), path), {}
+        return decode(content)
+    except DamagedError as error:
+        raise InputError(
+            f"{path} is damaged or not a file of weights ({error}): download or save it again"
+        ) from error
+
+
+def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Put a state dict into a network; memory format and device of the network stay.
+
+    Args:
+        net: the network.
+        weights: every key of its state dict, no other.
+        source: where they come from, for the message.
+
+    Raises:
+        InputError: they belong to another model; the network is untouched.
+    """
+    own = net.state_dict()
+    wrong = [
+        f"{key} is {list(weights[key].shape)} there and {list(own[key].shape)} in the model"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    problems = [
+        ("missing", [key for key in own if key not in weights]),
+        ("unexpected", [key for key in weights if key not in own]),
+        ("of another shape", wrong),
+    ]
+    found = [f"{kind}: {_some(keys)}" for kind, keys in problems if keys]
+    if found:
+        raise InputError(
+            f"{source} does not fit this model ({'; '.join(found)}); set model=... and "
+            f"model.head=... to what the weights were trained with"
+        )
+    net.load_state_dict(dict(weights))
+
+
+def encode(weights: Mapping[str, Tensor], meta: Mapping[str, str]) -> bytes:
+    """Safetensors on the CPU; contiguous copies, for it takes no shared or strided memory."""
+    tensors = {
+        key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for key, value in weights.items()
+    }
+    content = safetensors.torch.save(tensors)
+    # The library writes metadata in an order that changes from call to call; equal weights shall
+    # be equal files, so the header is completed here.
+    header, data = _header_and_data(content)
+    head = {
+        "__metadata__": {**dict(sorted(meta.items())), DIGEST: _digest(tensors, meta)},
+        **header,
+    }
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, data])
+
+
+def _header_and_data(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Header and data of a safetensors file: its first 8 bytes say where one ends."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8:end])
+    return header, memoryview(content)[end:]
+
+
+def decode(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    try:
+        tensors = safetensors.torch.load(content)
+        header, _ = _header_and_data(content)
+    except Exception as error:
+        raise DamagedError(first_line(error)) from error
+    meta = {str(key): str(value) for key, value in header.get("__metadata__", {}).items()}
+    expected = meta.pop(DIGEST, None)
+    if expected is not None and expected != _digest(tensors, meta):
+        raise DamagedError("it does not match its sha256")
+    return tensors, meta
+
+
+def _digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
+    """Of names, types, shapes, bytes and metadata."""
+    found = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
+    for key in sorted(tensors):
+        value = tensors[key]
+        found.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def unpickle(path: Path, content: bytes) -> object:
+    """Read a ``.pt`` file that holds only tensors and plain types: no code runs.
+
+    Raises:
+        DamagedError: it holds anything else, or is cut.
+    """
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"(?:GLOBAL|global:?)\s+`?([\w.]+)", str(error))
+        if refused is None:
+            raise DamagedError(first_line(error)) from error
+        raise InputError(
+            f"{path} holds pickled objects ({refused[1]}), which could run code, so it is refused; "
+            f"if you trust it, re-save its state dict alone with torch.save"
+        ) from error
+    except Exception as error:
+        raise DamagedError(first_line(error)) from error
+
+
+def _unwrap(found: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(found, Mapping):
+        for key in WRAPPERS:
+            if isinstance(found.get(key), Mapping):
+                found = found[key]
+                break
+    if not isinstance(found, Mapping) or not found:
+        raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors")
+    for key, value in found.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{path} holds no state dict: {key!r} is {type(value).__name__}, not a tensor; "
+                f"save model.state_dict() alone"
+            )
+    for prefix in PREFIXES:
+        if all(str(key).startswith(prefix) for key in found):
+            found = {str(key).removeprefix(prefix): value for key, value in found.items()}
+    return {str(key): value for key, value in found.items()}
+
+
+def plain_copy(value: Any, place: str) -> Any:
+    """A copy of nested data that ``weights_only=True`` is sure to accept, tensors on the CPU.
+
+    Subclasses (an np.float64 is a float) become the plain type; views become tensors of their own,
+    for torch.save would write the whole storage behind them.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, (int, str)):
+                raise TypeError(f"{place}: key {key!r} must be text or a whole number")
+        return {key: plain_copy(entry, f"{place}.{key}") for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        entries = [plain_copy(entry, f"{place}[{i}]") for i, entry in enumerate(value)]
+        return entries if isinstance(value, list) else tuple(entries)
+    raise TypeError(f"{place} is {type(value).__name__}: only tensors and plain types are saved")
+
+
+def _some(keys: Iterable[str], shown: int = 3) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(keys[:shown]) + more

@@ -1,0 +1,216 @@
+"""What parts see of a training step: its points, and the forwards made so far."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from ablation.models.folding import Folded
+from ablation.models.net import Net
+from ablation.numerics.double_backward import TwiceDifferentiable
+from ablation.numerics.modes import BatchNormReplay, crafting, mode
+from ablation.numerics.precision import Precision, full_precision
+from ablation.random import generator
+from ablation.training.method import CLEAN
+from ablation.types import AttackMode, Batch, Clock, Crafted, EvalView, Output
+
+
+class StepViews:
+    """The views of one step on one network; implements ``types.Views``.
+
+    Args:
+        net: the network that passes run on.
+        batch: the mini-batch.
+        clock: where training stands.
+        precision: context of every forward, for autocast.
+        crafted: points found so far, shared between the networks of a step.
+        observed: views to differentiate with respect to, and their layers (``Method.observed``).
+        seed: of the run; keys what terms draw.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        batch: Batch,
+        clock: Clock,
+        precision: Precision,
+        crafted: dict[str, Crafted] | None = None,
+        observed: Mapping[str, Sequence[str]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.net, self.batch, self.clock = net, batch, clock
+        self._observed, self._seed = observed or {}, seed
+        self._seen: dict[tuple[str, str], Tensor] = {}
+        self._precision = precision
+        self._searched = net
+        self._crafted = {} if crafted is None else crafted
+        self._outputs: dict[str, Output] = {}
+        self._evaluated: dict[tuple[str, bool, bool], EvalView] = {}
+        self._replays: dict[str, BatchNormReplay] = {}
+
+    def on(self, net: Net) -> StepViews:
+        """The same points seen by other weights: no pass is done yet."""
+        return StepViews(
+            net, self.batch, self.clock, self._precision, self._crafted, self._observed, self._seed
+        )
+
+    def add(self, name: str, crafted: Crafted) -> None:
+        """Store what a crafter found."""
+        self._crafted[name] = crafted
+
+    def crafted(self, name: str) -> Crafted:
+        """The result of ``craft:<name>``."""
+        return self._crafted[name]
+
+    def all_crafted(self) -> Mapping[str, Crafted]:
+        """The results of all crafters so far, by name."""
+        return self._crafted
+
+    def x(self, name: str) -> Tensor:
+        """Points of a view [R, C, H, W]."""
+        return self.batch.x if name == CLEAN else self._crafted[name].x
+
+    def _rows(self, name: str) -> Tensor | None:
+        return None if name == CLEAN else self._crafted[name].rows
+
+    def y(self, name: str) -> Tensor:
+        """Labels of a view's points [R]."""
+        rows = self._rows(name)
+        return self.batch.y if rows is None else self.batch.y[rows]
+
+    def scatter(self, name: str, values: Tensor) -> Tensor:
+        """Spread values [R] of a view's points over the batch [N], zero elsewhere."""
+        rows = self._rows(name)
+        if rows is None:
+            return values
+        return values.new_zeros(len(self.batch.y)).index_put((rows,), values)
+
+    def run(self, name: str, remember: bool = False) -> None:
+        """The train-mode pass of a view; ``remember`` prepares a later ``bn:<view>``.
+
+        An empty set of points passes without a forward: BatchNorm cannot normalise nothing.
+        """
+        x = self.x(name)
+        if len(x) == 0:
+            classes = self.eval(CLEAN).output.logits.shape[1]
+            self._outputs[name] = Output(x.new_zeros(0, classes), x.new_zeros(0, 1))
+            return
+        if remember:
+            self._replays[name] = BatchNormReplay(self.net)
+        with self._precision(), self._observing(name, x) as x:
+            self._outputs[name] = self.net.output(x)
+        if remember:
+            self._replays[name].mark()
+
+    @contextlib.contextmanager
+    def _observing(self, name: str, x: Tensor) -> Iterator[Tensor]:
+        """Keep what terms differentiate with respect to; yields the pass's input."""
+        layers = self._observed.get(name, ())
+        if "" in layers:
+            x = self._seen[name, ""] = x.detach().requires_grad_(True)
+        with contextlib.ExitStack() as hooks:
+            for layer in filter(None, layers):
+                module = self.net.body.get_submodule(layer)
+                hooks.enter_context(_keeping(module, self._seen, (name, layer)))
+            yield x
+
+    def at(self, name: str, layer: str = "") -> Tensor:
+        """What a pass saw at a layer of the body [R, ...]; "" is its input."""
+        return self._seen[name, layer]
+
+    def replay(self, name: str) -> None:
+        """``bn:<view>``."""
+        if len(self.x(name)) > 0:
+            self._replays[name].replay()
+
+    def done(self, name: str) -> bool:
+        """Has the pass of this view been made?"""
+        return name in self._outputs
+
+    def logits(self, name: str) -> Tensor:
+        """Plain train-mode logits [R, K]."""
+        return self._outputs[name].logits
+
+    def loss_logits(self, name: str) -> Tensor:
+        """Train-mode logits for classification terms [R, K]."""
+        output = self._outputs[name]
+        if len(output.logits) == 0:
+            return output.logits
+        return self.net.loss_logits(output, self.y(name), self.clock.step)
+
+    def rng(self, stream: str) -> torch.Generator:
+        """Random numbers of a stream, keyed by seed and step."""
+        return generator(self._seed, stream, self.clock.step, self.batch.x.device)
+
+    def nothing(self) -> Tensor:
+        """A loss of 0 that still reaches the parameters: all gates are closed."""
+        return sum((out.logits.sum() * 0.0 for out in self._outputs.values()), torch.zeros(()))
+
+    def eval(self, name: str, input_grad: bool = False) -> EvalView:
+        """Evaluation-mode forward, memoised per view and gradient mode.
+
+        With ``input_grad`` the forward is in full precision, for it is differentiated twice.
+        """
+        key = (name, input_grad, torch.is_grad_enabled())
+        if key not in self._evaluated:
+            x = self.x(name).detach()
+            if input_grad:
+                x.requires_grad_(True)
+            manner = self._twice if input_grad else self._precision
+            with mode(self.net, training=False), manner():
+                self._evaluated[key] = EvalView(x, self.net.output(x))
+        return self._evaluated[key]
+
+    @contextlib.contextmanager
+    def _twice(self) -> Iterator[None]:
+        with self._exactly(), TwiceDifferentiable():
+            yield
+
+    def _exactly(self) -> AbstractContextManager[None]:
+        return full_precision(self.batch.x.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of arbitrary points in the mode of the running pass."""
+        with self._precision():
+            logits: Tensor = self._searched(x)
+        return logits
+
+    @contextlib.contextmanager
+    def searching(
+        self, bn: AttackMode, folded: Folded | None, exact: bool = False
+    ) -> Iterator[None]:
+        """``forward`` in the mode of a search; evaluation mode takes the folded copy if given.
+
+        An ``exact`` search is in full precision whatever the run's.
+        """
+        precision = self._precision
+        with contextlib.ExitStack() as stack:
+            if exact:  # backward passes of the search, too
+                stack.enter_context(self._exactly())
+                self._precision = contextlib.nullcontext
+            if bn == "eval" and folded is not None:
+                self._searched = folded.refresh()
+            else:
+                stack.enter_context(crafting(self.net, bn))
+            yield
+        self._searched, self._precision = self.net, precision
+
+
+@contextlib.contextmanager
+def _keeping(
+    module: nn.Module, store: dict[tuple[str, str], Tensor], key: tuple[str, str]
+) -> Iterator[None]:
+    """Store the module's output."""
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        store[key] = output
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,6 +1,0 @@
-"""Weights: how much each example counts in a term."""
-
-from ablation.weights.mail import ProbabilisticMargin
-from ablation.weights.mart import OneMinusTrueProbability
-
-__all__ = ["OneMinusTrueProbability", "ProbabilisticMargin"]
