@@ -26,7 +26,7 @@ from ablation.config import folders, overrides
 from ablation.runs.directory import Run
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.request import open_table
-from tests.fake_runs import fake_run
+from tests.support.fake_runs import fake_run
 
 BIN = Path(sys.executable).parent
 GRID = "lr=range(0.01,0.51,0.01)"

@@ -20,9 +20,9 @@ from ablation.training.method import Method
 from ablation.training.step import craft, train_step
 from ablation.training.views import StepViews
 from ablation.types import Clock, Crafted
-from tests.helpers import compose_config
-from tests.parts import largest_difference, sgd, small_batch, small_net
+from tests.support.configs import compose_config
 from tests.support.options import COMPONENTS, CONF, completed, options
+from tests.support.parts import largest_difference, sgd, small_batch, small_net
 
 METHODS = options("method")
 TOYS = {  # what lets a preset find points on toy images, in any norm, whatever the batch's order

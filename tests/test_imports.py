@@ -123,3 +123,18 @@ def test_these_start_without_torch_and_wandb(modules):
     code = f"import sys, {names}; print(sorted({{'torch', 'wandb'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+TESTS = Path(__file__).parent
+
+
+def test_no_test_module_imports_another():
+    for path in TESTS.rglob("test_*.py"):
+        names = {name for name in imported(path) if name.startswith("tests.")}
+        assert all(name.startswith("tests.support") for name in names), path
+
+
+def test_tests_lie_in_the_rooms_of_what_they_test():
+    rooms = {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
+    folders = {path.parent.name for path in TESTS.glob("*/test_*.py")}
+    assert folders <= rooms

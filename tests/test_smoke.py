@@ -17,7 +17,7 @@ from ablation.sweeps.planning import Planner
 from ablation.sweeps.published import load_published, published_path
 from ablation.sweeps.request import open_table
 from ablation.sweeps.tables import table_names, table_path
-from tests.fake_runs import fake_run
+from tests.support.fake_runs import fake_run
 
 ARMS = [
     (name, arm)

@@ -1,0 +1,276 @@
+"""The command line as a user meets it: help, completion, mistakes, signals, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablation.commands import cli, train
+from ablation.config.folders import conf_dir, register_components
+from tests.support.configs import compose_config, compose_plain
+
+BIN = Path(sys.executable).parent
+
+
+def problems(*overrides: str) -> list[str]:
+    register_components(conf_dir())
+    return cli.preflight("config", conf_dir(), overrides, train.check)
+
+
+def shell(*command: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_every_mistake_of_a_command_line_is_reported_at_once():
+    found = "\n".join(
+        problems(
+            *("model=resnet81", "data=cifr10", "epoch=3", "lr=fast", "eps=-8/255"),
+            *("attack.step=2", "method.terms.ce.coeff=2", "component.awp.gamma=0.1", "seed=0,1"),
+        )
+    )
+    for expected in (
+        "model=resnet81: no such option; did you mean resnet18?",
+        "data=cifr10: no such option; did you mean cifar10?",
+        "epoch=3: unknown key; did you mean epochs?",
+        "lr='fast': expected a number",
+        "attack.step=2: unknown key; did you mean steps?",
+        "method.terms.ce.coeff=2: unknown key; did you mean coef?",
+        "component.awp.gamma=0.1: no effect, component.awp is disabled; add component/awp=enabled",
+        "seed=0,1: several values need --multirun (-m)",
+    ):
+        assert expected in found, found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eps=-8/255"], "eps=-0.0313725 and scale=1 must not be negative"),
+        (["eps=huge"], "eps='huge': not a number; write for example 8/255"),
+        (["norm=l7"], "norm='l7': choose from linf, l2"),
+        (["epochs=0"], "epochs=0: at least 1"),
+        (["model.head=conic"], "model.head='conic'"),
+        (["data.val_size=0"], "set data.val_size=1000 or selection.metric=last"),
+        (["selection.n=9999"], "selection.n=9999: must lie between 1 and data.val_size"),
+        (["evaluation.weights=average"], "set average=ema or weights=raw"),
+        (["method=trades", "attack.start=clean"], "no gradient at the clean image"),
+        (["method.passes=[adv,craft:adv,step]"], "adv comes before craft:adv"),
+        (["~method.terms.ce"], "terms"),
+        (["component/awp=enabled", "component.awp.terms=[kl]"], "the method has ce"),
+        (["data=mnist", "data.source.download=false", "data_dir=nowhere"], "data_dir"),
+        (["runtime.device=cuda:77"], "CUDA devices are visible; set runtime.device=auto"),
+        (["runtime.device=tpu"], "choose auto, cpu, cuda"),
+        (["optim.nesterov=true", "optim.momentum=0.0"], "nesterov=true needs momentum"),
+        (["schedule=piecewise", "schedule.milestones=[9,5]"], "must increase"),
+        (["++method.budget._target_=os.system"], "only classes under ablation."),
+        (["lr="], "lr"),
+        (["init_from=nowhere"], "init_from=nowhere: no finished run there"),
+        (["batch_size=9999"], "batch_size=9999: there are 1287 images to train on"),
+        (["data.val_size=1437"], "data.val_size=1437: this training set allows 10"),
+        (["data.train_size=1288"], "data.train_size=1288: this training set allows 10"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(overrides, message):
+    found = problems(*overrides)
+    assert any(message in problem for problem in found), found
+
+
+def test_a_wrong_value_is_told_once_and_not_of_the_keys_that_take_it():
+    assert [problem.split(":")[0] for problem in problems("eps=huge")] == ["eps='huge'"]
+    both = problems("eps=huge", "method.budget.eps=vast")
+    assert [problem.split(":")[0] for problem in both] == ["method.budget.eps='vast'", "eps='huge'"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+method.terms.kl.term={_target_: ablation.terms.KL, view: boundary}",
+        "+method.terms.ce.weight={_target_: ablation.weights.ProbabilisticMargin, view: boundary}",
+        "+method.terms.ce.weight={_target_: ablation.weights.OneMinusTrueProbability, "
+        "view: boundary}",
+    ],
+)
+def test_what_needs_every_sample_is_refused_points_of_some(override):
+    subset = [
+        f"component/{name}=enabled"
+        for name in ("margin_maximization", "fab_margin", "soft_boundary", "closed_form_gradient")
+    ]
+    assert not problems("method=at", *subset)
+    found = problems("method=at", *subset, override)
+    assert any("needs every sample, but the view boundary" in problem for problem in found), found
+
+
+def test_good_command_lines_have_no_problems():
+    assert problems() == []
+    assert (
+        problems("eps=8/255", "attack.step_size=2/255", "method=mart", "component/awp=enabled")
+        == []
+    )
+
+
+def test_fractions_are_numbers_in_the_config():
+    config = compose_config("eps=8/255", "attack.step_size=2/255")
+    assert config.eps == 8 / 255
+    crafter: Any = config.method.crafters["adv"]
+    assert crafter.step_size == 0.25
+
+
+def test_a_part_can_be_changed_added_and_removed():
+    config = compose_config(
+        "method=trades",
+        "method.terms.kl.coef=3",
+        "~method.roles.classify",
+        "+method.terms.extra={term: {_target_: ablation.terms.BoostedCrossEntropy}, coef: 0.5}",
+    )
+    assert config.method.terms["kl"].coef == 3
+    assert set(config.phases[0].method.terms) == {"ce", "kl", "extra"}
+
+
+def test_component_columns_are_always_complete():
+    assert compose_config().container()["component"]["awp"] == {"enabled": False}
+    assert compose_plain()["component"]["awp"] == {"enabled": False}
+
+
+def test_help_teaches_and_lists_the_groups():
+    found = shell("ablation-train", "--help")
+    assert found.returncode == 0
+    methods = "method: at, dyart, elsayed, mart, standard, trades"
+    for expected in ("ablation-train method=trades", methods, "eps:"):
+        assert expected in found.stdout
+    assert "component/awp: disabled, enabled" in found.stdout
+    assert shell("ablation-evaluate", "--help").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("method=t", "method=trades"), ("attack.st", "attack.steps=")]
+)
+def test_shell_completion_answers(typed, expected):
+    line = f"ablation-train {typed}"
+    found = shell(
+        "ablation-train",
+        "-sc",
+        "query=bash",
+        COMP_LINE=line,
+        COMP_POINT=str(len(line)),
+        _HYDRA_OLD_COMP="1",
+    )
+    assert expected in found.stdout.split()
+
+
+def test_bad_input_exits_with_1_before_anything_starts(tmp_path):
+    found = shell("ablation-train", "epochs=many", "modle=mlp", cwd=tmp_path)
+    assert found.returncode == 1
+    assert "2 problems in the configuration; nothing was started" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_saves_exits_with_75_and_the_same_command_resumes(tmp_path):
+    command = [
+        str(BIN / "ablation-train"),
+        *("epochs=400", "evaluation=none", "tracking.mode=disabled", "runs_dir=runs"),
+        *("attack.steps=1", "selection.every=1000"),
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("runs/*/metrics.jsonl")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    (run,) = tmp_path.glob("runs/*-*")
+    assert '"interrupted"' in (run / "status.json").read_text()
+    done = len((run / "metrics.jsonl").read_text().splitlines())
+    again = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if len((run / "metrics.jsonl").read_text().splitlines()) > done:
+            break
+        time.sleep(0.1)
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=60)
+    assert again.returncode == 75
+    epochs = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(epochs) == len(set(epochs)) > done
+
+
+def test_a_read_only_folder_is_one_line(tmp_path):
+    blocked = tmp_path / "runs"
+    blocked.write_text("a file where the folder should be")
+    found = shell("ablation-train", "epochs=1", "tracking.mode=disabled", cwd=tmp_path)
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: ")
+    assert "runs" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts():
+    assert problems("-m", "seed=0,1", "method=at,trades") == []
+    found = problems("-m", "eps=0.1,-0.1", "seed=0,1", "method=at,trads")
+    text = "\n".join(found)
+    assert "method=trads: no such option; did you mean trades?" in text
+    assert "must not be negative (in job eps=-0.1 seed=0 and 1 more)" in text
+
+
+def test_keys_that_the_yaml_does_not_spell_out_can_be_set(tmp_path):
+    found = shell(
+        *("ablation-train", "method.terms.ce.gate.stop=1", "method.crafters.adv.start_std=0.01"),
+        *("epochs=2", "tracking.mode=disabled", "evaluation=none", "attack.steps=1"),
+        cwd=tmp_path,
+    )
+    assert found.returncode == 0, found.stderr
+    (config,) = tmp_path.glob("runs/*/config.yaml")
+    assert "start_std: 0.01" in config.read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eps=8"], "did you mean 8/255?"),
+        (["attack.step_size=-2/255"], "must not be negative"),
+        (["schedule=piecewise"], "the rate never falls"),
+        (["selection.attack.steps=0"], "steps must be at least 1"),
+        (["method.passes=[craft:adv,adv,step,bn:adv]"], "comes after step"),
+    ],
+)
+def test_what_would_silently_train_something_else_is_refused(overrides, message):
+    assert any(message in problem for problem in problems(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["component.awp.enabled=true"], "add component/awp=enabled"),
+        (["component.awp=enabled"], "write component/awp=enabled"),
+        (["component.awp.gamma=0.1"], "component.awp is disabled"),
+        (["seed=-1"], "between 0 and 2^63"),
+        (["data.name=../x"], "they name the run's folder"),
+        (["evaluation.n=0"], "at least 1"),
+    ],
+)
+def test_a_single_mistake_is_enough(overrides, message):
+    assert any(message in problem for problem in problems(*overrides))
+
+
+def test_options_in_a_folder_of_ones_own(tmp_path):
+    for name in ("method", "component/gentle"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [trades, _self_]\nname: mine\n")
+    own = tmp_path / "component" / "gentle" / "enabled.yaml"
+    own.write_text("_target_: ablation.components.Awp\ngamma: 0.001\n")
+    arguments = ("--config-dir", str(tmp_path))
+    assert problems(*arguments, "method=mine", "+component/gentle=enabled") == []
+    assert any("did you mean mine?" in p for p in problems(*arguments, "method=mina"))

@@ -1,0 +1,245 @@
+"""``ablation-report`` as a user meets it: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from ablation.commands import cli, report
+from ablation.config import compose, folders, overrides
+from ablation.errors import DONE, ConfigError, InputError
+from ablation.evaluation import AutoAttack
+from ablation.jobs import evaluate as assess
+from ablation.reports import plots, publish
+from ablation.runs.directory import find_runs
+from ablation.sweeps.planning import Planner
+from ablation.sweeps.request import open_table
+from tests.support.configs import compose_config, compose_plain
+from tests.support.fake_runs import fake_evaluation, fake_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two arms of the demo, three seeds."""
+    folders.register_components(folders.conf_dir())
+    place = tmp_path / "runs"
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
+        cli_ = [f"++runs_dir={place}"]
+        for job in Planner(open_table("demo"), cli_, ["at", "trades"]).plan().jobs:
+            better = job.points[0].arm == "trades"
+            values = {"clean": 90, "apgd_ce": 50 if better else 40 + job.config.seed}
+            fake_run(job.config, values)
+    return place
+
+
+@pytest.fixture
+def go(tmp_path):
+    def run(*arguments):
+        texts = [overrides.letting_in(text) for text in report.take_in(list(arguments))]
+        with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
+            container = compose.to_plain(hydra_compose("report", texts))
+        problems = report.check(container)
+        if problems:
+            raise ConfigError(problems)
+        return report.run(container)
+
+    yield run
+    GlobalHydra.instance().clear()
+
+
+def test_a_table_is_printed_and_written(go, runs, tmp_path, capsys):
+    assert go("table=demo", f"runs_dir={runs}", f"out={tmp_path}/out", "against=at") == DONE
+    out = capsys.readouterr().out
+    assert "41.0 ±2.5 (3)" in out
+    assert "missing 3" in out
+    assert "+9.0 ±2.5 (3) *" in out
+    with (tmp_path / "out/demo/table.csv").open() as file:
+        rows = {(row["key"], row["column"]): row for row in csv.DictReader(file)}
+    assert float(rows["at", "apgd_ce"]["mean"]) == pytest.approx(41.0)
+    assert rows["at", "apgd_ce"]["n_runs"] == "3"
+    assert rows["mart", "apgd_ce"]["mean"] == ""
+    assert "41.0" in (tmp_path / "out/demo/table.md").read_text()
+    assert r"\toprule" in (tmp_path / "out/demo/table.tex").read_text()
+    assert (tmp_path / "out/demo/clean_against_robust.png").stat().st_size > 1000
+
+
+def test_margins_over_epochs_are_drawn_where_runs_have_them(go, runs, tmp_path, capsys):
+    def curves() -> set[str]:
+        folder = tmp_path / "out/demo"
+        return {p.name for p in folder.glob("*.png")} & {
+            *("margin_quantiles.png", "effective_margins.png")
+        }
+
+    arguments = ("table=demo", f"runs_dir={runs}", f"out={tmp_path}/out")
+    assert go(*arguments) == DONE
+    assert curves() == set()
+    out = capsys.readouterr().out
+    assert "not drawn: margin_quantiles: no run measured margins (monitor.enabled=true)" in out
+    assert "not drawn: effective_margins: " in out
+    run = next(run for run in find_runs(runs) if "trades" in run.path.name)
+    quantiles = {f"margin_q{q}": q / 1000 for q in (0, 25, 50, 75, 100)}
+    run.log_metrics({"epoch": 0, "margin_split": "val", "margin_norm": "linf", **quantiles})
+    assert go(*arguments) == DONE
+    assert curves() == {"margin_quantiles.png"}
+    out = capsys.readouterr().out
+    assert "margin_quantiles.pdf" in out
+    assert "not drawn: margin_quantiles" not in out
+    assert go(f"runs={runs}", "by=method", f"out={tmp_path}/any") == DONE
+    assert (tmp_path / "any/runs/margin_quantiles.png").is_file()
+
+
+FIGURE3 = {2 * i: 80.0 - 5 * i for i in range(1, 9)}
+"""Robust accuracy by radius in 1/255, as the test runs have it."""
+
+
+@pytest.fixture
+def swept(runs):
+    """The runs, with what ``ablation-evaluate run=... evaluation=emr_figure3`` adds to them."""
+    node = compose_config("evaluation=emr_figure3").evaluation
+    values = {"clean": 90, **{f"aa_eps{k}": value for k, value in FIGURE3.items()}}
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
+        planner = Planner(open_table("demo"), [f"++runs_dir={runs}"], ["at", "trades"])
+        for job in planner.plan().jobs:
+            fake_evaluation(replace(job.config, evaluation=node), values)
+    return runs
+
+
+def drawn(monkeypatch):
+    """The sweeps that the figure is given, call by call."""
+    found = []
+    monkeypatch.setattr(
+        plots, "robust_over_eps", lambda table, sweeps, strict: found.append((table, sweeps))
+    )
+    return found
+
+
+def test_accuracy_over_eps_is_drawn_where_an_attack_was_run_at_two_radii(
+    go, swept, tmp_path, capsys
+):
+    figure = tmp_path / "out/runs/robust_over_eps.png"
+    assert go(f"runs={swept}", "by=method", f"out={tmp_path}/out") == DONE
+    assert figure.stat().st_size > 1000
+    out = capsys.readouterr().out
+    assert "robust_over_eps.pdf" in out
+    assert "not drawn: robust_over_eps" not in out
+
+
+def test_accuracy_over_eps_needs_another_radius(go, runs, tmp_path, capsys):
+    stale = tmp_path / "out/runs/robust_over_eps.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    assert go(f"runs={runs}", "by=method", f"out={tmp_path}/out") == DONE
+    assert not stale.exists()
+    reason = "not drawn: robust_over_eps: no row was attacked at two radii (ablation-evaluate run="
+    assert reason in capsys.readouterr().out
+
+
+def test_radii_are_read_from_the_runs(go, swept, tmp_path, monkeypatch):
+    found = drawn(monkeypatch)
+    go(f"runs={swept}", "by=method", f"out={tmp_path}/out")
+    ((table, sweeps),) = found
+    (sweep,) = [sweep for sweep in sweeps if sweep.metric == "aa"]
+    assert sweep.norm == "linf"
+    assert sweep.eps == {
+        (row.key, f"aa_eps{k}"): pytest.approx(k / 255) for row in table.rows for k in FIGURE3
+    }
+    assert not any(column == "clean" for each in sweeps for _, column in each.eps)
+
+
+def test_only_the_radius_and_a_step_that_goes_with_it_may_differ():
+    def same(before, after):
+        return bool(set(publish._but_for_eps(before)) & set(publish._but_for_eps(after)))
+
+    pgd = {"attack": "pgd", "steps": 20, "step_size": 0.01, "eps": 0.04, "seed": 0, "norm": "linf"}
+    assert same(pgd, pgd | {"eps": 0.08})
+    assert same(pgd, pgd | {"eps": 0.08, "step_size": 0.02, "seed": 1, "eps_text": "x"})
+    assert not same(pgd, pgd | {"eps": 0.08, "step_size": 0.015})
+    assert not same(pgd, pgd | {"eps": 0.08, "steps": 10})
+    assert not same(pgd, pgd | {"eps": 0.08, "norm": "l2"})
+    square = {"attack": "square", "queries": 5000, "eps": 0.0, "norm": "linf"}
+    assert same(square, square | {"eps": 0.1})
+
+
+def test_margins_at_adversarial_points_are_no_accuracy_over_eps(go, runs, tmp_path, monkeypatch):
+    for run in find_runs(runs):
+        for file in run.evaluations.glob("*.json"):
+            record = json.loads(file.read_text())
+            for entry in record["entries"]:
+                entry["unit"] = "margin"
+            file.write_text(json.dumps(record))
+    found = drawn(monkeypatch)
+    go(f"runs={runs}", "by=method", f"out={tmp_path}/out")
+    assert [sweeps for _, sweeps in found] == [[]]
+
+
+def test_the_radii_of_emrs_figure_are_an_evaluation(runs):
+    config = compose_config("evaluation=emr_figure3", "eps=0.031")
+    attacks = config.evaluation.attacks
+    assert list(attacks) == ["clean", *(f"aa_eps{k}" for k in FIGURE3)]
+    assert [attacks[f"aa_eps{k}"] for k in FIGURE3] == [AutoAttack(eps=k / 255) for k in FIGURE3]
+    asked = [f"run='{next(iter(find_runs(runs))).path}'", "evaluation=emr_figure3"]
+    assert assess.check(compose_plain(*asked, config_name="evaluate")) == []
+
+
+def test_keys_of_the_runs_are_told_from_its_own():
+    taken = report.take_in(["table=demo", "epochs=5", "component/awp=disabled", "seed=0,1",
+                            "by=method,component.awp", "tracking.mode=offline", "-m"])  # fmt: skip
+    assert taken == [
+        *("table=demo", "by=[method,component.awp]", "tracking.mode=offline", "-m"),
+        "recipe=['epochs=5','component/awp=disabled','seed=0,1']",
+    ]
+
+
+def test_overrides_find_the_runs_launched_with_them(go, runs, tmp_path, capsys):
+    assert go("table=demo", "row=at", "seed=2", f"runs_dir={runs}", "plots=false",
+              f"out={tmp_path}/out") == DONE  # fmt: skip
+    assert "42.0 (1)" in capsys.readouterr().out
+    go("table=demo", "row=at", "epochs=3", f"runs_dir={runs}", "plots=false", f"out={tmp_path}/o")
+    assert "42.0" not in capsys.readouterr().out
+
+
+def test_any_runs_side_by_side(go, runs, tmp_path, capsys):
+    assert go(f"runs={runs}", "by=method", f"out={tmp_path}/out", "plots=false") == DONE
+    out = capsys.readouterr().out
+    assert "\nat " in out
+    assert "50.0 ±0.0 (3)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give table=<name>, or runs=<folder>"),
+        (["table=demo", "runs=x"], "give either table=<name> or runs=<folder>"),
+        (["table=dem"], "table=dem: did you mean demo?"),
+        (["table=demo", "row=nope"], "row=nope"),
+        (["runs=/nowhere/at/all"], "runs=/nowhere/at/all: no such folder"),
+        (["runs=x", "epochs=4"], "epochs=4: only with table="),
+        (["runs=x", "dashboard=true"], "dashboard=true: only with table="),
+        (["table=demo", "epoch=4"], "epoch=4: unknown key; did you mean epochs?"),
+        (["table=demo", "against=nope"], "nope"),
+        (["table=demo", "strict=maybe"], "strict='maybe': expected true or false"),
+    ],
+)
+def test_mistakes_are_named(go, arguments, message, tmp_path):
+    with pytest.raises(InputError) as caught:
+        go(*arguments, f"out={tmp_path}/out")
+    assert message in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_named(go, runs, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        go("table=demo", f"runs_dir={runs}", f"out={tmp_path}/file", "plots=false")
+
+
+def test_the_command_line_says_what_it_takes(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ablation-report", "--help"])
+    with pytest.raises(SystemExit):
+        cli.run("report", report.run, report.check)
+    assert "ablation-report table=demo against=at" in capsys.readouterr().out

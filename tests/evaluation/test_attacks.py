@@ -1,0 +1,421 @@
+"""Single attacks: the specification's numeric cases (T1, T13, the L3 trap) and their contracts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from ablation.config.parser import Parser
+from ablation.errors import InputError
+from ablation.evaluation import (
+    ApgdCe,
+    ApgdDlr,
+    ApgdT,
+    Attack,
+    AutoAttack,
+    FabT,
+    Fgsm,
+    Pgd,
+    Spsa,
+    Square,
+    autoattack,
+)
+from ablation.numerics.functional import lp_norm, margin
+from ablation.random import generator
+from ablation.types import Norm
+
+CONF = Path(__file__).parents[2] / "conf" / "evaluation"
+F64 = torch.float64
+
+
+class Linear(nn.Module):
+    """logits = flatten(x) W^T + b, counting its forward passes and the images in them."""
+
+    def __init__(self, weight, bias=0.0) -> None:
+        super().__init__()
+        self.weight = torch.as_tensor(weight, dtype=F64)
+        self.bias = torch.as_tensor(bias, dtype=F64)
+        self.passes = self.images = 0
+
+    def forward(self, x):
+        self.passes += 1
+        self.images += len(x)
+        return x.flatten(1).to(F64) @ self.weight.T + self.bias
+
+
+TWO = Linear([[1.0, -1], [-1, 1]])
+"""T1.1: two classes on two pixels."""
+
+
+def l3(fourth: bool = False) -> Linear:
+    """Three linear classes on four pixels; a fourth never wins but makes DLR-T possible."""
+    weight = [[1.0, -2, 0.5, 0.3], [-0.5, 1, 0.25, -0.6], [0.2, 0.4, -1, 0.8]]
+    bias = [0.1, -0.2, 0.05]
+    return Linear([*weight, [0.0] * 4], [*bias, -10.0]) if fourth else Linear(weight, bias)
+
+
+X0 = torch.tensor([[[[0.6, 0.3], [0.5, 0.4]]]], dtype=F64)
+Y0 = torch.tensor([0])
+"""L3's first point; its L-inf margin is .0692308."""
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def close(actual, expected, atol=1e-6) -> None:
+    wanted = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual, wanted, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("eps", "steps", "expected"),
+    [
+        (8, 1, [[0.492157, 0.997843], [0.002157, 0.407843]]),
+        (8, 10, [[0.468627, 1.0], [0.0, 0.431373]]),
+        (4, 10, [[0.484314, 1.0], [0.0, 0.415686]]),  # T1.2
+    ],
+)
+def test_t1_1_pgd_reaches_the_corner_of_ball_and_box(eps, steps, expected):
+    x = torch.tensor([[0.5, 0.99], [0.01, 0.4]], dtype=F64).view(2, 1, 1, 2)
+    attack = Pgd(steps, step_size=1 / 4, start="clean")
+    found = attack(TWO, x, torch.zeros(2, dtype=torch.long), eps / 255, "linf", rng())
+    close(found.flatten(1), expected)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fgsm_is_one_full_step_on_cross_entropy(norm):
+    x = X0.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(nn.functional.cross_entropy(l3()(x), Y0), x)
+    step = grad.sign() if norm == "linf" else grad / grad.norm()
+    close(Fgsm()(l3(), X0, Y0, 0.031, norm, rng()), X0 + 0.031 * step)
+
+
+@pytest.mark.parametrize(
+    ("eps", "phi"), [(0.08, 0.024), (0.1, -0.06), (0.031, 0.2298)], ids=["trap", "wide", "narrow"]
+)
+def test_l3_where_cross_entropy_misleads_pgd(eps, phi):
+    attack = Pgd(100, step_size=1 / 4, start="clean")
+    found = attack(l3(), X0, Y0, eps, "linf", rng())
+    close(margin(l3()(found), Y0), [phi], atol=1e-4)
+    # The direction (-, +, -, -) is constant, so one step is as good as a hundred.
+    close(margin(l3()(Fgsm()(l3(), X0, Y0, eps, "linf", rng())), Y0), [phi], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("attack", "fourth"),
+    [
+        (FabT(n_iter=20), False),
+        (ApgdDlr(n_iter=20), False),
+        (AutoAttack("custom", n_iter=20, queries=10), False),
+        (Pgd(20, 0.25, "clean", loss="cw"), False),
+        (ApgdT(n_iter=20), True),
+        (FabT(n_iter=20), True),
+        (Square(queries=200), True),
+        (Spsa(samples=64, iterations=40), True),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, bool) else None,
+)
+def test_l3_is_broken_by_attacks_on_the_margin(attack, fourth):
+    model = l3(fourth)
+    found = attack(model, X0, Y0, 0.08, "linf", rng())
+    assert margin(model(found), Y0).item() < 0
+    assert lp_norm(found - X0, "linf").item() <= 0.08 + 1e-6
+
+
+def test_fab_finds_l3s_margin():
+    found = FabT(n_iter=20)(l3(), X0, Y0, 0.08, "linf", rng())
+    assert lp_norm(found - X0, "linf").item() == pytest.approx(0.0692308, rel=0.015)
+
+
+def test_t13_1_the_cw_loss_stops_pulling_once_the_margin_is_minus_50():
+    model = Linear([[1.0, 0], [-1.0, 0]], [0.0, 60.0])
+    x = torch.full((1, 1, 1, 2), 0.5, dtype=F64)
+    found = Pgd(5, 0.25, "clean", loss="cw")(model, x, torch.tensor([0]), 0.1, "linf", rng())
+    assert torch.equal(found, x)
+
+
+def test_t13_2_dlr_as_the_package_has_it():
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+
+    z, y = torch.tensor([[3.0, 2, 1, 0]]), torch.tensor([0])
+    assert APGDAttack(None, eps=0.1).dlr_loss(z, y).item() == pytest.approx(-0.5)
+    targeted = APGDAttack_targeted(None, eps=0.1)
+    for target, value in ((1, -0.4), (3, -1.2)):
+        targeted.y_target = torch.tensor([target])
+        assert targeted.dlr_loss_targeted(z, y).item() == pytest.approx(value)
+
+
+def test_t13_3_spsa_gradient_of_a_linear_margin():
+    model = Linear([[2.0, 1], [0, 0]])  # margin (2, 1) . x
+    x, y = torch.full((3, 1, 1, 2), 0.5, dtype=F64), torch.zeros(3, dtype=torch.long)
+    signs = torch.tensor([[1.0, -1], [1, 1]], dtype=F64).view(2, 1, 1, 2)
+    spsa = Spsa(samples=2, iterations=1)
+    close(spsa.gradient(model, x, y, signs[:1]).flatten(1), [[1.0, -1]] * 3)
+    close(spsa.gradient(model, x, y, signs[1:]).flatten(1), [[3.0, 3]] * 3)
+    close(spsa.gradient(model, x, y, signs).flatten(1), [[2.0, 1]] * 3)
+
+
+@pytest.mark.parametrize(("steps", "length"), [(1, 0.01), (2, 0.02), (3, 0.03), (4, 8 / 255)])
+def test_t13_4_adam_under_a_constant_sign(steps, length):
+    model = Linear([[2.0], [0]])  # one pixel: every direction gives the exact slope 2
+    x, y = torch.full((1, 1, 1, 1), 0.5, dtype=F64), torch.tensor([0])
+    found = Spsa(samples=4, iterations=steps)(model, x, y, 8 / 255, "linf", rng())
+    close((found - x).flatten(), [-length], atol=1e-8)
+
+
+def test_spsa_adam_is_torchs():
+    model, x = l3(), X0
+    spsa = Spsa(samples=3, iterations=4)
+    found = spsa(model, x, Y0, 1.0, "linf", rng())
+    shared, moved = rng(), x.clone().requires_grad_()
+    adam = torch.optim.Adam([moved], lr=0.01)
+    for _ in range(4):
+        signs = 2 * torch.randint(0, 2, (3, 1, 2, 2), generator=shared, dtype=torch.int8) - 1
+        moved.grad = spsa.gradient(model, moved.detach(), Y0, signs.to(F64))
+        adam.step()
+    close(found, moved.detach(), atol=1e-12)
+
+
+def test_spsa_depends_neither_on_the_chunk_nor_on_the_neighbours():
+    x = torch.rand(5, 1, 2, 2, generator=generator(0, "x"), dtype=F64)
+    y = l3()(x).argmax(1)
+    whole = Spsa(7, 3, chunk=1000)(l3(), x, y, 0.05, "linf", rng())
+    small = Spsa(7, 3, chunk=1)(l3(), x, y, 0.05, "linf", rng())
+    alone = Spsa(7, 3)(l3(), x[2:3], y[2:3], 0.05, "linf", rng())
+    close(small, whole, atol=1e-12)
+    close(alone, whole[2:3], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("attack", "passes", "images"),
+    [(Fgsm(), 1, 4), (Pgd(7, 0.25), 7, 28), (Spsa(6, 3, chunk=24), 6, 2 * 6 * 3 * 4)],
+)
+def test_no_pass_more_than_needed(attack, passes, images):
+    x = torch.rand(4, 1, 2, 2, generator=generator(0, "x"), dtype=F64)
+    model = l3()
+    attack(model, x, torch.zeros(4, dtype=torch.long), 0.01, "linf", rng())
+    assert (model.passes, model.images) == (passes, images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("start", ["uniform", "gaussian"])
+def test_a_given_start_is_the_start(norm, start):
+    x = torch.rand(3, 1, 2, 2, generator=generator(0, "x"), dtype=F64)
+    attack = Pgd(1, 0.0, start)
+    offsets = attack.offsets(x, 0.2, norm, rng())
+    assert offsets is not None
+    assert offsets.shape == (1, *x.shape)
+    assert (lp_norm(offsets[0], norm) <= 0.2).all()
+    found = attack(l3(), x, torch.zeros(3, dtype=torch.long), 0.2, norm, rng(), offsets)
+    close(found, (x + offsets[0]).clamp(0, 1))
+    assert torch.equal(found, attack(l3(), x, Y0.expand(3), 0.2, norm, rng()))
+
+
+def test_restarts_continue_only_where_needed():
+    """Two starts, steps of length 0: the second one is tried on what the first left."""
+    model = Linear([[1.0], [-1.0]], [-0.5, 0.5])  # class 0 iff x > .5
+    x, y = torch.tensor([0.55, 0.55, 0.9], dtype=F64).view(3, 1, 1, 1), torch.zeros(3).long()
+    attack = Pgd(1, 0.0, "uniform", restarts=2)
+    offsets = torch.tensor([[-0.1, 0.1, -0.1], [0.1, -0.1, 0.1]], dtype=F64).view(2, 3, 1, 1, 1)
+    found = attack(model, x, y, 0.1, "linf", rng(), offsets).flatten()
+    close(found, [0.45, 0.45, 1.0])
+    assert model.images == 3 + 3 + 2  # a step, a look, a step on two
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Pgd(0, 0.25), "steps=0 must be positive"),
+        (lambda: Pgd(5, -1.0), "step_size=-1"),
+        (lambda: Pgd(5, 0.25, "clean", restarts=2), "set start: uniform"),
+        (lambda: Fgsm(eps=-0.1), "eps=-0.1: a radius is not negative"),
+        (lambda: Spsa(0, 5), "samples=0"),
+        (lambda: Square(n=0), "n=0"),
+        (lambda: AutoAttack(queries=100), "queries=100: the standard version has 5000"),
+        (lambda: ApgdT(targets=0), "targets=0"),
+    ],
+)
+def test_wrong_hyperparameters_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def standard_package(attack: Attack, norm: Norm):
+    """The same attack inside pyautoattack's standard version."""
+    import pyautoattack
+
+    whole = pyautoattack.AutoAttack(
+        nn.Identity(), eps=0.1, norm=autoattack.NAMES[norm], seed=3, version="standard"
+    )
+    whole.fab.targeted = True  # as its loop sets it for FAB-T
+    found = {
+        ApgdCe: whole.apgd,
+        ApgdT: whole.apgd_targeted,
+        FabT: whole.fab,
+        Square: whole.square,
+    }
+    return found[type(attack)]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", [ApgdCe(), ApgdT(), FabT(), Square()], ids=str)
+def test_parts_are_built_as_the_standard_version_builds_them(attack, norm, monkeypatch):
+    built = []
+
+    def keep(made, x, y):
+        built.append(made)
+        return x
+
+    monkeypatch.setattr(autoattack, "_perturb", keep)
+    x = torch.rand(2, 1, 3, 3)
+    model = Linear(torch.rand(10, 9))
+    attack(model, x, torch.zeros(2).long(), 0.1, norm, torch.Generator().manual_seed(3))
+    ours, theirs = vars(built[0]), vars(standard_package(attack, norm))
+    plain = {key for key, value in theirs.items() if isinstance(value, (int, float, str))}
+    assert len(plain) > 8
+    differing = {key: (ours[key], theirs[key]) for key in plain if ours[key] != theirs[key]}
+    assert set(differing) <= {"device"}
+
+
+def test_t13_4_and_7_schedules_of_the_package():
+    from pyautoattack.autopgd_base import APGDAttack
+    from pyautoattack.square import SquareAttack
+
+    apgd = APGDAttack(None, eps=0.1)
+    at, period, checkpoints = 0, apgd.n_iter_2, []
+    while at + period <= apgd.n_iter:
+        at += period
+        checkpoints.append(at)
+        period = max(period - apgd.size_decr, apgd.n_iter_min)
+    assert checkpoints == [22, 41, 57, 70, 80, 87, 93, 99]
+    square = SquareAttack(None, eps=0.1, p_init=0.8, resc_schedule=False)
+    at_queries = (0, 11, 51, 201, 501, 1001, 2001, 4001)
+    sides = [round((square.p_selection(q) * 32 * 32) ** 0.5) for q in at_queries]
+    assert sides == [29, 20, 14, 10, 7, 5, 4, 3]
+
+
+def test_too_few_classes_for_a_loss_are_named():
+    with pytest.raises(InputError, match="needs 4 classes, the model has 3"):
+        ApgdT().describe(0.1, 3)
+    with pytest.raises(InputError, match="needs 3 classes, the model has 2"):
+        ApgdDlr().describe(0.1, 2)
+    assert list(AutoAttack().parts(10)) == ["apgd_ce", "apgd_t", "fab_t", "square"]
+    assert list(AutoAttack().parts(3)) == ["apgd_ce", "apgd_dlr", "fab_t", "square"]
+    assert list(AutoAttack().parts(2)) == ["apgd_ce", "fab_t", "square"]
+    assert AutoAttack().describe(0.1, 10)["version"] == "standard"
+    assert AutoAttack().describe(0.1, 3)["version"] == "custom"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [ApgdCe(5), ApgdT(5), FabT(5), Square(5), Pgd(2, 0.5), Spsa(2, 2)],
+    ids=lambda attack: type(attack).__name__,
+)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attacks_are_silent_deterministic_and_leave_the_global_generator_alone(attack, norm, capfd):
+    x = torch.rand(6, 1, 6, 6, generator=generator(0, "x"), dtype=F64)
+    model = Linear(torch.randn(10, 36, generator=generator(0, "w"), dtype=F64))
+    y = model(x).argmax(1)
+    before = torch.get_rng_state()
+    first = attack(model, x, y, 0.1, norm, rng())
+    torch.rand(3)  # whatever others draw in between
+    torch.set_rng_state(before)
+    second = attack(model, x, y, 0.1, norm, rng())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, second)
+    assert first.dtype == x.dtype
+    assert (lp_norm(first - x, norm) <= 0.1 + 1e-6).all()
+    assert ((first >= 0) & (first <= 1)).all()
+    assert capfd.readouterr() == ("", "")
+
+
+class Dynamic(nn.Module):
+    """Differentiates inside its forward pass, as test-time defences do."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            inner = x.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(inner.square().sum(), inner)
+        return (x + grad).flatten(1)
+
+
+def test_inspecting_finds_dynamic_defences_and_restores_a_debuggers_trace(caplog):
+    x, y = torch.rand(2, 1, 2, 2), torch.zeros(2).long()
+    calls = []
+
+    def tracer(frame, event, argument):
+        calls.append(frame.f_code.co_name)
+
+    outer = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        autoattack.inspect(Dynamic(), x, y)
+        kept = sys.gettrace()
+        autoattack.inspect(nn.Flatten(), x, y)  # the package's counters must not remember
+    finally:
+        sys.settrace(outer)
+    assert kept is tracer
+    assert [record.message[:31] for record in caplog.records] == ["it seems to be a dynamic defens"]
+
+
+CONTRACT = {
+    *("clean", "fgsm", "pgd10", "pgd20", "pgd100", "pgd20_eps6", "pgd20_eps10", "pgd20_eps12"),
+    *("cw", "aa", "aa_l2", "apgd_ce", "apgd_t", "square", "spsa", "fab"),
+    *("margin_train", "margin_test", "margin_adv_train"),
+    *(f"aa_eps{pixels}" for pixels in range(2, 17, 2)),
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    text = path.read_text().replace("${eps}", "8/255").replace("${norm}", "linf")
+    node = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
+def parsed(path: Path, eps: float = 8 / 255) -> dict[str, Any]:
+    parser = Parser()
+    node = read(path)["attacks"]
+    found = {
+        name: None if value is None else parser.parse(Attack, value, name, eps)
+        for name, value in node.items()
+    }
+    assert parser.problems == []
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_parse_and_use_the_contracts_names(path):
+    assert set(parsed(path)) <= CONTRACT
+    node = read(path)
+    wanted = (
+        "attacks",
+        "n",
+        "split",
+        "eps",
+        "norm",
+        "batch_size",
+        "seed",
+        "checkpoints",
+        "weights",
+        "val",
+    )
+    assert set(node) == set(wanted)
+
+
+def test_step_sizes_in_pixels_follow_an_attacks_own_radius():
+    attacks = parsed(CONF / "mwpb.yaml")
+    for name, eps in (("pgd20", 8), ("pgd20_eps6", 6), ("pgd20_eps10", 10), ("pgd20_eps12", 12)):
+        attack = attacks[name]
+        own = attack.eps if attack.eps is not None else 8 / 255
+        assert own == pytest.approx(eps / 255)
+        assert attack.describe(own, 10)["step_size"] == pytest.approx(1 / 255)
+    assert (attacks["aa_l2"].norm, attacks["aa_l2"].eps) == ("l2", pytest.approx(128 / 255))
+    assert attacks["spsa"].describe(0.1, 10)["queries"] == 51_200

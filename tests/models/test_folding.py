@@ -1,0 +1,71 @@
+"""The folded copy is the network in evaluation mode, and searches on it find the same points."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ablation.models import Cnn, Mlp, PreActResNet, ResNet, TinyCnn, Vgg, WideResNet, build_model
+from ablation.models.folding import Folded
+from ablation.training.step import train_step
+from ablation.types import Clock
+from tests.support.configs import compose_config
+from tests.support.parts import largest_difference, sgd, small_batch, small_net
+
+
+@pytest.mark.parametrize(
+    ("spec", "pairs"),
+    [
+        (ResNet(width=8), 20),
+        (PreActResNet(width=8), 8),
+        (WideResNet(depth=10, width=1), 3),
+        (WideResNet(depth=10, width=1, variant="emr"), 3),
+        (Vgg(width=8), 13),
+        (TinyCnn(), 3),
+        (Cnn(width=8), 0),
+        (Mlp(), 0),
+    ],
+)
+def test_folding_keeps_the_function_and_follows_the_weights(spec, pairs):
+    net = build_model(spec, channels=3, size=32, classes=10).double()
+    folded = Folded(net)
+    assert len(folded._pairs) == pairs
+    x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    for _ in range(2):  # the weights move, the copy follows
+        net.train()
+        loss = net(x).square().sum()
+        net.zero_grad()
+        loss.backward()
+        torch.optim.SGD(net.parameters(), 1e-3).step()
+        net.eval()
+        copy = folded.refresh()
+        torch.testing.assert_close(copy(x), net(x), atol=1e-12, rtol=1e-10)
+        grads = [torch.autograd.grad(m(p).sum(), p)[0] for m in (copy, net) for p in [_point(x)]]
+        torch.testing.assert_close(grads[0], grads[1], atol=1e-12, rtol=1e-9)
+    assert not any(p.requires_grad for p in copy.parameters())
+
+
+def _point(x: torch.Tensor) -> torch.Tensor:
+    return x.clone().requires_grad_()
+
+
+@pytest.mark.parametrize("method", ["at", "trades", "mart"])
+def test_training_with_folded_searches_is_training_without(method):
+    composed = compose_config(f"method={method}", "eps=8/255").phases[0].method
+    plain, fast = small_net(), small_net()
+    optimizer, other = sgd(plain), sgd(fast)
+    folded = Folded(fast)
+    for step in range(3):
+        batch, clock = small_batch(step), Clock(0, step)
+        train_step(composed, plain, optimizer, batch, clock, seed=0)
+        train_step(composed, fast, other, batch, clock, seed=0, folded=folded)
+    assert largest_difference(plain, fast) < 1e-12
+
+
+def test_searches_in_train_mode_do_not_use_the_copy():
+    composed = compose_config("attack.bn=train", "eps=8/255").phases[0].method
+    plain, fast = small_net(), small_net()
+    train_step(composed, plain, sgd(plain), small_batch(), Clock(0, 0), seed=0)
+    folded = Folded(fast)
+    train_step(composed, fast, sgd(fast), small_batch(), Clock(0, 0), seed=0, folded=folded)
+    assert largest_difference(plain, fast) == 0

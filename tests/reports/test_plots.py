@@ -1,0 +1,553 @@
+"""What the figures hold: points, error bars, labels, and bytes that do not change."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.container import ErrorbarContainer
+
+from ablation.reports import plots
+from ablation.reports.comparison import Cell, Comparison, Row, Sample
+from ablation.reports.statistics import interval
+from ablation.sweeps.published import Published
+
+
+def cell(column, values, published=None, **more):
+    samples = tuple(Sample(f"seed={i}", v, 10_000, f"run{i}") for i, v in enumerate(values))
+    printed = Published(published, f"{published:.2f}") if published is not None else None
+    return Cell(column, samples=samples, published=printed, **more)
+
+
+def row(label, clean, robust):
+    return Row(label, label, "arm", {"clean": clean, "aa": robust})
+
+
+AT = row("AT", cell("clean", [85.0, 85.5, 86.0], 86.2), cell("aa", [48.0, 49.0, 50.0], 47.0))
+TRADES = row("TRADES", cell("clean", [82.0, 82.5], 83.0), cell("aa", [50.0, 50.5], 50.25))
+
+
+def comparison(*rows, columns=("clean", "aa"), **more):
+    return Comparison("t", "Title", columns, rows, **more)
+
+
+def compared(table, strict=False):
+    figure = plots.measured_against_published(table, strict)
+    assert figure is not None
+    return figure
+
+
+def traded(table, strict=False):
+    figure = plots.clean_against_robust(table, "aa", strict)
+    assert figure is not None
+    return figure
+
+
+def bars(axes):
+    """Position and half-widths of every drawn mean, by marker position."""
+    found = {}
+    for container in axes.containers:
+        assert isinstance(container, ErrorbarContainer)
+        line, _, segments = container.lines
+        at = (np.ravel(line.get_xdata())[0], np.ravel(line.get_ydata())[0])
+        found[at] = [np.ptp(s.get_segments()[0], axis=0).max() / 2 for s in segments]
+    return found
+
+
+def texts(figure):
+    """What is written on a figure, but for the axes' own."""
+    axes = [text.get_text() for each in figure.axes for text in each.texts]
+    return [text for text in axes if text] + [text.get_text() for text in figure.texts]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_measured_stands_over_published_with_its_interval():
+    figure = compared(comparison(AT, TRADES))
+    above, below = figure.axes
+    half = interval([85.0, 85.5, 86.0]).half
+    assert bars(above)[(86.2, 85.5)] == [pytest.approx(half)]
+    assert set(bars(above)) == {(86.2, 85.5), (47.0, 49.0), (83.0, 82.25), (50.25, 50.25)}
+    residual = dict(bars(below).keys())
+    assert residual == {
+        86.2: pytest.approx(-0.7), 47.0: 2.0, 83.0: pytest.approx(-0.75), 50.25: 0.0
+    }  # fmt: skip
+    assert legend(figure) == ["clean", "AutoAttack"]
+    assert above.get_xlim() == above.get_ylim() == below.get_xlim()
+
+
+def test_the_largest_deviations_are_named():
+    rows = [
+        row(f"M{i}", cell("clean", [80.0 + i], 80.0 + i), cell("aa", [50.0 + i / 10], 50.0))
+        for i in range(9)
+    ]
+    figure = compared(comparison(*rows))
+    assert sorted(texts(figure)) == [f"M{i}, AutoAttack" for i in (5, 6, 7, 8)]
+
+
+def test_only_numbers_of_the_same_attack_and_unit_are_compared():
+    margin = replace(cell("margin_test", [1.0], 1.5), unit="margin")
+    rows = (
+        row("weak", cell("clean", [80.0], 81.0), cell("aa", [60.0], 50.0, mismatch=("n_iter 5",))),
+        row("unpublished", cell("clean", [70.0]), Cell("aa", absent={"failed": 1})),
+        Row("m", "margin", "arm", {"margin_test": margin}),
+    )
+    columns = ("clean", "aa", "margin_test")
+    figure = compared(comparison(*rows, columns=columns))
+    assert set(bars(figure.axes[0])) == {(81.0, 80.0)}
+    assert figure.axes[0].get_ylabel() == "measured (%)"
+    figure = compared(comparison(rows[2], columns=columns))
+    assert set(bars(figure.axes[0])) == {(1.5, 1.0)}
+    assert figure.axes[0].get_ylabel() == "measured (margin)"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_tagged_points_are_faint_and_strict_leaves_them_out(strict):
+    tagged = row("T", cell("clean", [70.0], 71.0, tags=("n=200",)), cell("aa", [40.0], 41.0))
+    table = comparison(AT, tagged)
+    figure = compared(table, strict)
+    assert ((71.0, 70.0) in bars(figure.axes[0])) is not strict
+    assert ("off the recipe" in legend(figure)) is not strict
+    figure = traded(table, strict)
+    assert ((70.0, 40.0) in bars(figure.axes[0])) is not strict
+    assert ("off the recipe" in legend(figure)) is not strict
+    alphas = {line.get_alpha() for container in figure.axes[0].containers for line in container[:1]}
+    assert alphas == ({1.0} if strict else {1.0, plots.FAINT})
+
+
+def test_there_is_no_figure_without_something_to_draw():
+    unpublished = row("U", cell("clean", [80.0]), cell("aa", [40.0]))
+    unmeasured = row("P", Cell("clean", published=Published(80.0, "80")), cell("aa", []))
+    tagged = row("T", cell("clean", [80.0], 81.0, tags=("x",)), cell("aa", [1.0], 2.0, tags=("x",)))
+    assert plots.measured_against_published(comparison(unpublished, unmeasured)) is None
+    assert plots.measured_against_published(comparison(tagged), strict=True) is None
+    assert plots.clean_against_robust(comparison(unmeasured), "aa") is None
+    assert plots.clean_against_robust(comparison(tagged), "aa", strict=True) is None
+    assert plots.clean_against_robust(comparison(AT), "pgd20") is None
+    assert plots.clean_against_robust(comparison(), "aa") is None
+
+
+def test_robust_stands_over_clean_with_both_intervals():
+    (axes,) = (figure := traded(comparison(AT, TRADES))).axes
+    clean, robust = interval([85.0, 85.5, 86.0]), interval([48.0, 49.0, 50.0])
+    assert bars(axes)[(85.5, 49.0)] == [pytest.approx(clean.half), pytest.approx(robust.half)]
+    assert texts(figure) == ["AT", "TRADES"]
+    assert legend(figure) == ["measured", "published"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "clean accuracy (%)",
+        "AutoAttack accuracy (%)",
+    )
+
+
+def drawn_lines(axes):
+    """Points and links that are not error bars."""
+    ours = {line for container in axes.containers for line in container.get_children()}
+    return [
+        list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+        for line in axes.lines
+        if line not in ours
+    ]
+
+
+def test_published_points_are_linked_to_the_measured():
+    only_published = Row(
+        "P", "paper only", "arm",
+        {"clean": cell("clean", [], 84.0), "aa": cell("aa", [], 51.0)},
+    )  # fmt: skip
+    figure = traded(comparison(AT, only_published))
+    lines = drawn_lines(figure.axes[0])
+    assert [(86.2, 47.0), (85.5, 49.0)] in lines
+    assert [(86.2, 47.0)] in lines
+    assert [(84.0, 51.0)] in lines
+    assert len(lines) == 3
+    assert texts(figure) == ["AT", "paper only"]
+
+
+def test_another_attack_draws_no_published_point():
+    weak = row("W", cell("clean", [80.0], 81.0), cell("aa", [60.0], 50.0, mismatch=("n_iter 5",)))
+    figure = traded(comparison(weak))
+    assert drawn_lines(figure.axes[0]) == []
+    assert legend(figure) == ["measured", "off the recipe"]
+
+
+def crowd():
+    """Rows close to a line, like a table of similar methods."""
+    return comparison(
+        *(
+            row(f"METHOD-{i}", cell("clean", [80 + 0.7 * i, 80.4 + 0.7 * i]),
+                cell("aa", [52 - 0.5 * i, 52.2 - 0.5 * i]))
+            for i in range(12)
+        )
+    )  # fmt: skip
+
+
+def test_labels_hardly_overlap_and_stay_inside():
+    figure = traded(crowd())
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent().extents for text in axes.texts if text.get_text()]
+    assert len(boxes) == 12
+    frame = axes.get_window_extent().extents
+    for i, (left, low, right, high) in enumerate(boxes):
+        area = (right - left) * (high - low)
+        for other in boxes[:i]:
+            across = min(right, other[2]) - max(left, other[0])
+            up = min(high, other[3]) - max(low, other[1])
+            assert max(0, across) * max(0, up) < 0.05 * area
+        assert left > frame[0] - 1
+        assert right < frame[2] + 1
+        assert low > frame[1] - 1
+        assert high < frame[3] + 1
+
+
+@pytest.mark.parametrize("label", ["$x_1$ 50% \\alpha", "\u03b1=0.1 \u2013 \u2713", "a\nb", ""])
+def test_any_label_can_be_drawn(label, tmp_path):
+    table = comparison(replace(AT, label=label))
+    plots.save(traded(table), tmp_path / "a")
+    plots.save(compared(table), tmp_path / "b")
+
+
+def test_a_single_exact_point_has_room_around_it(tmp_path):
+    table = comparison(row("AT", cell("clean", [0.0], 0.0), cell("aa", [0.0], 0.0)))
+    for figure in (
+        compared(table),
+        traded(table),
+    ):
+        plots.save(figure, tmp_path / "f")
+        low, high = figure.axes[0].get_xlim()
+        assert low < 0 < high
+
+
+@pytest.mark.parametrize("scale", ["full", "smoke"])
+def test_a_smoke_comparison_has_a_watermark(scale):
+    table = comparison(AT, TRADES, scale=scale)
+    for figure in (
+        compared(table),
+        traded(table),
+    ):
+        assert ("SMOKE" in texts(figure)) is (scale == "smoke")
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("clean", "fgsm", "pgd20", "pgd100", "cw", "apgd_ce", "aa"), "aa"),
+        (("clean", "fgsm", "pgd20", "pgd100", "cw", "apgd_ce"), "apgd_ce"),
+        (("clean", "fgsm", "pgd20", "pgd100", "cw"), "pgd100"),
+        (("clean", "pgd10", "pgd20"), "pgd20"),
+        (("clean", "fgsm", "cw"), "cw"),
+        (("clean", "fgsm"), "fgsm"),
+        (("clean", "pgd20_eps6", "aa_l2", "margin_test"), None),
+        ((), None),
+    ],
+)
+def test_the_strongest_attack_is_chosen(columns, expected):
+    assert plots.choose_robust_metric(columns) == expected
+    assert plots.choose_robust_metric(tuple(reversed(columns))) == expected
+
+
+def swept(label, clean, *radii, **more):
+    """A row with accuracies at 2/255, 4/255, ...; ``more`` goes to the last cell."""
+    cells = {"clean": cell("clean", clean)} if clean else {}
+    names = [f"aa_eps{2 * i + 2}" for i in range(len(radii))]
+    for name, values in zip(names, radii, strict=True):
+        cells[name] = cell(name, values, **(more if name == names[-1] else {}))
+    return Row(label, label, "arm", cells)
+
+
+def sweep_of(*rows, metric="aa", norm="linf", unit=255):
+    eps = {
+        (row.key, column): int(column.removeprefix("aa_eps")) / unit
+        for row in rows
+        for column in row.cells
+        if column != "clean"
+    }
+    return plots.Sweep(metric, norm, eps)
+
+
+MAIL = swept("MAIL", [84.0, 86.0], [70.0, 72.0], [60.0, 61.0], [50.0, 52.0])
+EMR = swept("MAIL + EMR", [83.0], [72.0], [63.0])
+COLUMNS = ("clean", "aa_eps2", "aa_eps4", "aa_eps6")
+
+
+def over_eps(*rows, strict=False, sweeps=None, **more):
+    table = comparison(*rows, columns=COLUMNS, **more)
+    return plots.robust_over_eps(table, [sweep_of(*rows)] if sweeps is None else sweeps, strict)
+
+
+def curves(axes):
+    """Points of every line, in order; error bars are none."""
+    bars = {line for container in axes.containers for line in container.get_children()}
+    return [
+        list(zip(np.round(line.get_xdata(), 9).tolist(), line.get_ydata(), strict=True))
+        for line in axes.lines
+        if line not in bars
+    ]
+
+
+def test_accuracy_falls_over_the_radius_from_the_clean_one():
+    figure = over_eps(MAIL, EMR)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert curves(axes) == [
+        [(0, 85.0), (2, 71.0), (4, 60.5), (6, 51.0)],
+        [(0, 83.0), (2, 72.0), (4, 63.0)],
+    ]
+    half = interval([60.0, 61.0]).half
+    drawn = {(round(x, 9), y): found for (x, y), found in bars(axes).items()}
+    assert drawn[4, 60.5] == [pytest.approx(half)]
+    assert drawn[4, 63.0] == []
+    assert legend(figure) == ["MAIL", "MAIL + EMR"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        r"$L_\infty$ radius (1/255)",
+        "AutoAttack accuracy (%)",
+    )
+    low, high = axes.get_ylim()
+    assert low >= -2
+    assert high <= 102
+
+
+def test_clean_accuracy_of_other_images_is_not_radius_0():
+    fewer = tuple(replace(sample, n=200) for sample in EMR.cells["clean"].samples)
+    other = replace(EMR.cells["clean"], samples=fewer)
+    figure = over_eps(replace(EMR, cells={**EMR.cells, "clean": other}))
+    assert figure is not None
+    assert curves(figure.axes[0]) == [[(2, 72.0), (4, 63.0)]]
+
+
+def test_radii_that_are_no_multiples_of_1_255_are_in_pixels():
+    figure = over_eps(EMR, sweeps=[sweep_of(EMR, unit=20, norm="l2")])
+    assert figure is not None
+    (line,) = curves(figure.axes[0])
+    assert [x for x, _ in line] == [0, 0.1, 0.2]
+    assert figure.axes[0].get_xlabel() == "$L_2$ radius (pixels in [0, 1])"
+
+
+def test_every_attack_has_a_panel_and_a_row_one_look():
+    other = plots.Sweep("pgd20", "linf", {("MAIL + EMR", "aa_eps2"): 0.1, ("x", "aa_eps4"): 0.2})
+    pgd = plots.Sweep("pgd20", "linf", {("MAIL + EMR", f"aa_eps{k}"): k / 255 for k in (2, 4)})
+    figure = over_eps(MAIL, EMR, sweeps=[sweep_of(MAIL, EMR), other, pgd])
+    assert figure is not None
+    above, below = figure.axes
+    assert below.get_ylabel() == "PGD-20 accuracy (%)"
+    assert curves(below) == curves(above)[1:]
+    assert below.lines[0].get_color() == plots.COLOURS[1]
+
+
+def test_without_two_radii_there_is_no_line():
+    single = swept("one", [80.0], [50.0])
+    unmeasured = swept("none", [80.0], [], [])
+    assert over_eps(single, unmeasured) is None
+    assert over_eps(MAIL, sweeps=[]) is None
+    assert over_eps() is None
+    figure = over_eps(single, EMR)
+    assert figure is not None
+    assert legend(figure) == ["MAIL + EMR"]
+    repeated = plots.Sweep("aa", "linf", {("MAIL", f"aa_eps{k}"): 0.1 for k in (2, 4, 6)})
+    assert over_eps(MAIL, sweeps=[repeated]) is None
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_radii_off_the_recipe_are_faint_and_strict_leaves_them_out(strict):
+    tagged = swept("T", [], [70.0], [60.0], [50.0], tags=("n=200",))
+    figure = over_eps(tagged, strict=strict)
+    assert figure is not None
+    (line,) = curves(figure.axes[0])
+    assert line == [(2, 70.0), (4, 60.0), (6, 50.0)][: 2 if strict else 3]
+    assert ("off the recipe" in legend(figure)) is not strict
+    short = swept("S", [80.0], [70.0], [60.0], tags=("n=200",))
+    assert (over_eps(short, strict=strict) is None) is strict
+
+
+def test_rows_of_one_label_are_told_apart_by_what_was_chosen():
+    rows = [replace(EMR, key=str(i), chosen=f"lr=0.{i}") for i in (1, 2)]
+    assert plots.row_titles(comparison(*rows, MAIL)) == [
+        *("MAIL + EMR lr=0.1", "MAIL + EMR lr=0.2", "MAIL")
+    ]
+    figure = over_eps(*rows)
+    assert figure is not None
+    assert legend(figure) == ["MAIL + EMR lr=0.1", "MAIL + EMR lr=0.2"]
+
+
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("label", ["R", "AT + MAIL $x_1$ 50% (best of 36 grid points) \u2713"])
+def test_a_legend_of_many_rows_leaves_room_for_the_lines(count, label, tmp_path):
+    rows = [swept(f"{label} {i}", [80.0 + i / 9], [60.0 + i], [50.0 + i]) for i in range(count)]
+    figure = over_eps(*rows, scale="smoke")
+    assert figure is not None
+    plots.save(figure, tmp_path / "f")
+    (axes,) = figure.axes
+    assert "SMOKE" in texts(figure)
+    assert axes.get_window_extent().height / figure.dpi > 1
+    looks = {
+        (line.get_color(), line.get_linestyle()) for line in axes.lines if line.get_zorder() == 2
+    }
+    assert len(looks) == count
+    box = figure.legends[0].get_window_extent().extents
+    assert box[0] > -1
+    assert box[2] < figure.bbox.width + 1
+
+
+def epochs_of(scale=1.0, **more):
+    """Three epochs as a run writes them; the second was not validated."""
+    rows = []
+    for epoch in (0, 1, 2):
+        row: dict[str, Any] = {"epoch": epoch, "loss": 1.0}
+        if epoch != 1:
+            values = {"q0": -3, "q25": 1, "q50": 2, "q75": 4, "q100": 9, "train": 5, "test": 3}
+            row |= {f"margin_{key}": scale * (epoch + 1) * v / 255 for key, v in values.items()}
+            row |= {"margin_train_std": 0.5, "margin_test_std": 0.25}
+            row |= {"margin_split": "val", "margin_norm": "linf"}
+        rows.append(row | more)
+    return rows
+
+
+def without(rows, *names):
+    return [{k: v for k, v in row.items() if not k.startswith(names)} for row in rows]
+
+
+def lines(axes):
+    """What is drawn over epochs, by line style."""
+    found = {line.get_linestyle(): line for line in axes.lines if len(line.get_xdata()) > 1}
+    return {
+        style: np.column_stack([line.get_xdata(), line.get_ydata()])
+        for style, line in found.items()
+        if line.get_color() != "0.6"
+    }
+
+
+def bands(axes):
+    """Low and high by epoch, of each area."""
+    found = []
+    for area in axes.collections:
+        points = area.get_paths()[0].vertices
+        at = {x: points[points[:, 0] == x, 1] for x in np.unique(points[:, 0])}
+        found.append({x: (ys.min(), ys.max()) for x, ys in at.items()})
+    return found
+
+
+def test_quantiles_of_margins_are_averaged_over_runs_and_drawn_per_row():
+    two = plots.History("two runs", (epochs_of(1.0), epochs_of(3.0)))
+    one = plots.History("one run", (epochs_of(0.5),))
+    none = plots.History("none", (without(epochs_of(), "margin"), []))
+    figure = plots.margin_quantiles(comparison(), [two, none, one])
+    assert figure is not None
+    first, second = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["two runs", "one run"]
+    np.testing.assert_allclose(lines(first)["-"], [(1, 4), (3, 12)])
+    np.testing.assert_allclose(lines(second)["-"], [(1, 1), (3, 3)])
+    ((low, high),) = [(band[1.0], band[3.0]) for band in bands(first)]
+    np.testing.assert_allclose([low, high], [(2, 8), (6, 24)])
+    assert figure.get_supylabel() == r"$L_\infty$ margin of validation images (1/255)"
+    assert figure.get_supxlabel() == "epoch"
+    assert first.get_ylim() == second.get_ylim()
+    assert legend(figure) == ["median and middle half of the images"]
+
+
+def test_quantiles_say_whose_images_and_which_norm():
+    history = plots.History("a", (epochs_of(margin_split="train", margin_norm="l2"),))
+    figure = plots.margin_quantiles(comparison(), [history])
+    assert figure is not None
+    assert figure.get_supylabel() == "$L_2$ margin of training images (1/255)"
+
+
+def test_effective_margins_have_a_line_and_a_deviation_per_split():
+    history = plots.History("a", (epochs_of(255.0), epochs_of(255.0)))
+    test_only = plots.History("b", (without(epochs_of(255.0), "margin_train"),))
+    figure = plots.effective_margins(comparison(), [history, test_only])
+    assert figure is not None
+    both, single = (lines(axes) for axes in figure.axes)
+    np.testing.assert_allclose(both["--"], [(1, 5), (3, 15)])
+    np.testing.assert_allclose(both["-"], [(1, 3), (3, 9)])
+    assert set(single) == {"-"}
+    train, test = bands(figure.axes[0])
+    np.testing.assert_allclose(train[1.0], (4.5, 5.5))
+    np.testing.assert_allclose(test[3.0], (8.75, 9.25))
+    assert legend(figure) == ["training images", "test images"]
+
+
+def test_without_numbers_over_epochs_nothing_is_drawn():
+    lost = [{"epoch": 0, "margin_q50": 0.1, "margin_q25": None, "margin_q75": None}]
+    for rows in ([], without(epochs_of(), "margin"), lost):
+        histories = [plots.History("a", (rows,)), plots.History("b", ())]
+        assert plots.margin_quantiles(comparison(), histories) is None
+        assert plots.effective_margins(comparison(), histories) is None
+    assert plots.margin_quantiles(comparison(), []) is None
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_panels_and_their_titles_do_not_overlap(count, tmp_path):
+    label = "AT + EMR $x_1$ lambda 3e-4 (best clean of 36)"
+    histories = [plots.History(f"{label} {i}", (epochs_of(i + 1),)) for i in range(count)]
+    figure = plots.effective_margins(comparison(scale="smoke"), histories)
+    assert figure is not None
+    plots.save(figure, tmp_path / "f")
+    assert len(figure.axes) == count
+    assert "SMOKE" in texts(figure)
+    assert {axes.get_title().replace("\n", " ") for axes in figure.axes} == {
+        history.label for history in histories
+    }
+    boxes = [box.extents for axes in figure.axes if (box := axes.get_tightbbox())]
+    for i, (left, low, right, high) in enumerate(boxes):
+        for other in boxes[:i]:
+            across = min(right, other[2]) - max(left, other[0])
+            up = min(high, other[3]) - max(low, other[1])
+            assert min(across, up) < 2
+    heights = [axes.get_window_extent().height / figure.dpi for axes in figure.axes]
+    assert min(heights) > 0.4
+
+
+def test_a_run_of_one_epoch_is_seen():
+    figure = plots.margin_quantiles(comparison(), [plots.History("a", (epochs_of()[:1],))])
+    assert figure is not None
+    (line,) = [line for line in figure.axes[0].lines if line.get_color() != "0.6"]
+    assert (line.get_marker(), np.asarray(line.get_xdata()).tolist()) == ("o", [1])
+
+
+def test_the_same_comparison_gives_the_same_bytes_and_no_date(tmp_path):
+    written = []
+    for name in ("a", "b"):
+        figure = traded(comparison(AT, TRADES))
+        paths = plots.save(figure, tmp_path / name / "beta_0.9")
+        assert [path.name for path in paths] == ["beta_0.9.pdf", "beta_0.9.png"]
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1]
+    assert written[0][0].startswith(b"%PDF")
+    assert written[0][1].startswith(b"\x89PNG")
+    assert b"CreationDate" not in written[0][0]
+    assert b"/Type3" not in written[0][0]
+
+
+def test_the_figures_leave_matplotlibs_settings_alone(tmp_path):
+    before = dict(mpl.rcParams)
+    plots.save(compared(comparison(AT)), tmp_path / "f")
+    assert dict(mpl.rcParams) == before
+
+
+def test_importing_the_module_imports_neither_matplotlib_nor_torch():
+    code = (
+        "import sys; from ablation.reports import plots, statistics, text_tables;"
+        "assert not {'matplotlib', 'torch', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pyplot_is_never_imported(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tests.reports.test_plots import *;"
+        "plots.save(traded(comparison(AT)), Path(sys.argv[1]));"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "f")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,298 @@
+"""From run directories to the cells of a table: what is shown, and why the rest is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hydra import initialize_config_dir
+
+from ablation.config import evaluations, folders
+from ablation.errors import InputError
+from ablation.reports.groups import compare_runs
+from ablation.reports.statistics import cell_interval, difference
+from ablation.reports.table import TableReport
+from ablation.runs.launches import Launch
+from ablation.sweeps.planning import Planner
+from ablation.sweeps.published import Published, PublishedTable
+from ablation.sweeps.tables import Arm, RowSpec, Select, Table
+from tests.support.fake_runs import fake_evaluation, fake_run
+
+COLUMNS = ("pgd20", "clean_val", "clean")
+SET = ["evaluation=demo", "evaluation.val=[clean,pgd20]", "epochs=5", "lr=0.1"]
+
+
+@pytest.fixture(autouse=True)
+def hydra():
+    folders.register_components(folders.conf_dir())
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
+        yield
+
+
+def simple(**arms) -> Table:
+    arms = arms or {"at": Arm(["method=at"]), "trades": Arm(["method=trades"], label="TRADES")}
+    return Table("Mine", arms, set=SET, axes={"seed": [0, 1]})
+
+
+def published(*keys, value=60.0, dataset="digits", model="tiny_cnn") -> PublishedTable:
+    number = Published(value, f"{value}")
+    return PublishedTable(
+        COLUMNS,
+        dict.fromkeys(COLUMNS, "percent"),
+        {key: dict.fromkeys(COLUMNS, number) for key in keys},
+        dict.fromkeys(keys, dataset),
+        dict.fromkeys(keys, model),
+    )
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Trains (in pretence) and reports in one folder."""
+
+    class World:
+        path = tmp_path
+
+        def jobs(self, table, *cli):
+            return Planner(table, [*cli, f"++runs_dir={tmp_path}"], check=False).plan().jobs
+
+        def train(self, table, *cli, name="mine", values=None, **kwargs):
+            for planned in self.jobs(table, *cli):
+                point = planned.points[0]
+                given = values(point) if values else {"pgd20": 40, "clean": 90, "clean_val": 88}
+                changed = sorted(text for text in cli if not text.startswith("seed="))
+                launch = Launch(planned.config.train_id, name, [point.arm], changed)
+                fake_run(planned.config, given, launch=launch, **kwargs)
+
+        def report(self, table, *cli, rows=None, numbers=None):
+            return TableReport("mine", table, numbers, tmp_path, cli, rows).build()
+
+    return World()
+
+
+def cell(comparison, key, column):
+    (row,) = [row for row in comparison.rows if row.key == key]
+    return row.cells[column]
+
+
+def test_seeds_become_a_mean_with_its_interval_beside_the_published_number(world):
+    table = simple()
+    world.train(table, values=lambda p: {"pgd20": 40 + 2 * int(p.axis[0][-1]), "clean": 90})
+    found = world.report(table, numbers=published("at", "trades", value=43.0))
+    pgd = cell(found, "at", "pgd20")
+    interval = cell_interval(pgd)
+    assert interval is not None
+    assert (interval.mean, interval.n) == (41.0, 2)
+    assert interval.half == pytest.approx(12.706, abs=1e-3)  # t(0.975, 1) * 1
+    assert difference(pgd) == pytest.approx(-2.0)
+    assert (pgd.tags, pgd.mismatch, pgd.absent) == ((), (), {})
+    assert [row.label for row in found.rows] == ["at", "TRADES"]
+
+
+def test_what_is_not_there_is_said_not_shown(world):
+    arms = {f"a{i}": Arm([f"lr=0.{i}"]) for i in range(1, 7)}
+    table = simple(**arms)
+    configs = {p.points[0].arm: p.config for p in world.jobs(table, "seed=0")}
+    fake_run(configs["a1"], {}, state="failed")
+    fake_run(configs["a2"], {}, state="interrupted")
+    fake_run(configs["a3"], {"clean": 90}, skip=("pgd20",))
+    fake_run(configs["a4"], {"clean": 10, "pgd20": 10})
+    fake_run(configs["a6"], {"clean": 10}, skip=("pgd20",))
+    found = world.report(table, "seed=0", numbers=published(*arms))
+    reasons = {row.key: dict(row.cells["pgd20"].absent) for row in found.rows}
+    assert reasons == {
+        "a1": {"failed": 1},
+        "a2": {"interrupted": 1},
+        "a3": {"not evaluated": 1},
+        "a4": {"collapsed": 1},
+        "a5": {"missing": 1},
+        "a6": {"collapsed": 1},
+    }
+    assert not any(row.cells["pgd20"].samples for row in found.rows)
+    assert len(cell(found, "a3", "clean").samples) == 1
+
+
+def grid() -> Table:
+    pick = [
+        RowSpec("at", csv="at__clean", select=Select("clean")),
+        RowSpec("at", csv="at__pgd", select=Select("pgd20")),
+    ]
+    return replace(simple(at=Arm(["method=at", "lr=0.1,0.2,0.3"])), rows=pick)
+
+
+def test_a_row_is_selected_on_validation_never_on_test(world):
+    scores = {  # validation clean, validation pgd20, test pgd20
+        "lr=0.1": (95, 10, 30),
+        "lr=0.2": (60, 50, 35),
+        "lr=0.3": (50, 20, 99),
+    }
+
+    def values(point):
+        clean, pgd, test = scores[point.grid[0]]
+        return {"clean_val": clean, "pgd20_val": pgd, "pgd20": test, "clean": 90}
+
+    world.train(grid(), values=values)
+    found = world.report(grid(), numbers=published("at__clean", "at__pgd"))
+    assert [s.value for s in cell(found, "at__clean", "pgd20").samples] == [30, 30]
+    assert [s.value for s in cell(found, "at__pgd", "pgd20").samples] == [35, 35]
+    assert cell(found, "at__clean", "clean_val").samples[0].value == 95
+    assert found.rows[1].chosen == "lr=0.2 (best val pgd20 of 3)"
+
+
+def test_a_selection_waits_for_every_candidate(world):
+    for planned in world.jobs(grid())[:5]:
+        fake_run(planned.config, {"clean": 90})
+    found = world.report(grid(), numbers=published("at__clean", "at__pgd"))
+    assert dict(cell(found, "at__pgd", "pgd20").absent) == {"pending": 5, "missing": 1}
+    assert "5 of 6 runs done" in found.rows[0].chosen
+
+
+def test_a_grid_without_selection_is_a_row_per_point(world):
+    table = simple(at=Arm(["method=at", "lr=0.1,0.2"]))
+    world.train(table)
+    found = world.report(table)
+    assert [row.key for row in found.rows] == ["at lr=0.1", "at lr=0.2"]
+
+
+def test_runs_with_other_settings_are_tagged_and_never_averaged_with_the_recipe(world):
+    table = simple()
+    world.train(table, "epochs=2", "seed=0", values=lambda p: {"pgd20": 20, "clean": 90})
+    found = world.report(table)
+    pgd = cell(found, "at", "pgd20")
+    assert [s.value for s in pgd.samples] == [20]
+    assert pgd.tags == ("2 of 5 epochs",)
+    assert "runs launched with: epochs=2 (most runs of this table)" in found.notes
+    world.train(table, "seed=1")
+    found = world.report(table)
+    pgd = cell(found, "at", "pgd20")
+    assert [s.value for s in pgd.samples] == [40]
+    assert pgd.tags == ()
+    assert any("epochs=2" in note for note in found.notes)
+    again = world.report(table, "epochs=2")
+    assert [s.value for s in cell(again, "at", "pgd20").samples] == [20]
+
+
+def test_every_departure_has_its_words(world):
+    table = simple(at=Arm(["method=at"]))
+    cli = ("data.train_size=99", "evaluation.n=20", "method.terms.ce.coef=2", "model=mlp")
+    world.train(table, *cli)
+    tags = cell(world.report(table, *cli), "at", "pgd20").tags
+    assert set(tags) == {
+        *("data.train_size=99", "n=20", "method.terms.ce.coef=2", "model mlp"),
+    }
+
+
+def test_stand_in_data_and_models_are_tagged_against_what_was_published(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table)
+    numbers = published("at", dataset="cifar10", model="vgg16_bn")
+    assert cell(world.report(table, numbers=numbers), "at", "pgd20").tags == (
+        "data digits",
+        "model tiny_cnn",
+    )
+
+
+def test_another_attack_is_not_compared(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table, "evaluation.attacks.pgd20.steps=5")
+    found = world.report(table, "evaluation.attacks.pgd20.steps=5", numbers=published("at"))
+    pgd = cell(found, "at", "pgd20")
+    assert pgd.mismatch == ("steps 5, not 20",)
+    assert difference(pgd) is None
+    assert cell(found, "at", "clean").mismatch == ()
+
+
+def test_of_two_evaluations_the_tables_own_is_used(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table, "seed=0")
+    (planned,) = world.jobs(table, "seed=0")
+    attacks = {"pgd20": replace(planned.config.evaluation.attacks["pgd20"], steps=7)}
+    other = replace(planned.config.evaluation, attacks=attacks, val=[])
+    fake_evaluation(replace(planned.config, evaluation=other), {"pgd20": 77})
+    found = world.report(table, "seed=0", numbers=published("at"))
+    assert [s.value for s in cell(found, "at", "pgd20").samples] == [40]
+
+
+def test_seeds_beyond_the_tables_are_counted_in(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table, "seed=0")
+    world.train(table, "seed=7")
+    pgd = cell(world.report(table), "at", "pgd20")
+    assert [s.axis for s in pgd.samples] == ["seed=0", "seed=7"]
+    assert dict(pgd.absent) == {"missing": 1}  # seed=1
+
+
+def test_smoke_runs_never_enter_a_real_report(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table, "scale=smoke")
+    real = world.report(table)
+    assert real.scale == "full"
+    assert dict(cell(real, "at", "pgd20").absent) == {"smoke": 2}
+    smoke = world.report(table, "scale=smoke")
+    assert (smoke.scale, smoke.name) == ("smoke", "mine-smoke")
+    assert len(cell(smoke, "at", "pgd20").samples) == 2
+    assert cell(smoke, "at", "pgd20").tags == ()
+
+
+def test_rows_follow_the_csv_and_unavailable_ones_keep_their_published_number(world):
+    table = replace(simple(), unavailable={"ghost": "not built"})
+    world.train(table)
+    found = world.report(table, numbers=published("trades", "ghost", "at"))
+    assert [row.key for row in found.rows] == ["trades", "ghost", "at"]
+    assert cell(found, "ghost", "pgd20").samples == ()
+    assert cell(found, "ghost", "pgd20").published is not None
+    assert "not available: not built (ghost)" in found.notes
+
+
+def test_warnings_reach_the_row(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table, flags=("fgsm is below pgd20",))
+    assert world.report(table).rows[0].flags == ("fgsm is below pgd20",)
+
+
+def test_a_damaged_evaluation_is_named(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table)
+    file = next(world.path.glob("*/evaluations/*.json"))
+    file.write_text("{")
+    with pytest.raises(InputError, match="is damaged: move it away and evaluate again"):
+        world.report(table)
+
+
+def test_any_runs_are_grouped_by_keys(world):
+    table = simple(at=Arm(["method=at"]), awp=Arm(["method=at", "component/awp=enabled"]))
+    world.train(table, values=lambda p: {"pgd20": 30 if p.arm == "at" else 50, "clean": 90})
+    (world.path / "somebody-else").mkdir()
+    paths = sorted(world.path.glob("digits-*"))
+    found = compare_runs(paths, ["method", "component.awp"])
+    values = {row.key: row.cells["pgd20"].samples[0].value for row in found.rows}
+    assert values == {"at": 30, "at awp": 50}
+    alone = compare_runs(paths, ["component.awp", "component.awp.gamma"])
+    assert {row.key for row in alone.rows} == {"without awp, awp.gamma", "awp gamma=0.01"}
+    assert [row.key for row in compare_runs(paths, ["lr", "model"]).rows] == ["lr=0.1 tiny_cnn"]
+    mixed = compare_runs(paths, ["method"])
+    assert mixed.notes == (
+        "at averages runs that differ in component.awp: add to by=",
+    )  # fmt: skip
+
+
+def test_smoke_runs_are_left_out_among_real_ones(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table)
+    world.train(table, "scale=smoke")
+    found = compare_runs(sorted(world.path.glob("digits-*")), ["method"])
+    assert found.scale == "full"
+    assert len(found.rows[0].cells["pgd20"].samples) == 2
+    assert "2 runs at smoke scale not shown" in found.notes
+
+
+def test_nothing_to_compare_is_an_error(world):
+    with pytest.raises(InputError, match="no evaluated run there"):
+        compare_runs([], ["method"])
+
+
+def test_an_averaged_runs_numbers_are_not_taken_for_raw_ones(world):
+    table = simple(at=Arm(["method=at", "average=ema"]))
+    world.train(table, "seed=0")
+    found = world.report(table, "seed=0", "evaluation.weights=raw")
+    assert dict(cell(found, "at", "pgd20").absent) == {"not evaluated": 1}
+    assert evaluations.chosen_weights(world.jobs(table, "seed=0")[0].config) == "average"
