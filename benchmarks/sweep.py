@@ -35,7 +35,7 @@ GRID = "lr=range(0.01,0.51,0.01)"
 def planning() -> dict[str, float]:
     """Milliseconds per job of the largest table, and of Hydra composing it."""
     table = open_table("dose_table1")
-    folders.register_components(folders.conf_dir())
+    folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         began = time.perf_counter()
         jobs = Planner(table, check=False).plan().jobs

@@ -30,7 +30,7 @@ ARMS = [
 def test_an_arm_of_a_table_runs_end_to_end(name, arm, tmp_path):
     places = [f"++runs_dir={tmp_path}", "++tracking.mode=disabled"]
     cli = ["scale=smoke", "++seed=0", *places]
-    folders.register_components(folders.conf_dir())
+    folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         table = open_table(name)
         plan = Planner(table, cli, [arm]).plan()

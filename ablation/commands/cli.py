@@ -53,7 +53,7 @@ def run(
         planned: multiruns go to the sweeper ``arms``, which plans and checks its jobs itself.
     """
     conf = conf_dir()
-    register_components(conf)
+    register_components()
     if planned:
         register_launchers()
         register_tables(table_names([*own_tables(sys.argv), sweeps_dir()]))

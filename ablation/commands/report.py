@@ -97,7 +97,7 @@ def _of_table(config: ReportConfig) -> Comparison:
     rows = None if config.row is None else choose_rows(table, _listed(config.row))
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        register_components(conf_dir())
+        register_components()
         published = load_published(source) if source else None
         place = Path(config.runs_dir).expanduser()
         return TableReport(name, table, published, place, config.recipe, rows).build()

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ablation.config.overrides import groups, key_of, letting_in, parsed
+from ablation.config.overrides import groups, key_of, letting_in, list_problem, parsed
 from ablation.errors import ConfigError
 from ablation.text import one_line
 
@@ -64,6 +64,8 @@ class Composer:
         """
         try:
             choices = tuple(text for text in overrides if self.is_group(text))
+            if lists := [problem for text in choices if (problem := list_problem(text))]:
+                raise ConfigError(lists)
             if choices not in self._bases:
                 self._bases[choices] = compose(self._name, list(choices))
             config = copy.deepcopy(self._bases[choices])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,18 @@ def beside(checkout: str, installed: str, witness: str) -> Path:
     return found if (found / witness).is_file() else package / installed
 
 
-def register_components(conf: Path) -> None:
+@lru_cache(maxsize=1)
+def component_names() -> list[str]:
+    """Every component that ``conf/component`` has a folder for."""
+    return sorted(path.name for path in (conf_dir() / "component").iterdir() if path.is_dir())
+
+
+def register_components() -> None:
     """Make ``component: defaults`` list every folder of ``conf/component``, disabled.
 
     So a new component is one class and its YAML options; no list is edited.
     """
-    names = sorted(path.name for path in (conf / "component").iterdir() if path.is_dir())
-    node = {"defaults": [{name: "disabled"} for name in names]}
+    node = {"defaults": [{name: "disabled"} for name in component_names()]}
     ConfigStore.instance().store(group="component", name="defaults", node=node)
 
 

@@ -75,6 +75,9 @@ def sift(
             continue
         mine = sorted(path.stem for path in own.glob(f"{key}/*.yaml")) if own else []
         if (key in known_groups or mine) and not override.is_delete():
+            if problem := list_problem(text):
+                problems.append(problem)
+                continue
             known = loader.get_group_options(key) if key in known_groups else []
             wrong = _unknown_options(override, [*known, *mine])
             problems += [f"{key}={option}: no such option; {remedy}" for option, remedy in wrong]
@@ -87,12 +90,23 @@ def sift(
     return problems, usable
 
 
+def list_problem(text: str) -> str | None:
+    """Why a choice of options cannot be a list: Hydra would merge them into one config."""
+    override = parsed(text)
+    value = override.value()
+    if not isinstance(value, list):
+        return None
+    key, names = override.key_or_group, ",".join(map(str, value))
+    sweep = f"-m {key}={names} runs one after another"
+    remedy = f"write {key}={names}" if len(value) == 1 else sweep
+    return f"{bare(text)}: one option of {key}, not a list; {remedy}"
+
+
 def _unknown_options(override: Override, choices: list[str]) -> list[tuple[str, str]]:
     if override.is_sweep_override():
         chosen = [str(value) for value in override.sweep_string_iterator()]
     else:
-        value = override.value()
-        chosen = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+        chosen = [str(override.value())]
     return [(name, did_you_mean(name, choices)) for name in chosen if name not in choices]
 
 

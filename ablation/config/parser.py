@@ -183,7 +183,8 @@ class Parser:
         except ValueError as error:
             self._fail(f"{key}.{TARGET}", value[TARGET], str(error))
             return None
-        return self._dataclass(cls, value, key, eps)
+        settings = {name: entry for name, entry in value.items() if name != TARGET}
+        return self._dataclass(cls, settings, key, eps)
 
     def _dataclass(self, cls: type, value: Any, key: str, eps: float) -> Any:
         if not isinstance(value, Mapping):
@@ -193,9 +194,13 @@ class Parser:
         hints = _hints(cls)
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for name in value:
-            if name not in fields and name != TARGET:
-                path = f"{key}.{name}" if key else str(name)
-                self._fail(path, value[name], f"unknown key; {did_you_mean(name, list(fields))}")
+            path = f"{key}.{name}" if key else str(name)
+            if name == TARGET:
+                if value[name] != _public_name(cls):
+                    self._fail(path, value[name], _class_is_fixed(cls, key))
+            elif name not in fields:
+                remedy = did_you_mean(str(name), list(fields))
+                self._fail(path, value[name], f"unknown key; {remedy}")
         if "eps" in fields and value.get("eps") is not None:
             own = Parser().parse(hints["eps"], value["eps"], "eps")
             eps = own if isinstance(own, float) else eps
@@ -217,6 +222,14 @@ class Parser:
         except ValueError as error:
             self.problems.append(f"{key}: {error}" if key else str(error))
             return None
+
+
+def _class_is_fixed(cls: type, key: str) -> str:
+    """The remedy for a ``_target_`` where there is no choice: it would be ignored."""
+    parts = [name for name, hint in _hints(cls).items() if getattr(hint, "_is_protocol", False)]
+    places = ", ".join(f"{key}.{name}.{TARGET}" if key else f"{name}.{TARGET}" for name in parts)
+    instead = f"; a class can be chosen at {places}" if places else ""
+    return f"the class here is always {cls.__name__}; remove it{instead}"
 
 
 @functools.cache

@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from ablation.config.experiment import Config
+from ablation.config.experiment import Config, DataConfig, ModelConfig
+from ablation.config.folders import component_names
 from ablation.config.parser import TARGET, Parser
 from ablation.config.phases import built_phases, head_problems, layer_problems
-from ablation.config.rules import RULES
+from ablation.config.rules import broken_rules
 from ablation.config.scale import scaled
 from ablation.errors import ConfigError
+from ablation.text import did_you_mean
 
-UNTYPED = ("hydra", "phases", "table", "row", "tables_dir")
+SWEEP = ("table", "row", "tables_dir")
 """Keys of a composed config that the sweeper has used up."""
+BUILT = "phases"
+"""Field of ``Config`` that is built from the method and its components, never given."""
+
+
+@dataclass(frozen=True)
+class PartCaps:
+    """Largest values of these fields of crafters, attacks and components."""
+
+    steps: int | None = None
+    n_iter: int | None = None
+    restarts: int | None = None
+    targets: int | None = None
+    queries: int | None = None
+    samples: int | None = None
+    iterations: int | None = None
+    epochs: int | None = None
+    start: int | None = None
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """``conf/scale``: what replaces or caps a config; see ``scale.scaled``."""
+
+    name: Literal["full", "smoke"]
+    data: DataConfig | None = None
+    model: ModelConfig | None = None
+    keys: Mapping[str, int] = field(default_factory=dict)
+    parts: PartCaps = field(default_factory=PartCaps)
 
 
 def load(container: Mapping[str, Any]) -> Config:
@@ -34,14 +64,17 @@ def load(container: Mapping[str, Any]) -> Config:
 
 def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """Like ``load``, but returns the problems."""
-    values = {key: value for key, value in scaled(container).items() if key not in UNTYPED}
-    parser = Parser()
-    values["component"] = _components(values.get("component") or {}, parser)
-    values["average"] = values.get("average") or None
+    values = {key: value for key, value in scaled(container).items() if key not in SWEEP}
+    parser = Parser(_unscaled_problems(container))
+    if BUILT in values:
+        parser.problems.append(f"{BUILT}={values.pop(BUILT)!r}: built from the method; remove it")
+    values["component"] = _components(values.get("component", {}), parser)
+    if values.get("average") == {}:
+        values["average"] = None
     config = parser.parse(Config, values, "")
     if not isinstance(config, Config):
         return None, _once(parser.problems)
-    problems = parser.problems + [text.format(c=config) for wrong, text in RULES if wrong(config)]
+    problems = [*parser.problems, *broken_rules(config)]
     problems += [
         f"{key}={container[key]}: chooses from a table's sweep; {remedy}"
         for key, remedy in (("table", "leave hydra.mode to it"), ("row", "add table=<name>"))
@@ -59,19 +92,51 @@ def _once(problems: Sequence[str]) -> list[str]:
     return [p for p in problems if not any(p.endswith(f".{known}") for known in own)]
 
 
-def _components(nodes: Mapping[str, Any], parser: Parser) -> dict[str, Any]:
+def _unscaled_problems(container: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a scale, and with the data and model that it replaces."""
+    scale = container.get("scale")
+    if not isinstance(scale, Mapping):
+        return []
+    parser = Parser()
+    parser.parse(ScaleConfig, scale, "scale")
+    for key, hint in (("data", DataConfig), ("model", ModelConfig)):
+        if key in scale:
+            parser.parse(hint, container.get(key), key)
+    capped = scale.get("keys")
+    for key, cap in capped.items() if isinstance(capped, Mapping) else ():
+        if not _is_given(container, str(key)):
+            parser.problems.append(f"scale.keys.{key}={cap!r}: the config has no such key")
+    return [text for text in parser.problems if " is missing: " not in text]
+
+
+def _is_given(container: Mapping[str, Any], key: str) -> bool:
+    node: Any = container
+    for name in key.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return False
+        node = node[name]
+    return True
+
+
+def _components(nodes: Any, parser: Parser) -> Any:
     """Disabled components become None; a hyperparameter on one of them is an error."""
-    found: dict[str, Any] = {}
+    if not isinstance(nodes, Mapping):
+        return nodes
+    known, found = component_names(), dict[str, Any]()
     for name, node in nodes.items():
         if isinstance(node, Mapping) and TARGET in node:
             found[name] = node
             continue
         found[name] = None
+        if name not in known:
+            remedy = did_you_mean(str(name), known)
+            parser.problems.append(f"component.{name}={node!r}: no such component; {remedy}")
+            continue
         if not isinstance(node, Mapping):
             parser.problems.append(f"component.{name}={node!r}: write component/{name}=enabled")
             continue
         for key, value in node.items():
-            if (key, value) != ("enabled", False):
+            if key != "enabled" or value is not False:
                 parser.problems.append(
                     f"component.{name}.{key}={value!r}: no effect, component.{name} is disabled; "
                     f"add component/{name}=enabled"

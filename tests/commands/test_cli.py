@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 
 
 def problems(*overrides: str) -> list[str]:
-    register_components(conf_dir())
+    register_components()
     return cli.preflight("config", conf_dir(), overrides, train.check)
 
 

@@ -27,7 +27,7 @@ from tests.support.fake_runs import fake_evaluation, fake_run
 @pytest.fixture
 def runs(tmp_path):
     """Two arms of the demo, three seeds."""
-    folders.register_components(folders.conf_dir())
+    folders.register_components()
     place = tmp_path / "runs"
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         cli_ = [f"++runs_dir={place}"]

@@ -24,7 +24,7 @@ SET = ["evaluation=demo", "evaluation.val=[clean,pgd20]", "epochs=5", "lr=0.1"]
 
 @pytest.fixture(autouse=True)
 def hydra():
-    folders.register_components(folders.conf_dir())
+    folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         yield
 

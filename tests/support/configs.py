@@ -13,7 +13,7 @@ from ablation.config.validation import load
 
 
 def compose_plain(*overrides: str, config_name: str = "config") -> dict[str, Any]:
-    register_components(conf_dir())
+    register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         return to_plain(compose(config_name, list(overrides)))
 

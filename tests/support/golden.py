@@ -81,7 +81,7 @@ def table_ids(name: str) -> dict[str, Ids]:
 
 
 def collect() -> dict[str, Mapping[str, Ids]]:
-    folders.register_components(folders.conf_dir())
+    folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         found: dict[str, Mapping[str, Ids]] = {"runs": run_ids()}
         for name in table_names([folders.sweeps_dir()]):

@@ -18,7 +18,7 @@ SET = ["epochs=3", "evaluation=demo", "evaluation.val=[pgd20]"]
 
 @pytest.fixture(autouse=True)
 def hydra():
-    folders.register_components(folders.conf_dir())
+    folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         yield
 

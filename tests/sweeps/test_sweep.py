@@ -71,7 +71,7 @@ class Caller:
 @pytest.fixture(autouse=True)
 def folder(tmp_path):
     (tmp_path / "mine.yaml").write_text(TABLE)
-    folders.register_components(folders.conf_dir())
+    folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         yield tmp_path
 

@@ -1,0 +1,162 @@
+"""No key is swallowed: what a config cannot honour is refused, at every depth."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from ablation.commands import report
+from ablation.config import validation
+from ablation.config.folders import sweeps_dir
+from ablation.errors import ConfigError
+from ablation.jobs import evaluate
+from ablation.sweeps.tables import load_table
+from tests.support.configs import compose_plain
+
+EVERYTHING = (
+    *("method=dyart", "component/awp=enabled", "component/emr=exact", "average=ema"),
+    *("evaluation=emr_adversarial_margins", "component/hypersphere=enabled"),
+)
+TRAIN = {
+    "everything": EVERYTHING,
+    "trades": ("method=trades", "evaluation=dose", "component/mail=trades"),
+    "smoke": ("method=mart", "scale=smoke", "model=resnet18", "data=cifar10"),
+}
+STRANGER = "zzz"
+
+
+def mappings(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every mapping, lists included."""
+    if isinstance(node, dict):
+        yield path
+        for key, value in node.items():
+            yield from mappings(value, (*path, key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from mappings(value, (*path, number))
+
+
+def with_entry(container: dict[str, Any], path: tuple[Any, ...], key: str, value: Any) -> Any:
+    changed = copy.deepcopy(container)
+    place: Any = changed
+    for step in path:
+        place = place[step]
+    place[key] = value
+    return changed
+
+
+def dotted(path: tuple[Any, ...], key: str) -> str:
+    text = ".".join(f"[{step}]" if isinstance(step, int) else str(step) for step in (*path, key))
+    return text.replace(".[", "[")
+
+
+@pytest.mark.parametrize("value", [1, {"enabled": False}, None])
+@pytest.mark.parametrize("name", TRAIN)
+def test_an_unknown_key_at_any_depth_of_a_run_is_told(name, value):
+    container = compose_plain(*TRAIN[name])
+    assert validation.check(container)[1] == []
+    for path in mappings(container):
+        if value is None and path == ("evaluation", "attacks"):
+            continue  # clean accuracy, under another name
+        problems = validation.check(with_entry(container, path, STRANGER, value))[1]
+        told = (dotted(path, STRANGER), *(["average="] if path == ("average",) else []))
+        assert any(problem.startswith(told) for problem in problems), path
+
+
+@pytest.mark.parametrize("value", [0, False, "", [], "ema"])
+def test_no_average_is_an_empty_mapping_and_nothing_else(value):
+    assert "average" in str(validation.check({**compose_plain(), "average": value})[1])
+    assert validation.check({**compose_plain(), "average": {}})[1] == []
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_a_target_where_the_class_is_fixed_is_told(name):
+    container = compose_plain(*TRAIN[name])
+    for path in mappings(container):
+        place: Any = container
+        for step in path:
+            place = place[step]
+        if "_target_" in place:
+            continue
+        changed = with_entry(container, path, "_target_", "torch.optim.AdamW")
+        problems = validation.check(changed)[1]
+        # Where names are free, it is a name like any other, of what is no part.
+        key = dotted(path, "_target_")
+        assert any(problem.startswith(key) for problem in problems), (path, problems)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("++optim._target_=torch.optim.AdamW", "optim._target_='torch.optim.AdamW': the class"),
+        (
+            "++model._target_=mypkg.net.MyNet",
+            "always ModelConfig; remove it; a class can be chosen at model.spec._target_",
+        ),
+        ("++attack._target_=x", "the class here is always AttackConfig"),
+        ("++selection._target_=x", "the class here is always SelectionConfig"),
+        ("++data._target_=x", "chosen at data.source._target_"),
+        ("++monitor._target_=x", "the class here is always MonitorConfig"),
+        ("++runtime._target_=x", "the class here is always RuntimeConfig"),
+        ("++method._target_=x", "chosen at method.budget._target_"),
+        ("++method.terms.ce._target_=x", "chosen at method.terms.ce.term._target_"),
+        ("++evaluation._target_=x", "the class here is always EvaluationConfig"),
+        ("++tracking._target_=x", "the class here is always TrackingConfig"),
+        ("++_target_=x", "_target_='x': the class here is always Config"),
+        ("++component.awp.enabled=0", "component.awp.enabled=0: no effect"),
+        ("++component.awpp.enabled=false", "no such component; did you mean awp?"),
+        ("++phases=[]", "phases=[]: built from the method; remove it"),
+        ("++method.roles.robusd=ce", "method.roles.robusd=ce: no component looks for it"),
+        ("++scale.keyz=1", "scale.keyz=1: unknown key; did you mean keys?"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(override, message):
+    with pytest.raises(ConfigError, match="problem") as error:
+        validation.load(compose_plain("method=at", override))
+    assert message in str(error.value)
+
+
+def test_the_fixed_class_may_be_named():
+    container = compose_plain("evaluation=emr_adversarial_margins")
+    measure = container["evaluation"]["attacks"]["margin_adv_train"]
+    assert measure["attack"]["_target_"] == "ablation.evaluation.Pgd"
+    assert validation.check(container)[1] == []
+    measure["attack"]["_target_"] = "ablation.evaluation.Fgsm"
+    assert "is always Pgd" in str(validation.check(container)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "parse"), [("evaluate", evaluate.parse), ("report", report.check)]
+)
+def test_other_commands_swallow_no_key_either(name, parse):
+    container = compose_plain(*(["data=cifar10"] if name == "evaluate" else []), config_name=name)
+    for path in mappings(container):
+        for key in (STRANGER, "_target_"):
+            found = parse(with_entry(container, path, key, "x"))
+            problems = found[1] if isinstance(found, tuple) else found
+            if path and "_target_" in _at(container, path) and key == "_target_":
+                continue
+            assert any(problem.startswith(dotted(path, key)) for problem in problems), (path, key)
+
+
+def _at(container: Any, path: tuple[Any, ...]) -> Any:
+    for step in path:
+        container = container[step]
+    return container
+
+
+@pytest.mark.parametrize("name", ["dose_table1", "emr_table3", "demo"])
+def test_table_files_swallow_no_key_either(name, tmp_path):
+    table = yaml.safe_load((sweeps_dir() / f"{name}.yaml").read_text("utf-8"))
+    free = {("axes",), ("unavailable",)}  # any key, any row
+    for path in mappings(table):
+        if path in free:
+            continue
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(with_entry(table, path, STRANGER, 1)), "utf-8")
+        with pytest.raises(ConfigError, match=STRANGER):
+            load_table(file)
