@@ -109,6 +109,8 @@ class BatchNormReplay:
     @torch.no_grad()
     def replay(self) -> None:
         """Apply the pass's batch statistics once more."""
+        if not self._layers:  # a network without BatchNorm has nothing to replay
+            return
         keep = [1.0 - float(m.momentum or 0.0) for m in self._layers for _ in range(2)]
         now = self._statistics(clone=False)
         change = torch._foreach_sub(now, self._before)
