@@ -1,0 +1,121 @@
+"""The documents keep their word: links lead somewhere, commands compose, the Python block runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ablation
+from ablation.config.folders import conf_dir
+from ablation.sweeps.tables import table_names
+from tests.support.configs import compose_config
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "multirun_sweeps" / "README.md",
+        ROOT / "benchmarks" / "README.md",
+    ]
+)
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+TABLES = table_names([ROOT / "multirun_sweeps"])
+FOLDERS = ("ablation", "conf", "tests", "docs", "benchmarks", "multirun_sweeps", "hydra_plugins")
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    """The fenced blocks of a language; without one, those that name none."""
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    return found
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+def anchors(path: Path) -> set[str]:
+    """What a heading is linked by: lower case, no punctuation, hyphens for blanks."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(path.read_text("utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_every_relative_link_leads_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(path.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        place, _, anchor = target.partition("#")
+        file = path.parent / place if place else path
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_every_file_that_is_named_exists(path):
+    for name in re.findall(r"`([\w./]+)`", without_blocks(path.read_text("utf-8"))):
+        if name.split("/")[0] in FOLDERS and "/" in name:
+            assert (ROOT / name).exists(), name
+
+
+def test_the_python_block_attacks_a_network():
+    (code,) = blocks(README.read_text("utf-8"), "python")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.findall(r"^(\w+): [\d.]+% of 20 images$", done.stdout, re.M) == [
+        "clean",
+        "pgd20",
+        "aa",
+    ]
+
+
+def test_the_figure_is_small():
+    figures = list((ROOT / "docs" / "figures").glob("*.png"))
+    assert figures
+    assert all(path.stat().st_size < 200_000 for path in figures)
+
+
+def commands() -> list[list[str]]:
+    """The overrides of each ``ablation-train`` in the README that is one job."""
+    lines = "\n".join(blocks(README.read_text("utf-8"))).splitlines()
+    found = [
+        shlex.split(line, comments=True) for line in lines if line.startswith("ablation-train")
+    ]
+    return [words[1:] for words in found if all("=" in word for word in words[1:])]
+
+
+def test_the_readme_has_commands():
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("overrides", commands(), ids=" ".join)
+def test_every_command_composes(overrides):
+    mine = [text for text in overrides if not text.startswith(("table=", "row=", "hydra"))]
+    tables = [text.partition("=")[2] for text in overrides if text.startswith("table=")]
+    assert set(tables) <= {*TABLES}
+    compose_config(*mine)
+
+
+def test_the_groups_are_all_listed():
+    text = (ROOT / "docs" / "running.md").read_text("utf-8")
+    for group in ("data", "model", "method", "schedule", "average", "evaluation", "scale"):
+        (row,) = re.findall(rf"^\| `{group}=` \| (.*) \|$", text, re.M)
+        expected = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        assert sorted(row.split(", ")) == expected, group
+    (row,) = re.findall(r"^\| `table=` \| (.*) \|$", text, re.M)
+    assert sorted(row.split(", ")) == TABLES
+    listed = re.findall(r"^\| `(\w+)` \| .* \| .* \|$", text, re.M)
+    assert sorted(listed) == sorted(path.name for path in (conf_dir() / "component").iterdir())
+
+
+def test_the_map_shows_every_room():
+    text = README.read_text("utf-8")
+    root = Path(ablation.__file__).parent
+    files = [path.name for path in root.glob("*.py") if path.name[0] != "_"]
+    rooms = [f"{path.parent.name}/" for path in root.glob("*/__init__.py")]
+    assert [name for name in files + rooms if f"`{name}`" not in text] == []
