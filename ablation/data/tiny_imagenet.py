@@ -24,7 +24,7 @@ class TinyImageNet:
     """Tiny ImageNet: 200 classes of 500 training images, 64x64 RGB (Le and Yang, 2015).
 
     The official test set has no labels, so the 10,000 validation images are the test set, as in
-    the papers. ``wnids.txt`` says which classes are read, so a subset of them will do; they
+    the papers. ``wnids.txt`` names the classes that are read, so a subset will do; they
     are numbered in sorted order, as in code that uses torchvision's ``ImageFolder``. Grey images
     become RGB.
 
