@@ -1,4 +1,4 @@
-"""Whether the weights are moved before the gradient is taken."""
+"""Weight ascents: perturbations of the weights before a step's gradient is taken."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AdversarialWeightPerturbation:
     Args:
         gamma: relative size of the perturbation; 0.01 for AT, 0.005 for TRADES.
         start: first epoch (0-based) that perturbs.
-        terms: the loss terms that are ascended; empty means all.
+        terms: names of the loss terms that are ascended; empty means all.
     """
 
     gamma: float = 0.01
@@ -38,7 +38,7 @@ class AdversarialWeightPerturbation:
 
     @contextmanager
     def __call__(self, net: nn.Module, closure: Closure, clock: Clock) -> Iterator[None]:
-        """Perturb on entry, undo on exit."""
+        """Perturb the weights on entry, subtract the perturbation on exit."""
         if clock.epoch < self.start or self.gamma == 0:
             yield
             return
@@ -48,7 +48,7 @@ class AdversarialWeightPerturbation:
         saved = [buffer.clone() for buffer in net.buffers()]
         loss, _ = closure(net, self.terms or None)
         gradients: Sequence[Tensor | None] = [None] * len(weights)
-        if loss.requires_grad:  # not where a term had no points to look at
+        if loss.requires_grad:  # a term without points has no gradient
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         with torch.no_grad():
             for buffer, value in zip(net.buffers(), saved, strict=True):

@@ -1,4 +1,4 @@
-"""Which weights are evaluated: averages over training."""
+"""Weight averages over training, for evaluation: EMA and SWA."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Ema:
             raise ValueError(f"decay={self.decay:g} must lie in [0, 1)")
 
     def attach(self, net: nn.Module) -> Average:
-        """Start from the present weights."""
+        """Start the average from the network's present weights."""
         return EmaAverage(self, net)
 
 
 class EmaAverage:
-    """The running average; see ``Ema``."""
+    """Exponential moving average of a network's weights, with the settings of ``Ema``."""
 
     def __init__(self, spec: Ema, net: nn.Module) -> None:
         self._spec = spec
@@ -54,20 +54,20 @@ class EmaAverage:
 
     @torch.no_grad()
     def update(self, net: nn.Module, clock: Clock) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the weights after a step."""
         del clock
         spec, k = self._spec, self.count
         decay = min(spec.decay, (1 + k) / (10 + k)) if spec.warmup else spec.decay
         torch._foreach_lerp_(list(self._model.parameters()), list(net.parameters()), 1 - decay)
-        for mine, theirs in zip(self._model.buffers(), net.buffers(), strict=True):
-            if spec.buffers == "average" and mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay)
+        for averaged, current in zip(self._model.buffers(), net.buffers(), strict=True):
+            if spec.buffers == "average" and averaged.is_floating_point():
+                averaged.lerp_(current, 1 - decay)
             else:
-                mine.copy_(theirs)
+                averaged.copy_(current)
         self.count += 1
 
     def prepare(self, batches: Callable[[], Iterable[Tensor]]) -> None:
-        """Nothing to do: the statistics follow the network's."""
+        """Leave the BatchNorm statistics: they follow the network's."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class Swa:
     start: int = 0
 
     def attach(self, net: nn.Module) -> Average:
-        """Start from the present weights."""
+        """Start the average from the network's present weights."""
         return SwaAverage(self, net)
 
 
 class SwaAverage:
-    """The running mean; see ``Swa``."""
+    """Plain mean of a network's weights, with the settings of ``Swa``."""
 
     def __init__(self, spec: Swa, net: nn.Module) -> None:
         self._spec = spec
@@ -103,11 +103,11 @@ class SwaAverage:
 
     @torch.no_grad()
     def update(self, net: nn.Module, clock: Clock) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the weights after a step."""
         self.count = self.count + 1 if clock.epoch >= self._spec.start else 0
         share = 1.0 / max(1, self.count)
         torch._foreach_lerp_(list(self._model.parameters()), list(net.parameters()), share)
 
     def prepare(self, batches: Callable[[], Iterable[Tensor]]) -> None:
-        """Estimate BatchNorm's statistics of the averaged weights."""
+        """Estimate the BatchNorm statistics of the averaged weights on training images."""
         update_bn(batches(), self._model)

@@ -1,4 +1,4 @@
-"""How far each example may move in training: radii [N] in pixel units."""
+"""Perturbation radii of training attacks: one per example, [N], in pixel units."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from ablation.types import Fraction, Views
 
 @dataclass(frozen=True)
 class Fixed:
-    """eps_i = scale * eps.
+    """One perturbation radius for all examples, eps_i = scale * eps.
 
     Args:
-        eps: radius in pixels, at least 0.
-        scale: factor, for phases that start at half the radius.
+        eps: perturbation radius in pixel units, at least 0.
+        scale: factor, at least 0; for phases that start at half the radius.
+
+    Raises:
+        ValueError: eps or scale is negative.
     """
 
     eps: Fraction
@@ -26,6 +29,6 @@ class Fixed:
             raise ValueError(f"eps={self.eps:g} and scale={self.scale:g} must not be negative")
 
     def __call__(self, views: Views) -> Tensor:
-        """Radii [N]."""
+        """Give the perturbation radii [N] of a batch."""
         x = views.batch.x
         return x.new_full((len(x),), self.eps * self.scale)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 DONE, BAD_INPUT, JOB_FAILED, INTERRUPTED = 0, 1, 3, 75
-"""Exit codes: see the README; 75 (EX_TEMPFAIL) asks a scheduler to run the same command again."""
+"""Exit codes of the console scripts; 75 (EX_TEMPFAIL) asks a scheduler to requeue the command."""
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; nothing was started and nothing was changed."""
+    """Input that cannot be used: nothing was started and nothing was changed."""
 
 
 class ConfigError(InputError):
-    """One or more settings are wrong.
+    """One or more invalid settings in the configuration.
 
     Args:
         problems: one line each, naming key, value and remedy.

@@ -1,7 +1,7 @@
 """Keyed random streams: every draw is a function of (seed, stream, step), never of history.
 
-A private generator per key means that resuming needs no generator state, that adding a part moves
-nobody else's draws, and that the arms of an ablation are paired: same order, crops and starts.
+A private generator per key means that resuming needs no generator state, that adding a component
+changes no other draws, and that the arms of an ablation are paired: same order, crops and starts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def key(seed: int, stream: str, step: int) -> int:
 def generator(
     seed: int, stream: str, step: int = 0, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """A fresh generator for one key.
+    """Make a fresh generator for one key.
 
     Args:
         seed: the run's seed.
-        stream: who draws, for example ``"attack/adv"`` or ``"augment"``.
+        stream: name of what draws, for example ``"attack/adv"`` or ``"augment"``.
         step: the step or epoch of the draw.
         device: where the drawn tensors live. CPU and CUDA draw different numbers.
     """

@@ -20,15 +20,15 @@ def _place(epoch: float, per: Per) -> float:
 
 @dataclass(frozen=True)
 class Constant:
-    """lr(e) = peak."""
+    """Constant learning rate, lr(e) = peak."""
 
     def lr(self, peak: float, epoch: float, epochs: int) -> float:
-        """Learning rate."""
+        """Give the learning rate at an epoch."""
         del epoch, epochs
         return peak
 
     def momentum(self, base: float, epoch: float, epochs: int) -> float:
-        """Momentum, unchanged."""
+        """Give the momentum, unchanged."""
         del epoch, epochs
         return base
 
@@ -51,12 +51,12 @@ class Piecewise:
             raise ValueError(f"milestones={list(self.milestones)} must increase")
 
     def lr(self, peak: float, epoch: float, epochs: int) -> float:
-        """Learning rate."""
+        """Give the learning rate at an epoch."""
         del epochs
         return peak * self.factor ** sum(epoch >= milestone for milestone in self.milestones)
 
     def momentum(self, base: float, epoch: float, epochs: int) -> float:
-        """Momentum, unchanged."""
+        """Give the momentum, unchanged."""
         del epoch, epochs
         return base
 
@@ -66,7 +66,7 @@ class Cosine:
     """lr(e) = floor + (peak - floor)(1 + cos(pi e / T)) / 2 (DOSE section 4.1, floor 0.001).
 
     Args:
-        floor: the rate it ends at.
+        floor: learning rate at the end.
         per: change once per ``epoch`` or every ``step``.
     """
 
@@ -74,24 +74,24 @@ class Cosine:
     per: Per = "epoch"
 
     def lr(self, peak: float, epoch: float, epochs: int) -> float:
-        """Learning rate."""
+        """Give the learning rate at an epoch."""
         share = _place(epoch, self.per) / epochs
         return self.floor + (peak - self.floor) * (1 + math.cos(math.pi * share)) / 2
 
     def momentum(self, base: float, epoch: float, epochs: int) -> float:
-        """Momentum, unchanged."""
+        """Give the momentum, unchanged."""
         del epoch, epochs
         return base
 
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Cosine up to the peak, cosine down (torch's OneCycleLR; DyART steps it once per epoch).
+    """One cosine up to the peak and one down (torch's OneCycleLR; DyART steps it once per epoch).
 
     Args:
         pct_start: share of the training spent rising.
-        div_factor: it starts at peak / div_factor.
-        final_div_factor: and ends at that start / final_div_factor.
+        div_factor: the rate starts at peak / div_factor.
+        final_div_factor: the rate ends at its start / final_div_factor.
         cycle_momentum: momentum runs 0.95 -> 0.85 -> 0.95 against the rate (torch's default, and
             so DyART's).
         per: change once per ``epoch`` or every ``step``.
@@ -114,10 +114,10 @@ class OneCycle:
         return high + (low - high) * (1 + math.cos(math.pi * share)) / 2
 
     def lr(self, peak: float, epoch: float, epochs: int) -> float:
-        """Learning rate."""
+        """Give the learning rate at an epoch."""
         start = peak / self.div_factor
         return self._between(start, peak, start / self.final_div_factor, epoch, epochs)
 
     def momentum(self, base: float, epoch: float, epochs: int) -> float:
-        """Momentum: ``base`` unless it is cycled."""
+        """Give the momentum at an epoch: ``base`` unless it is cycled."""
         return self._between(0.95, 0.85, 0.95, epoch, epochs) if self.cycle_momentum else base

@@ -1,4 +1,4 @@
-"""How much each example counts in a term: weights [N]."""
+"""Per-example weights [N] of a loss term."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class ProbabilisticMargin:
     learning rate.
 
     Args:
-        slope: how sharp the step is (gamma in the paper).
-        bias: the margin at which it is (beta in the paper).
+        slope: steepness of the sigmoid (gamma in the paper).
+        bias: the margin at its centre (beta in the paper).
         start: first epoch of the phase with weights; all are 1 before.
         normalize: ``constant``, c = 3; ``batch``, c makes the weights' mean 1.
-        view: whose prediction.
+        view: name of the view whose prediction is read.
     """
 
     whole: ClassVar[bool] = True
@@ -40,11 +40,11 @@ class ProbabilisticMargin:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Train-mode views it reads."""
+        """Name the train-mode views that the weight reads."""
         return (self.view,)
 
     def __call__(self, views: Views) -> Tensor:
-        """Weights [N], detached."""
+        """Compute the weights [N], detached."""
         z = views.logits(self.view).detach()
         if views.clock.epoch < self.start:
             return z.new_ones(len(z))
@@ -60,7 +60,7 @@ class OneMinusTrueProbability:
     Gradient flows through the weight, as in mart.py.
 
     Args:
-        view: whose prediction.
+        view: name of the view whose prediction is read.
         constants: ``official`` takes 1.0000001 - p_y as mart.py does.
     """
 
@@ -72,10 +72,10 @@ class OneMinusTrueProbability:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Train-mode views it reads."""
+        """Name the train-mode views that the weight reads."""
         return (self.view,)
 
     def __call__(self, views: Views) -> Tensor:
-        """Weights [N]."""
+        """Compute the weights [N]."""
         one = 1.0 if self.constants == "exact" else 1.0000001
         return one - true_value(F.softmax(views.logits(self.view), 1), views.y(self.view))

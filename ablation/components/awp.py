@@ -12,12 +12,12 @@ from ablation.training.method import Method
 
 @dataclass(frozen=True)
 class Awp:
-    """Adds ``AdversarialWeightPerturbation`` to any method; refused beside another ascent.
+    """Add ``AdversarialWeightPerturbation`` to any method; refused beside another ascent.
 
     Args:
         gamma: relative size of the perturbation.
         start: first epoch (0-based) that perturbs.
-        terms: ascended loss terms; empty means all.
+        terms: names of the ascended loss terms; empty means all.
     """
 
     after: ClassVar[tuple[str, ...]] = (  # so that ``terms`` may name what they add
@@ -30,7 +30,7 @@ class Awp:
     terms: Sequence[str] = ()
 
     def apply(self, method: Method) -> Method:
-        """The method with the ascent in it."""
+        """Add the ascent to the method."""
         unknown = [name for name in self.terms if name not in method.terms]
         if unknown:
             raise ValueError(f"terms={unknown}: the method has {', '.join(method.terms)}")

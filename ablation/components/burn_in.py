@@ -1,4 +1,4 @@
-"""Switch: cross-entropy first."""
+"""Switch: burn-in by standard training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ablation.training.method import CLEAN, STEP, Method, Phase, Slot
 
 @dataclass(frozen=True)
 class BurnIn:
-    """A phase of standard training before the method, so that margins start on correct samples.
+    """Add a phase of standard training before the method: margins then start on correct samples.
 
     DOSE, sections 2.4 and 3.2; DyART. Its epochs come on top of ``epochs`` and are never selected.
     With one seed, batch size and ``lr`` all arms go through the same burn-in, step by step. To
@@ -21,10 +21,10 @@ class BurnIn:
     and start the others with ``init_from=<that run>`` instead.
 
     Args:
-        epochs: its length.
+        epochs: length of the burn-in, at least 1.
         optimizer: the method starts with a ``fresh`` optimiser and schedule, and the burn-in has
-            a constant learning rate; or it goes on (``keep``) with one schedule over both.
-        lr: of a fresh burn-in; ``None`` means the run's.
+            a constant learning rate; or both share one of each (``keep``).
+        lr: learning rate of a fresh burn-in; ``None`` means the run's.
         clip: largest gradient norm of a fresh burn-in, whatever the method's; ``None`` is none.
     """
 
@@ -49,11 +49,11 @@ class BurnIn:
             )
 
     def apply(self, method: Method) -> Method:
-        """The method as it is; see ``arrange``."""
+        """Leave the method as it is: ``arrange`` adds the phase."""
         return method
 
     def arrange(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-        """The phases with the burn-in before them."""
+        """Put the burn-in before the phases."""
         first, *rest = phases
         standard = replace(
             first.method,

@@ -16,13 +16,13 @@ TERM = "emr"
 
 @dataclass(frozen=True)
 class Emr:
-    """Adds ``terms.EffectiveWeightNorm`` to any method, exact: a backward pass per class (eq. 5).
+    """Add ``terms.EffectiveWeightNorm`` to any method, exact: a backward pass per class (eq. 5).
 
     Args:
         coef: lambda, of the mean over the samples unless ``scale`` says otherwise.
-        view: whose points; ``auto``: adversarial ones where the method has them, as in the
-            released code, else the clean images.
-        centred: of the logits less their mean, on which alone predictions depend.
+        view: name of the view whose points are penalised; ``auto``: adversarial ones where the
+            method has them, as in the released code, else the clean images.
+        centred: penalise the logits less their mean, on which alone predictions depend.
         scale: ``sample`` (paper) or ``code``, whose lambda is N times as large.
         decay: ``lr``: lambda falls with the learning rate (section 5.1; Tables 3 and 4).
     """
@@ -38,11 +38,11 @@ class Emr:
 
     @property
     def norm(self) -> EffectiveNorm:
-        """How effective weights are measured."""
+        """Measure of the effective weights."""
         return terms.ExactNorm()
 
     def apply(self, method: Method) -> Method:
-        """The method with the term in it."""
+        """Add the term to the method."""
         view = points_of(method, self.view)
         term = terms.EffectiveWeightNorm(self.norm, view, self.centred, self.scale)
         gate = DecayingGate() if self.decay == "lr" else Gate()
@@ -54,14 +54,14 @@ class EmrProbe(Emr):
     """``Emr`` by an unbiased estimate: a backward pass per draw (``terms.ProbedNorm``).
 
     Args:
-        draws: backward passes that are averaged.
+        draws: number of backward passes that are averaged.
     """
 
     draws: int = 1
 
     @property
     def norm(self) -> EffectiveNorm:
-        """How effective weights are measured."""
+        """Measure of the effective weights."""
         return terms.ProbedNorm(self.draws)
 
 
@@ -78,15 +78,15 @@ class EmrApproximate(Emr):
 
     @property
     def norm(self) -> EffectiveNorm:
-        """How effective weights are measured."""
+        """Measure of the effective weights."""
         return terms.ApproximateNorm(self.temperature)
 
 
 def check_coef(component: str, coef: float) -> None:
-    """Check that a penalty is one.
+    """Check that the coefficient of a penalty is positive.
 
     Raises:
-        ValueError: its coefficient is not positive.
+        ValueError: it is not.
     """
     if coef <= 0:
         raise ValueError(
@@ -95,14 +95,14 @@ def check_coef(component: str, coef: float) -> None:
 
 
 def points_of(method: Method, view: str) -> str:
-    """The view that a penalty on input gradients is taken at.
+    """Choose the view whose points a penalty on input gradients is computed at.
 
     Args:
-        method: what crafts the points.
+        method: the method, whose crafters make the views.
         view: a view, or ``auto``: the adversarial points if there are any, else the clean images.
 
     Raises:
-        ValueError: the method does not craft them.
+        ValueError: the method has no such view.
     """
     if view == "auto":
         return "adv" if "adv" in method.crafters else CLEAN

@@ -11,13 +11,13 @@ from ablation.types import HeadFactory
 
 @dataclass(frozen=True)
 class Hypersphere(models.Hypersphere):
-    """The head of ``models.Hypersphere`` on any method; it has the settings.
+    """Set the head of ``models.Hypersphere``, with its settings, on any method.
 
     Attacks, KL terms and evaluation see s cos, without the margin (AT+HE and TRADES+HE).
     """
 
     def apply(self, method: Method) -> Method:
-        """The method with the head in it."""
+        """Set the head of the method."""
         if self.weights == "projected" and method.ascent is not None:
             raise ValueError(
                 "weights=projected: overwrites the weights that component/awp has moved; set "
@@ -27,10 +27,10 @@ class Hypersphere(models.Hypersphere):
 
 
 def with_head(method: Method, head: HeadFactory) -> Method:
-    """Set the head.
+    """Set the head of a method.
 
     Raises:
-        ValueError: another component did.
+        ValueError: another component has set one.
     """
     if method.head is not None:
         raise ValueError(

@@ -16,12 +16,12 @@ TERM = "igr"
 
 @dataclass(frozen=True)
 class Igr:
-    """Adds ``terms.InputGradient`` to any method (Ross and Doshi-Velez, 2018).
+    """Add ``terms.InputGradient`` to any method (Ross and Doshi-Velez, 2018).
 
     Args:
         coef: lambda, of the mean over the samples unless ``scale`` says otherwise.
-        view: whose points; ``auto``: adversarial ones where the method has them, else the clean
-            images.
+        view: name of the view whose points are penalised; ``auto``: adversarial ones where the
+            method has them, else the clean images.
         scale: ``sample`` or the original ``code``, whose lambda is 2 N times as large.
     """
 
@@ -33,6 +33,6 @@ class Igr:
         check_coef("igr", self.coef)
 
     def apply(self, method: Method) -> Method:
-        """The method with the term in it."""
+        """Add the term to the method."""
         term = terms.InputGradient(points_of(method, self.view), self.scale)
         return method.with_term(TERM, Slot(term, self.coef))

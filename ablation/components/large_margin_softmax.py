@@ -11,12 +11,12 @@ from ablation.training.method import Method
 
 @dataclass(frozen=True)
 class LargeMarginSoftmax(models.LargeMargin):
-    """The head of ``models.LargeMargin`` on any method; it has the settings.
+    """Set the head of ``models.LargeMargin``, with its settings, on any method.
 
     Attacks, KL terms and evaluation see the plain logits. What the attack of AT + L-Softmax sees
     is not stated in EMR.
     """
 
     def apply(self, method: Method) -> Method:
-        """The method with the head in it."""
+        """Set the head of the method."""
         return with_head(method, self)

@@ -1,4 +1,4 @@
-"""Switch: MAIL's weights."""
+"""Switch: MAIL's per-example weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ablation.weights import ProbabilisticMargin
 
 @dataclass(frozen=True)
 class Mail:
-    """Puts ``weights.ProbabilisticMargin`` on the term in the role ``robust``.
+    """Weight the term in the role ``robust`` by ``weights.ProbabilisticMargin``.
 
     That is CE under AT (MAIL-AT), KL under TRADES (MAIL-TRADES) and BCE under MART (MAIL-MART).
 
     Args:
         slope: how sharply weights fall with the margin.
-        bias: the margin at which they do.
-        start: when weights set in, as a share of the epochs of all phases; all are 1 before.
+        bias: the margin at which they fall most steeply.
+        start: share of the epochs of all phases, in [0, 1), after which weights set in; all are 1
+            before.
         normalize: ``constant``, times 3 as in the code; ``batch``, to mean 1.
     """
 
@@ -34,7 +35,7 @@ class Mail:
             raise ValueError(f"start={self.start:g}: a share of the epochs in [0, 1), as 76/120")
 
     def apply(self, method: Method) -> Method:
-        """The method with the weight in it, from its first epoch; see ``arrange``."""
+        """Add the weight to the method, from its first epoch; ``arrange`` sets the start."""
         if "robust" not in method.roles:
             raise ValueError(
                 "the method has no adversarial term to weigh; set method=at, trades or mart, or "
@@ -44,7 +45,7 @@ class Mail:
         return method.with_weight("robust", weight)
 
     def arrange(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-        """The phases with the first weighted epoch in each."""
+        """Set the first weighted epoch of each phase."""
         first = math.floor(self.start * sum(phase.epochs for phase in phases) + 1e-9)
         arranged = []
         for phase in phases:

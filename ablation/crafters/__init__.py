@@ -1,4 +1,4 @@
-"""Crafters: where to look in input space."""
+"""Crafters: attacks and boundary searches that make the points of a view."""
 
 from ablation.crafters.boundary import BoundarySearch, FabSearch, LinearSearch
 from ablation.crafters.losses import AttackCrossEntropy, AttackCw, AttackKL

@@ -1,4 +1,4 @@
-"""Points on the decision boundary: FAB towards a surface, or one linear step."""
+"""Boundary searches: points on the decision boundary by FAB or by one linear step."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Point = Literal["boundary", "last_iterate"]
 
 
 class Search(Protocol):
-    """How the boundary is looked for."""
+    """Algorithm of a boundary search."""
 
     @property
     def gradients(self) -> int:
-        """Gradients with respect to the input that it takes."""
+        """Number of gradients with respect to the input that a search takes."""
 
     def __call__(
         self, phi: Phi, x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator
     ) -> Boundary:
-        """The nearest points found with phi = 0 of ``x`` [N, ...]; ``eps`` [N] bounds starts."""
+        """Search the nearest points with phi = 0 of ``x`` [N, ...]; ``eps`` [N] bounds starts."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class FabSearch:
     Args:
         steps: gradient steps per restart.
         start: ``random``, at half of eps from the sample, as DyART's code; or ``clean``.
-        restarts: searches.
+        restarts: number of searches; the nearest point of all is kept.
         eta: overshoot.
-        beta: share of the way that is left after going back.
+        beta: share of the way from the sample that is left after going back.
         alpha_max: largest weight of the sample's own projection.
         shared_bias: all samples take alpha of the first, as DyART's code does.
     """
@@ -74,13 +74,13 @@ class FabSearch:
 
     @property
     def gradients(self) -> int:
-        """See ``Search``."""
+        """Number of gradients with respect to the input: one per step and restart."""
         return self.steps * self.restarts
 
     def __call__(
         self, phi: Phi, x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator
     ) -> Boundary:
-        """See ``Search``."""
+        """Search the boundary points of ``x`` [N, ...] by FAB; ``eps`` [N] bounds random starts."""
         return fab(
             phi,
             x,
@@ -103,19 +103,19 @@ class LinearSearch:
 
     @property
     def gradients(self) -> int:
-        """See ``Search``."""
+        """Number of gradients with respect to the input: one."""
         return 1
 
     def __call__(
         self, phi: Phi, x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator
     ) -> Boundary:
-        """See ``Search``."""
+        """Project ``x`` [N, ...] onto its linearised boundary; ``eps`` and ``rng`` are not used."""
         return linearised(phi, x, norm=norm)
 
 
 @dataclass(frozen=True)
 class BoundarySearch:
-    """The boundary points of correctly classified samples, as seen in evaluation mode.
+    """Crafter of boundary points of correctly classified samples, in evaluation mode by default.
 
     ``aux`` holds, per sample of the batch [N]: ``correct`` (phi > 0), ``found``, ``distance`` (inf
     where not found) and ``phi`` at the sample. ``facts`` holds the shares of the batch that are
@@ -127,13 +127,13 @@ class BoundarySearch:
     single point is left out: BatchNorm cannot normalise it.
 
     Args:
-        surface: whose zero is the boundary.
-        search: how it is looked for.
+        search: algorithm of the search.
+        surface: function of the logits whose zero is the boundary.
         norm: of the distance.
         subset: only the samples whose point was found.
         point: ``boundary``, or where the surface was linearised last on the way there.
         filtered: keep points that satisfy DyART's quality conditions (``kkt_filter``).
-        bn: the model's mode during the search.
+        bn: BatchNorm mode of the model during the search.
     """
 
     exact: ClassVar[bool] = True
@@ -153,20 +153,20 @@ class BoundarySearch:
         return self.search.gradients + int(self.subset)
 
     def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
-        """Search around the clean batch; see the class."""
+        """Search the boundary around the clean batch; ``eps`` [N] bounds random starts."""
         x, y = views.batch.x, views.batch.y
 
         def phi(points: Tensor) -> Tensor:
             return self.surface(views.forward(points), y)
 
-        found = self.search(phi, x, eps, self.norm, rng)
-        aux = {"correct": found.phi > 0, "distance": found.distance, "phi": found.phi}
-        points = found.x if self.point == "boundary" else found.origin
-        facts = {"correct": aux["correct"], "found": found.found}
+        nearest = self.search(phi, x, eps, self.norm, rng)
+        aux = {"correct": nearest.phi > 0, "distance": nearest.distance, "phi": nearest.phi}
+        points = nearest.x if self.point == "boundary" else nearest.origin
+        facts = {"correct": aux["correct"], "found": nearest.found}
         if not self.subset:
-            return Crafted(points, None, {**aux, "found": found.found}, _shares(facts))
+            return Crafted(points, None, {**aux, "found": nearest.found}, _shares(facts))
         value, grad = _linearise(phi, points)
-        kept = found.found
+        kept = nearest.found
         if self.filtered:
             kept = kept & kkt_filter(x, points, grad, value)
             facts["kept"] = kept
@@ -177,6 +177,7 @@ class BoundarySearch:
 
 
 def _linearise(phi: Phi, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute phi [N] at the points and its gradient [N, ...]."""
     with torch.enable_grad():
         points = points.detach().requires_grad_(True)
         value = phi(points)
@@ -185,4 +186,5 @@ def _linearise(phi: Phi, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shares(masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Compute the share of the batch in each mask [N]."""
     return {name: mask.to(torch.float64).mean() for name, mask in masks.items()}

@@ -1,4 +1,4 @@
-"""What an attack ascends: losses of the logits at the moving point."""
+"""Inner losses: functions of the logits that an attack ascends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ablation.types import Views
 
 @dataclass(frozen=True)
 class AttackCrossEntropy:
-    """CE(z', y): the inner loss of AT and MART."""
+    """CE(z', y): inner loss of AT and MART."""
 
     def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
-        """Bind the labels."""
+        """Bind the labels of the batch; returns logits [N, K] -> loss [N]."""
         y = views.batch.y
         return lambda z: cross_entropy(z, y)
 
@@ -34,7 +34,7 @@ class AttackKL:
     """
 
     def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
-        """Bind the clean prediction."""
+        """Bind the clean prediction, one forward; returns logits [N, K] -> loss [N]."""
         with torch.no_grad():
             clean = F.softmax(views.forward(views.batch.x), 1)
         return lambda z: kl_from(clean, z)
@@ -47,6 +47,6 @@ class AttackCw:
     confidence: float = 50.0
 
     def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
-        """Bind the labels."""
+        """Bind the labels of the batch; returns logits [N, K] -> loss [N]."""
         y = views.batch.y
         return lambda z: cw_loss(z, y, self.confidence)

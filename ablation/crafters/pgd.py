@@ -1,4 +1,4 @@
-"""Projected gradient ascent on a mapping of logit losses."""
+"""PGD: projected gradient ascent on a weighted sum of inner losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ablation.types import AttackLoss, AttackMode, Crafted, Norm, Start, StepSiz
 
 @dataclass(frozen=True)
 class Ascended:
-    """One entry of the attack's objective: ``coef`` times ``loss``."""
+    """One summand of the attack's objective: ``coef`` times ``loss``."""
 
     loss: AttackLoss
     coef: float = 1.0
@@ -29,14 +29,17 @@ class Pgd:
     not depend on the batch size.
 
     Args:
-        losses: what is ascended; entries are added.
-        steps: gradient steps.
+        losses: summands of the objective that is ascended, by name.
+        steps: number of gradient steps.
         step_size: step length as a fraction of each sample's eps.
         start: ``clean``; ``gaussian`` adds N(0, start_std), not clamped before the first forward
             (TRADES, MART); ``uniform`` draws from the eps-ball and clamps to [0, 1] (Rice et al.).
         bn: the model's mode during the search; Rice et al. attack in train mode.
         norm: the ball's norm.
-        start_std: deviation of the gaussian start, in pixels.
+        start_std: standard deviation of the gaussian start, in pixel units.
+
+    Raises:
+        ValueError: steps or step_size is negative, or there is no loss.
     """
 
     losses: Mapping[str, Ascended]
@@ -56,9 +59,9 @@ class Pgd:
             raise ValueError("losses is empty: the attack needs something to ascend")
 
     def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
-        """Points within ``eps`` [N] of the clean batch; see the class."""
+        """Attack the clean batch within the perturbation radii ``eps`` [N]."""
         x = views.batch.x
-        objectives = [(slot.coef, slot.loss.bind(views)) for slot in self.losses.values()]
+        objectives = [(entry.coef, entry.loss.bind(views)) for entry in self.losses.values()]
 
         def objective(point: Tensor) -> Tensor:
             z = views.forward(point)
@@ -68,6 +71,7 @@ class Pgd:
         return Crafted(pgd(objective, x, start, eps, eps * self.step_size, self.steps, self.norm))
 
     def _start(self, x: Tensor, eps: Tensor, rng: torch.Generator) -> Tensor:
+        """Draw the first point of the attack."""
         if self.start == "gaussian":
             return x + gaussian_noise(x, self.start_std, rng)
         if self.start == "uniform":

@@ -1,4 +1,4 @@
-"""Images: where they come from, how they are split, and how batches are made."""
+"""Data sets: sources of images, training and validation splits, batch loaders."""
 
 from ablation.data.digits import Digits
 from ablation.data.image_folder import ImageFolder

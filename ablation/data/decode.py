@@ -1,4 +1,4 @@
-"""Encoded images (JPEG, PNG, ...) into one 8-bit tensor, with Pillow."""
+"""Decode encoded images (JPEG, PNG, ...) into one 8-bit tensor, with Pillow."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.
 
 @dataclass(frozen=True)
 class Format:
-    """What each image of a set is turned into.
+    """Mode and size that every image of a set is converted to.
 
     Attributes:
         mode: ``RGB`` or grey, ``L``; ``None`` means as the first image, and colour after a grey
@@ -53,7 +53,7 @@ class Format:
 
 @dataclass(frozen=True)
 class _Target:
-    """A ``Format`` after a look at the first image; ``size`` is (width, height)."""
+    """A ``Format`` resolved with the first image; ``size`` is (width, height)."""
 
     mode: Mode
     size: tuple[int, int]
@@ -61,11 +61,11 @@ class _Target:
 
 
 def decode(chunks: Iterable[Sequence[Encoded]], count: int, wanted: Format) -> Tensor:
-    """Decode a set.
+    """Decode the images of a set into one tensor.
 
     Args:
         chunks: the images in order, in non-empty pieces; one piece is held at a time.
-        count: how many they are, at least 1.
+        count: number of images, at least 1.
         wanted: mode and size.
 
     Returns:
@@ -84,15 +84,15 @@ def decode(chunks: Iterable[Sequence[Encoded]], count: int, wanted: Format) -> T
     with ThreadPoolExecutor(_workers(first.size)) as pool:
         for chunk in itertools.chain([head], stream):
             slices = [slice(i, i + _SLICE) for i in range(0, len(chunk), _SLICE)]
-            room = out[start : start + len(chunk)]
-            for _ in pool.map(lambda s, c=chunk, r=room: _fill(c[s], r[s], target), slices):
+            rows = out[start : start + len(chunk)]
+            for _ in pool.map(lambda s, c=chunk, r=rows: _fill(c[s], r[s], target), slices):
                 pass  # asking for the results raises the first error
             start += len(chunk)
     return torch.from_numpy(out)
 
 
 def height(name: str, content: bytes | Path) -> int:
-    """Of one image, in pixels.
+    """Read the height of one image, in pixels.
 
     Raises:
         InputError: it is damaged or not 8-bit.
@@ -101,13 +101,13 @@ def height(name: str, content: bytes | Path) -> int:
 
 
 def in_chunks(paths: Sequence[Path]) -> Iterator[list[Encoded]]:
-    """Files as the pieces that ``decode`` takes; a file is read when its turn comes."""
+    """Split files into the pieces that ``decode`` takes; a file is read when its turn comes."""
     for start in range(0, len(paths), CHUNK):
         yield [(str(path), path) for path in paths[start : start + CHUNK]]
 
 
 def _workers(size: tuple[int, int]) -> int:
-    """Threads that pay: small images spend their time in Python, where threads only contend."""
+    """Choose the number of threads: small images spend time in Python, where threads contend."""
     return max(1, min(os.cpu_count() or 1, 8, size[0] * size[1] // 64**2 + 1))
 
 
@@ -125,7 +125,7 @@ def _fill(images: Sequence[Encoded], out: NDArray[np.uint8], target: _Target) ->
 
 
 def _open(name: str, content: bytes | Path) -> Image.Image:
-    """The decoded image, 8 bits per channel."""
+    """Decode one image with 8 bits per channel."""
     try:
         data = content if isinstance(content, bytes) else content.read_bytes()
         image: Image.Image = Image.open(io.BytesIO(data))
@@ -143,7 +143,7 @@ def _open(name: str, content: bytes | Path) -> Image.Image:
 
 
 def _deep(image: Image.Image) -> bool:
-    """More than 8 bits: Pillow has 16-bit greys as I or F, but cuts 16-bit colour to 8 bits."""
+    """Tell images of more than 8 bits: Pillow has 16-bit greys as I or F, but cuts colour to 8."""
     tiles: list[Any] = getattr(image, "tile", [])
     return image.mode[0] in "IF" or any(";16" in str(tile[3]) for tile in tiles)
 

@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn: no download, seconds to train on."""
+"""The digits data set of scikit-learn: no download, trains in seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ablation.data.split import stratified_split
 
 TEST_SIZE = 360
 TEST_SEED = 1797
-"""Of the test split: a constant, so that every run everywhere has the same test set."""
+"""Seed of the test split: a constant, so that every run everywhere has the same test set."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Digits:
     """
 
     def check(self, root: Path) -> list[str]:
-        """Nothing can be missing: the images are part of scikit-learn."""
+        """Report no problems: the images are part of scikit-learn."""
         del root
         return []
 
     def extent(self, root: Path) -> Extent:
-        """1,437 + 360 images, 8x8."""
+        """Give the size of the set: 1,437 + 360 images, 8x8."""
         del root
         return Extent(1_797 - TEST_SIZE, TEST_SIZE, 8)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
-        """Training and test set, uint8 [N, 1, 8, 8]; ``root`` is not used."""
+        """Load training and test set, uint8 [N, 1, 8, 8]; ``root`` is not used."""
         del root
         table = digits_table()
         grey = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
@@ -48,7 +48,7 @@ class Digits:
 
 
 def digits_table() -> npt.NDArray[np.float64]:
-    """64 grey values in 0..16 and the label per row, [1797, 65].
+    """Read the table [1797, 65]: 64 grey values in 0..16 and the label in each row.
 
     Read from scikit-learn's own file: importing scikit-learn for it takes seconds.
     """

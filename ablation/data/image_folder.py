@@ -1,4 +1,4 @@
-"""One folder per class, one file per image."""
+"""Source of images in folders: one folder per class, one file per image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ImageFolder:
             raise ValueError(f"image_size={self.image_size}: at least 1, or null")
 
     def check(self, root: Path) -> list[str]:
-        """Are both sets there, with the same classes and an image in each?"""
+        """Check that both sets exist and have the same classes, each with an image."""
         train, test = self._folders(root)
         problems = _layout_problems(train, "train") or _layout_problems(test, "test")
         if problems:
@@ -53,7 +53,7 @@ class ImageFolder:
         return [f"{have / odd[0]}: {lack} has no class {odd[0]!r}; give both the same classes"]
 
     def extent(self, root: Path) -> Extent | None:
-        """Counts the files, and looks at the first one unless ``image_size`` is set."""
+        """Count the files; the first one gives the height unless ``image_size`` is set."""
         if self.check(root):
             return None
         train, test = ([p for c in _classes(f) for p in _images(c)] for f in self._folders(root))
@@ -64,7 +64,7 @@ class ImageFolder:
         return Extent(len(train), len(test), size)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
-        """Training and test set, uint8 [N, 1 or 3, H, W].
+        """Load training and test set, uint8 [N, 1 or 3, H, W].
 
         Raises:
             InputError: the layout is wrong, or an image is damaged, not 8-bit or of another size.
@@ -81,8 +81,8 @@ class ImageFolder:
     def _folders(self, root: Path) -> tuple[Path, Path]:
         if self.test is not None:
             return root / self.train, root / self.test
-        found = [name for name in ("test", "val") if (root / name).is_dir()]
-        return root / self.train, root / (found or ["test"])[0]
+        names = [name for name in ("test", "val") if (root / name).is_dir()]
+        return root / self.train, root / (names or ["test"])[0]
 
 
 def _classes(folder: Path) -> list[Path]:

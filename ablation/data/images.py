@@ -1,4 +1,4 @@
-"""A set of images in memory, and what a source of them must be able to do."""
+"""Image sets in memory and the protocol of their sources."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ablation.errors import InputError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and their classes, as 8-bit integers: a quarter of the memory of floats.
+    """Images as 8-bit integers, a quarter of the memory of floats, and their classes.
 
     Attributes:
         images: pixels, shape [N, C, H, W], uint8 in 0..255.
         labels: classes, shape [N], int64, counted from 0.
 
     Raises:
-        InputError: a shape, a dtype or a label is not of this kind, or there is no image.
+        InputError: a shape, a dtype or a label is not as above, or there is no image.
     """
 
     images: Tensor
@@ -52,16 +52,16 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, index: Tensor) -> ImageSet:
-        """The images at ``index`` [M], int64, in that order; on the same device."""
+        """Select the images at ``index`` [M], int64, in that order; on the same device."""
         index = index.to(self.images.device)
         return ImageSet(self.images[index], self.labels[index])
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """The same images on a device."""
+        """Move images and labels to a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
     def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 over shape, labels and pixels, in order."""
+        """Hash shape, labels and pixels, in order: 16 hex digits of a SHA-256."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         for tensor in (self.labels, self.images):
             digest.update(tensor.cpu().contiguous().numpy().data)
@@ -70,7 +70,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Extent:
-    """How much a source holds.
+    """Number and height of a source's images.
 
     Attributes:
         train: images of the training set, validation images included.
@@ -84,15 +84,15 @@ class Extent:
 
 
 class Source(Protocol):
-    """Where images come from: a frozen dataclass whose fields are the keys of ``data.source``."""
+    """Source of images: a frozen dataclass whose fields are the keys of ``data.source``."""
 
     def check(self, root: Path) -> list[str]:
-        """A quick look that reads no pixels: one line per problem, with what to do about it."""
+        """Check the files without reading pixels: one line per problem, with its remedy."""
 
     def extent(self, root: Path) -> Extent | None:
-        """How much ``load`` will give, from what is known or quickly read.
+        """Give number and height of the images that ``load`` returns, without loading them.
 
-        ``None`` if that takes files that are not there, or not sound.
+        ``None`` if the files needed for that are missing or damaged.
         """
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
@@ -106,7 +106,7 @@ class Source(Protocol):
 def to_float(
     images: Tensor, dtype: torch.dtype = torch.float32, *, channels_last: bool = False
 ) -> Tensor:
-    """Pixels as floats: x / 255.
+    """Convert pixels to floats, x / 255.
 
     Args:
         images: uint8 of any shape.
@@ -124,7 +124,7 @@ def to_float(
 
 
 def check_labels(data: ImageSet, classes: int, key: str) -> None:
-    """Compare the labels of a set with the number of classes in the config.
+    """Check the labels of a set against the number of classes in the config.
 
     Args:
         data: any set.
@@ -134,13 +134,15 @@ def check_labels(data: ImageSet, classes: int, key: str) -> None:
     Raises:
         InputError: a label is too large.
     """
-    found = int(data.labels.max()) + 1
-    if found > classes:
-        raise InputError(f"labels out of range: found {found}, {key}={classes}; set {key}={found}")
+    needed = int(data.labels.max()) + 1
+    if needed > classes:
+        raise InputError(
+            f"labels out of range: found {needed}, {key}={classes}; set {key}={needed}"
+        )
 
 
 def same_shape(train: ImageSet, test: ImageSet, where: str) -> None:
-    """Compare the images of two sets; ``where`` names the test set in the message.
+    """Check that the images of two sets have one shape; ``where`` names the test set.
 
     Raises:
         InputError: channels, height or width differ.

@@ -43,10 +43,10 @@ def crop_flip(images: Tensor, offsets: Tensor, flip: Tensor, pad: int = PAD) -> 
 
 
 def check_batch_size(batch_size: int, count: int) -> None:
-    """Is there a batch in ``count`` images?
+    """Check that a batch fits into a training set of ``count`` images.
 
     Raises:
-        InputError: it is larger than that, or empty.
+        InputError: ``batch_size`` is less than 1 or more than ``count``.
     """
     if not 1 <= batch_size <= count:
         raise InputError(
@@ -56,7 +56,7 @@ def check_batch_size(batch_size: int, count: int) -> None:
 
 
 class DeviceLoader:
-    """Batches of a set that lives on the device.
+    """Loader of training batches from a set that is held on the device.
 
     Order and augmentation of an epoch are functions of (seed, epoch), drawn on the CPU: runs on
     CPU and GPU see the same images, and a resumed epoch continues with the batches it would have
@@ -103,7 +103,7 @@ class DeviceLoader:
         return whole + (rest > 0 and not self._drop_last)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch.
+        """Make the batches of an epoch.
 
         Args:
             epoch: 0-based, counted over all phases.
@@ -125,14 +125,14 @@ class DeviceLoader:
             yield Batch(x, self._data.labels.index_select(0, index[rows]), index[rows])
 
     def _draws(self, n: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Offsets [N, 2] and flips [N] of an epoch, in the order of its samples."""
+        """Draw offsets [N, 2] and flips [N] of an epoch, in the order of its samples."""
         rng = generator(self._seed, "augment", epoch)
         offsets = torch.randint(0, 2 * PAD + 1, (n, 2), generator=rng)
         flip = torch.randint(0, 2, (n,), generator=rng).bool()
         return self._send(offsets), self._send(flip)
 
     def _send(self, tensor: Tensor) -> Tensor:
-        """To the device; from pinned memory, so that the host does not wait for a GPU."""
+        """Copy to the device; from pinned memory, so that the host does not wait for a GPU."""
         if self._device.type != "cuda":
             return tensor.to(self._device)
         return tensor.pin_memory().to(self._device, non_blocking=True)

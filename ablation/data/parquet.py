@@ -1,4 +1,4 @@
-"""Parquet files in the layout of image sets on the Hugging Face hub."""
+"""Source of images in parquet files, in the layout of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Parquet:
     Attributes:
         train: file of the training set below ``data_dir``; a pattern (``data/train-*.parquet``)
             means several files, read in the order of their names.
-        test: likewise.
+        test: file or pattern of the test set.
         image_column: name of the column of images.
         label_column: name of the column of classes, counted from 0.
         mode: ``RGB`` or ``L`` (grey), to which all images are converted.
@@ -45,12 +45,12 @@ class Parquet:
             raise ValueError(f"image_size={self.image_size}: at least 1, or null")
 
     def check(self, root: Path) -> list[str]:
-        """Are the files there, whole, with both columns? Reads the files' footers only."""
+        """Check that the files exist, whole, with both columns; reads only their footers."""
         train, test = _shards(root, self.train), _shards(root, self.test)
         problems = [
             f"data_dir={root}: no file matches {pattern}; set data_dir, or data.source.{key}"
-            for key, pattern, found in (("train", self.train, train), ("test", self.test, test))
-            if not found
+            for key, pattern, shards in (("train", self.train, train), ("test", self.test, test))
+            if not shards
         ]
         both = sorted(set(train) & set(test))
         if both:
@@ -61,7 +61,7 @@ class Parquet:
         return problems or [problem for path in train + test for problem in self._problems(path)]
 
     def extent(self, root: Path) -> Extent | None:
-        """Rows from the files' footers; the first image's size unless ``image_size`` is set."""
+        """Count rows in the footers; the height is ``image_size`` or that of the first image."""
         if self.check(root):
             return None
         train, test = _shards(root, self.train), _shards(root, self.test)
@@ -72,7 +72,7 @@ class Parquet:
         return Extent(_rows(train), _rows(test), size)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
-        """Training and test set, uint8 [N, 1 or 3, H, W].
+        """Load training and test set, uint8 [N, 1 or 3, H, W].
 
         Raises:
             InputError: a file is missing or damaged, a row has no image or no label, or an image
@@ -132,7 +132,7 @@ class Parquet:
         return height(*_encoded(path, start, images.slice(0, 1))[0])
 
     def _batches(self, path: Path) -> Iterator[tuple[int, Any, Any]]:
-        """First row, image column and label column of successive pieces of a file."""
+        """Read a file in pieces: first row, image column and label column of each."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -149,7 +149,7 @@ class Parquet:
 
 
 def _shards(root: Path, pattern: str) -> list[Path]:
-    """The files a name or pattern stands for; an absolute one ignores ``root``."""
+    """List the files that a name or pattern matches; an absolute one ignores ``root``."""
     path = root / pattern
     if path.is_file():
         return [path]
@@ -178,14 +178,14 @@ def _labels(path: Path, start: int, column: Any) -> NDArray[np.int64]:
     if column.null_count:
         row = start + column.is_null().index(True).as_py()
         raise InputError(f"{path}, row {row}: no label; remove the row")
-    found: NDArray[np.int64] = column.to_numpy(zero_copy_only=False).astype(np.int64)
-    if found.min() < 0:
-        row = int(found.argmin())
+    labels: NDArray[np.int64] = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    if labels.min() < 0:
+        row = int(labels.argmin())
         raise InputError(
-            f"{path}, row {start + row}: label {found[row]} is negative, as for unlabelled images; "
-            f"remove such rows or set data.source.label_column"
+            f"{path}, row {start + row}: label {labels[row]} is negative, as for unlabelled "
+            f"images; remove such rows or set data.source.label_column"
         )
-    return found
+    return labels
 
 
 def _encoded(path: Path, start: int, column: Any) -> list[Encoded]:

@@ -1,4 +1,4 @@
-"""What sources share: one-line problems, and one download at a time."""
+"""Helpers of the sources: one-line problems, and a lock for downloads."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ def require(problems: Sequence[str]) -> None:
     """Raise the problems of ``Source.check`` as one line.
 
     Raises:
-        InputError: there is one.
+        InputError: there is at least one.
     """
     if problems:
         raise InputError("; ".join(problems))
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an exception's text, or its name: messages are one line."""
+    """Shorten an exception to the first line of its text, or its name: messages are one line."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(" .") if lines else type(error).__name__
 
 
 def absent(root: Path, names: Sequence[str]) -> list[Path]:
-    """Which of the files ``names`` below ``root`` are not there."""
+    """List those of the files ``names`` below ``root`` that do not exist."""
     return [root / name for name in names if not (root / name).is_file()]
 
 
 def no_folder(root: Path) -> list[str]:
-    """The problem, if any, that there is no folder ``root`` and none may be made.
+    """Report, as one line or none, that ``root`` is no folder and cannot be made.
 
-    One that is missing is made for a download, but not the folders above it: they are more often
-    a slip than a wish.
+    A download makes ``root``, but not the folders above it: where those are missing, the path is
+    more likely misspelt.
     """
     if root.exists() and not root.is_dir():
         return [f"data_dir={root}: a file, not a folder; set data_dir to a folder"]
@@ -47,7 +47,7 @@ def no_folder(root: Path) -> list[str]:
 
 
 def missing_files(root: Path, names: Sequence[str], download: bool) -> list[str]:
-    """The problem, if any, that files below ``root`` are missing and will not be fetched."""
+    """Report, as one line or none, that files below ``root`` are missing and not fetched."""
     gone = absent(root, names)
     if not gone:
         return []
@@ -63,7 +63,10 @@ def missing_files(root: Path, names: Sequence[str], download: bool) -> list[str]
 
 @contextmanager
 def download_lock(root: Path, name: str, needed: bool) -> Iterator[None]:
-    """Jobs that start together download once; the others wait. A read-only folder is fine."""
+    """Lock a download: of jobs that start together one fetches, the others wait.
+
+    Unless a download is ``needed`` nothing is written, so a read-only folder will do.
+    """
     if not needed:
         yield
         return

@@ -1,4 +1,4 @@
-"""Training and validation indices, stratified by class and reproducible from a seed."""
+"""Training and validation splits, stratified by class and reproducible from a seed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Split:
     """Positions in the full training set: int64, sorted, disjoint.
 
     Attributes:
-        train: what is trained on, shape [N_train].
-        val: what selects the model, shape [N_val]; may be empty.
+        train: training images, shape [N_train].
+        val: validation images, which select the checkpoint, shape [N_val]; may be empty.
     """
 
     train: Tensor
@@ -62,13 +62,13 @@ def stratified_split(
 
 
 def check_sizes(total: int, classes: int, val_size: int, train_size: int | None) -> None:
-    """Can that many images be held out and trained on?
+    """Check that a training set has enough images for the sizes of its split.
 
     Args:
         total: images of the training set.
-        classes: how many of them there are.
+        classes: number of classes among them.
         val_size: as in ``stratified_split``.
-        train_size: likewise.
+        train_size: as in ``stratified_split``.
 
     Raises:
         InputError: a size does not fit the set, or is less than one image per class.
@@ -89,7 +89,7 @@ def _check_size(key: str, size: int, most: int, least: int, none: str, zero: boo
 
 
 def largest_remainder(counts: Tensor, size: int) -> Tensor:
-    """Share ``size`` among classes in proportion to ``counts`` [K]; the shares sum to ``size``."""
+    """Divide ``size`` among classes in proportion to ``counts`` [K]; the shares sum to ``size``."""
     total = int(counts.sum())
     shares = counts * size // total
     remainders = counts * size % total
@@ -110,7 +110,7 @@ def load_split(path: Path) -> Split:
     """Read what ``save_split`` wrote.
 
     Raises:
-        InputError: the file is missing, damaged or something else.
+        InputError: the file is missing, damaged or no split.
     """
     try:
         with path.open("rb") as stream, np.load(stream) as file:

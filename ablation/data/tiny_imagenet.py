@@ -24,7 +24,7 @@ class TinyImageNet:
     """Tiny ImageNet: 200 classes of 500 training images, 64x64 RGB (Le and Yang, 2015).
 
     The official test set has no labels, so the 10,000 validation images are the test set, as in
-    the papers. ``wnids.txt`` says which classes are read, so a part of the archive is fine; they
+    the papers. ``wnids.txt`` names the classes that are read, so a subset will do; they
     are numbered in sorted order, as in code that uses torchvision's ``ImageFolder``. Grey images
     become RGB.
 
@@ -35,7 +35,7 @@ class TinyImageNet:
     download: bool = True
 
     def check(self, root: Path) -> list[str]:
-        """Is ``tiny-imagenet-200`` there (``root`` itself or in it), with the official layout?"""
+        """Check that ``tiny-imagenet-200`` (``root`` or a folder in it) has the official layout."""
         folder = _folder(root)
         if folder is not None:
             return _layout_problems(folder)
@@ -48,13 +48,13 @@ class TinyImageNet:
         ]
 
     def extent(self, root: Path) -> Extent:
-        """500 + 50 images of each class in ``wnids.txt``, else of all 200; 64x64."""
+        """Count 500 + 50 images of each class in ``wnids.txt``, else of all 200; 64x64."""
         folder = _folder(root)
         classes = 200 if folder is None or _layout_problems(folder) else len(_wnids(folder))
         return Extent(500 * classes, 50 * classes, 64)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
-        """Training and test set, uint8 [N, 3, 64, 64].
+        """Load training and test set, uint8 [N, 3, 64, 64].
 
         Raises:
             InputError: files are missing or damaged, or the download failed.
@@ -69,7 +69,7 @@ class TinyImageNet:
 
 
 def _folder(root: Path) -> Path | None:
-    """``tiny-imagenet-200``: ``root`` itself or in ``root``."""
+    """Locate ``tiny-imagenet-200``: ``root`` itself or a folder in it."""
     if (root / "wnids.txt").is_file():
         return root
     return root / FOLDER if (root / FOLDER).is_dir() else None
@@ -105,7 +105,7 @@ def _train_files(folder: Path, numbers: dict[str, int]) -> list[tuple[Path, int]
 
 
 def _val_files(folder: Path, numbers: dict[str, int]) -> list[tuple[Path, int]]:
-    """Lines of val_annotations.txt are: file, wnid and a box, separated by tabs."""
+    """Read val_annotations.txt: file, wnid and a box on each line, separated by tabs."""
     annotations = folder / "val" / "val_annotations.txt"
     files: list[tuple[Path, int]] = []
     for line_number, line in enumerate(annotations.read_text().splitlines(), 1):
@@ -133,7 +133,7 @@ def _read(files: list[tuple[Path, int]]) -> ImageSet:
 
 
 def _download(root: Path) -> Path:
-    """Fetch, verify and unpack; the folder appears when it is complete."""
+    """Fetch, verify and unpack the archive; the folder appears when it is complete."""
     from torchvision.datasets.utils import download_url, extract_archive
 
     folder = root / FOLDER

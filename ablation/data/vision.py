@@ -18,14 +18,14 @@ from ablation.data.problems import absent, download_lock, missing_files, reason,
 from ablation.errors import InputError
 
 MNIST_FILES = tuple(
-    f"MNIST/raw/{part}-ubyte"
-    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    f"MNIST/raw/{name}-ubyte"
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 )
 CIFAR10_FILES = tuple(
-    f"cifar-10-batches-py/{part}"
-    for part in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+    f"cifar-10-batches-py/{name}"
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 )
-CIFAR100_FILES = tuple(f"cifar-100-python/{part}" for part in ("train", "test", "meta"))
+CIFAR100_FILES = tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta"))
 SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
 
 
@@ -40,18 +40,18 @@ class Mnist:
     download: bool = True
 
     def check(self, root: Path) -> list[str]:
-        """Are the files of ``<root>/MNIST/raw`` there, and as long as their headers say?"""
+        """Check that the files of ``<root>/MNIST/raw`` exist, as long as their headers say."""
         problems = missing_files(root, MNIST_FILES, self.download)
-        there = [root / name for name in MNIST_FILES if (root / name).is_file()]
-        return problems or [problem for path in there for problem in _idx_problems(path)]
+        present = [root / name for name in MNIST_FILES if (root / name).is_file()]
+        return problems or [problem for path in present for problem in _idx_problems(path)]
 
     def extent(self, root: Path) -> Extent:
-        """60,000 + 10,000 images, 28x28."""
+        """Give the size of the set: 60,000 + 10,000 images, 28x28."""
         del root
         return Extent(60_000, 10_000, 28)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
-        """Training and test set, uint8 [N, 1, 28, 28].
+        """Load training and test set, uint8 [N, 1, 28, 28].
 
         Raises:
             InputError: files are missing or damaged, or the download failed.
@@ -76,16 +76,16 @@ class Cifar10:
     download: bool = True
 
     def check(self, root: Path) -> list[str]:
-        """Is ``<root>/cifar-10-batches-py``, the official Python version, there?"""
+        """Check that ``<root>/cifar-10-batches-py``, the official Python version, exists."""
         return missing_files(root, CIFAR10_FILES, self.download)
 
     def extent(self, root: Path) -> Extent:
-        """50,000 + 10,000 images, 32x32."""
+        """Give the size of the set: 50,000 + 10,000 images, 32x32."""
         del root
         return Extent(50_000, 10_000, 32)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
-        """Training and test set, uint8 [N, 3, 32, 32].
+        """Load training and test set, uint8 [N, 3, 32, 32].
 
         Raises:
             InputError: files are missing or damaged, or the download failed.
@@ -109,16 +109,16 @@ class Cifar100:
     download: bool = True
 
     def check(self, root: Path) -> list[str]:
-        """Is ``<root>/cifar-100-python``, the official Python version, there?"""
+        """Check that ``<root>/cifar-100-python``, the official Python version, exists."""
         return missing_files(root, CIFAR100_FILES, self.download)
 
     def extent(self, root: Path) -> Extent:
-        """50,000 + 10,000 images, 32x32."""
+        """Give the size of the set: 50,000 + 10,000 images, 32x32."""
         del root
         return Extent(50_000, 10_000, 32)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
-        """Training and test set with the fine labels, uint8 [N, 3, 32, 32].
+        """Load training and test set with the fine labels, uint8 [N, 3, 32, 32].
 
         Raises:
             InputError: files are missing or damaged, or the download failed.
@@ -142,16 +142,16 @@ class Svhn:
     download: bool = True
 
     def check(self, root: Path) -> list[str]:
-        """Are ``train_32x32.mat`` and ``test_32x32.mat`` in ``root``?"""
+        """Check that ``train_32x32.mat`` and ``test_32x32.mat`` exist in ``root``."""
         return missing_files(root, SVHN_FILES, self.download)
 
     def extent(self, root: Path) -> Extent:
-        """73,257 + 26,032 images, 32x32."""
+        """Give the size of the set: 73,257 + 26,032 images, 32x32."""
         del root
         return Extent(73_257, 26_032, 32)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
-        """Training and test set, uint8 [N, 3, 32, 32]; the files' class 10 is the digit 0.
+        """Load training and test set, uint8 [N, 3, 32, 32]; the files' class 10 is the digit 0.
 
         Raises:
             InputError: files are missing or damaged, or the download failed.
@@ -168,29 +168,29 @@ class Svhn:
         return train, test
 
 
-def _cifar(found: Any) -> ImageSet:
+def _cifar(dataset: Any) -> ImageSet:
     # torchvision turns the files' [N, C, H, W] into [N, H, W, C]: turning back copies nothing
-    pixels = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))
-    return ImageSet(torch.from_numpy(pixels), torch.tensor(found.targets))
+    pixels = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
+    return ImageSet(torch.from_numpy(pixels), torch.tensor(dataset.targets))
 
 
 def _idx_problems(path: Path) -> list[str]:
-    """An IDX file starts with 0, 0, type, rank and the big-endian sizes; it must hold as much."""
+    """Check the length of an IDX file: it starts with 0, 0, type, rank and big-endian sizes."""
     with path.open("rb") as file:
         head = file.read(16)
     rank = head[3] if head[:3] == b"\0\0\x08" and len(head) > 3 else 0
     if rank not in (1, 3) or len(head) < 4 + 4 * rank:
         return [f"{path}: not an IDX file of bytes; delete it to download it again"]
     sizes = [int.from_bytes(head[i : i + 4], "big") for i in range(4, 4 * rank + 4, 4)]
-    expected, found = 4 + 4 * rank + math.prod(sizes), path.stat().st_size
-    if found == expected:
+    expected, length = 4 + 4 * rank + math.prod(sizes), path.stat().st_size
+    if length == expected:
         return []
-    return [f"{path}: {found} bytes instead of {expected}; delete it to download it again"]
+    return [f"{path}: {length} bytes instead of {expected}; delete it to download it again"]
 
 
 @contextmanager
 def _torchvision(name: str, root: Path, files: Sequence[str], download: bool) -> Iterator[None]:
-    """One download at a time, and every failure a line that names file and remedy."""
+    """Lock the download, and turn every failure into a line that names file and remedy."""
     needed = download and bool(absent(root, files))
     try:
         with download_lock(root, name, needed), warnings.catch_warnings():
@@ -212,19 +212,20 @@ def _torchvision(name: str, root: Path, files: Sequence[str], download: bool) ->
 
 
 def _damaged(name: str, root: Path) -> Path | None:
-    """The first file whose checksum is not the one torchvision knows."""
+    """Find the first file whose checksum is not the one that torchvision knows."""
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
 
     if name == "MNIST":
         return None  # torchvision knows the sums of the archives only
-    known = getattr(datasets, name)
+    dataset = getattr(datasets, name)
     if name == "SVHN":
-        sums = [known.split_list[split][1:] for split in ("train", "test")]
+        sums = [dataset.split_list[split][1:] for split in ("train", "test")]
         folder = root
     else:
-        sums = [*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])]
-        folder = root / known.base_folder
+        meta = dataset.meta["filename"], dataset.meta["md5"]
+        sums = [*dataset.train_list, *dataset.test_list, meta]
+        folder = root / dataset.base_folder
     return next(
         (folder / file for file, md5 in sums if not check_integrity(folder / file, md5)), None
     )

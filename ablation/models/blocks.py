@@ -1,4 +1,4 @@
-"""What the architectures share: the body, residual stages, the pre-activation block, checks."""
+"""Building blocks of the architectures: body, residual stages, pre-activation block, checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Make = Callable[[int, int, int], nn.Module]
 
 
 class Body(nn.Module):
-    """Everything below the head: images [N, C, H, W] to features [N, D].
+    """The layers below the head: images [N, C, H, W] to features [N, D].
 
     Args:
         layers: name -> layer, applied in this order.
@@ -27,16 +27,16 @@ class Body(nn.Module):
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, D] of ``x`` [N, C, H, W]."""
+        """Compute the features [N, D] of ``x`` [N, C, H, W]."""
         features: Tensor = self.layers(x)
         return features
 
 
 class GlobalAverage(nn.Module):
-    """Mean over the pixels, [N, C, H, W] to [N, C]: for any image size, deterministic on a GPU."""
+    """Mean over the pixels, [N, C, H, W] to [N, C]: any image size, deterministic on a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean over H and W."""
+        """Average ``x`` over H and W."""
         return x.mean((2, 3))
 
 
@@ -68,26 +68,26 @@ class PreActBlock(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs, H, W] to [N, outputs, H/stride, W/stride], rounded up."""
+        """Map [N, inputs, H, W] to [N, outputs, H/stride, W/stride], rounded up."""
         active = self.activation(self.bn1(x))
         change: Tensor = self.conv2(self.activation(self.bn2(self.conv1(active))))
         return change + (x if self.shortcut is None else self.shortcut(active))
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size at stride 1; no bias, since BatchNorm follows."""
+    """Make a 3x3 convolution that keeps the size at stride 1; no bias, since BatchNorm follows."""
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
 def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """The projection of a residual shortcut."""
+    """Make the 1x1 convolution of a residual shortcut; no bias, as in ``conv3x3``."""
     return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
 
 def residual_stages(
     make: Make, inputs: int, widths: Sequence[int], blocks: Sequence[int]
 ) -> dict[str, nn.Module]:
-    """Stages of residual blocks; every stage but the first halves the image.
+    """Build stages of residual blocks; every stage but the first halves the image.
 
     Args:
         make: builds one block.

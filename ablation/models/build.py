@@ -1,4 +1,4 @@
-"""From a specification to an initialised network."""
+"""Build an initialised network from a specification."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class ModelSpec(Protocol):
     """Hyperparameters of an architecture: a frozen dataclass, its fields the keys in YAML."""
 
     def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """The network below the head, initialised by PyTorch's rules.
+        """Build the layers below the head, initialised by PyTorch's rules.
 
         Args:
-            channels: of the images.
-            size: their height and width in pixels.
-            classes: of the data; the bodies here do not depend on it.
+            channels: channels of the images.
+            size: height and width of the images in pixels.
+            classes: number of classes; the bodies here do not depend on it.
 
         Raises:
             InputError: the architecture cannot take such images.
@@ -59,10 +59,10 @@ def build_model(
 
     Args:
         spec: the architecture.
-        channels: of the images.
-        size: their height and width in pixels.
+        channels: channels of the images.
+        size: height and width of the images in pixels.
         classes: number of logits.
-        head: a name in ``HEADS``, or what builds one.
+        head: a name in ``HEADS``, or a head factory.
         mean: pixel mean per channel, subtracted inside the network; ``None`` means raw pixels.
         std: pixel deviation per channel; given exactly if ``mean`` is.
         seed: the run's seed.

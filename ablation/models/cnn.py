@@ -16,8 +16,8 @@ class Cnn:
     Twice (conv 3x3, ReLU, conv 3x3, ReLU, max-pool 2), then Linear and ReLU. With the defaults,
     32x32 colour images and ten classes: 64-64-M-128-128-M-256-10, 2,360,138 parameters. The
     paper's table of layers is in a supplement that is not available, and the released code lacks
-    the network; known are four convolutions and that it is a plain feed-forward network. This is
-    a proposal. PyTorch's initialisation.
+    the network; the paper says that it is feed-forward and has four convolutions. This is a
+    proposal. PyTorch's initialisation.
 
     Args:
         width: channels of the first two convolutions; the others have twice as many.
@@ -31,7 +31,7 @@ class Cnn:
         check_positive(width=self.width, dense=self.dense)
 
     def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """The body; see ``ModelSpec``.
+        """Build the body from images of ``size`` x ``size`` pixels.
 
         Raises:
             InputError: images below 4x4.
@@ -59,7 +59,7 @@ def _pair(inputs: int, outputs: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class TinyCnn:
-    """Three convolutions with BatchNorm, for the 8x8 digits, smoke runs and tests; no paper's.
+    """Three convolutions with BatchNorm, for the 8x8 digits, smoke runs and tests; no paper has it.
 
     conv-BN-ReLU with w, 2w and 4w channels, the last two at half the size, then the mean over
     the pixels. 24,058 parameters with the defaults, grey images and ten classes; it trains on the
@@ -75,7 +75,7 @@ class TinyCnn:
         check_positive(width=self.width)
 
     def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """The body; see ``ModelSpec``.
+        """Build the body from images of ``size`` x ``size`` pixels.
 
         Raises:
             InputError: images below 4x4.

@@ -1,4 +1,4 @@
-"""A copy of the network for searches in evaluation mode, BatchNorm folded into the convolutions.
+"""Fold BatchNorm into the convolutions of a network's copy, for attacks in evaluation mode.
 
 In evaluation mode BatchNorm is an affine map, so conv followed by BatchNorm is one convolution:
 
@@ -25,7 +25,7 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class Folded:
-    """Keeps a folded copy of a network; ``refresh`` brings it up to the network's weights.
+    """A folded copy of a network; ``refresh`` updates it with the network's weights.
 
     Args:
         net: the network that is trained; its body must be traceable by torch.fx.
@@ -38,16 +38,16 @@ class Folded:
         self._pairs = _fold(body)
         self.net.body = body
         folded = {f"body.{name}." for pair in self._pairs for name in pair}
-        mine = self.net.state_dict(keep_vars=True)
-        self._kept = [name for name in mine if not any(name.startswith(f) for f in folded)]
+        names = self.net.state_dict(keep_vars=True)
+        self._kept = [name for name in names if not any(name.startswith(f) for f in folded)]
 
     @torch.no_grad()
     def refresh(self) -> Net:
-        """The copy with the network's present weights, in evaluation mode."""
-        theirs = self._source.state_dict()
-        mine = self.net.state_dict()
+        """Update the copy with the network's present weights and return it, in evaluation mode."""
+        source = self._source.state_dict()
+        folded = self.net.state_dict()
         for name in self._kept:
-            mine[name].copy_(theirs[name])
+            folded[name].copy_(source[name])
         for conv_name, norm_name in self._pairs:
             conv = cast(nn.Conv2d, self._source.body.get_submodule(conv_name))
             norm = cast(nn.BatchNorm2d, self._source.body.get_submodule(norm_name))
@@ -60,19 +60,19 @@ class Folded:
                 norm.weight,
                 norm.bias,
             )
-            mine[f"body.{conv_name}.weight"].copy_(weight)
-            mine[f"body.{conv_name}.bias"].copy_(bias)
+            folded[f"body.{conv_name}.weight"].copy_(weight)
+            folded[f"body.{conv_name}.bias"].copy_(bias)
         return self.net
 
 
 def _fold(body: fx.GraphModule) -> list[tuple[str, str]]:
-    """Drop every BatchNorm that alone reads a convolution; returns (conv, norm) names."""
+    """Remove each BatchNorm that is the only reader of a convolution; return (conv, norm) names."""
     modules, pairs = dict(body.named_modules()), []
-    for node in list(body.graph.nodes):
-        before = node.args[0] if node.args else None
-        if not (isinstance(before, fx.Node) and node.op == before.op == "call_module"):
+    for call in list(body.graph.nodes):
+        before = call.args[0] if call.args else None
+        if not (isinstance(before, fx.Node) and call.op == before.op == "call_module"):
             continue
-        conv, norm = modules[str(before.target)], modules[str(node.target)]
+        conv, norm = modules[str(before.target)], modules[str(call.target)]
         if not (isinstance(conv, Conv) and isinstance(norm, Norm) and len(before.users) == 1):
             continue
         if not (norm.affine and norm.track_running_stats):
@@ -80,9 +80,9 @@ def _fold(body: fx.GraphModule) -> list[tuple[str, str]]:
         if conv.bias is None:
             zeros = conv.weight.new_zeros(conv.out_channels)
             conv.bias = nn.Parameter(zeros, requires_grad=False)
-        node.replace_all_uses_with(before)
-        body.graph.erase_node(node)
-        pairs.append((str(before.target), str(node.target)))
+        call.replace_all_uses_with(before)
+        body.graph.erase_node(call)
+        pairs.append((str(before.target), str(call.target)))
     body.delete_all_unused_submodules()
     body.recompile()
     return pairs

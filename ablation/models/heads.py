@@ -1,4 +1,4 @@
-"""Heads: from features to logits, and to the logits that classification terms see."""
+"""Heads: features to logits, plain ones and those with a margin for classification terms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ablation.numerics.functional import true_value
 from ablation.types import HeadFactory
 
 SHORTEST = 1e-6
-"""Smallest norm divided by (all of an image's features may be zero): its powers fit into fp32."""
+"""Lower bound of a norm in a denominator (features may all be zero); its powers fit into fp32."""
 
 
 class Head(Protocol):
@@ -25,24 +25,24 @@ class Head(Protocol):
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """Plain logits [N, K] of ``features`` [N, D]."""
+        """Compute the plain logits [N, K] of ``features`` [N, D]."""
 
     def loss_logits(self, features: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        """Logits [N, K] for classification terms.
+        """Compute the logits [N, K] for classification terms.
 
         Args:
             features: [N, D], in fp32 or better also under autocast.
-            logits: what ``forward`` gave, [N, K], in fp32 or better.
+            logits: output of ``forward``, [N, K], in fp32 or better.
             y: labels [N].
         """
 
 
 @runtime_checkable
 class Annealed(Protocol):
-    """A head that lets its margin in by and by."""
+    """A head whose margin is annealed in over training steps."""
 
     def share(self, step: int) -> float:
-        """How much of the margin counts at a step of the run, in [0, 1]; the rest is plain."""
+        """Give the margin's share at a step of the run, in [0, 1]; the rest is plain logits."""
 
 
 class LinearHead(nn.Module):
@@ -58,18 +58,18 @@ class LinearHead(nn.Module):
         self.linear = nn.Linear(features, classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [N, K] of ``features`` [N, D]."""
+        """Compute the logits [N, K] of ``features`` [N, D]."""
         logits: Tensor = self.linear(features)
         return logits
 
     def loss_logits(self, features: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        """The plain logits."""
+        """Return the plain logits: there is no margin."""
         return logits
 
 
 @dataclass(frozen=True)
 class Hypersphere:
-    """Builds heads of Hypersphere Embedding (Pang et al., 2020; ShawnXYang/AT_HE).
+    """Head factory of Hypersphere Embedding (Pang et al., 2020; ShawnXYang/AT_HE).
 
     z = s cos(W_j, f), without a bias, so that |z| <= s: what attacks, KL terms and evaluation see.
     Classification terms see s (cos - m) for the true class: their cross-entropy is HE's loss
@@ -103,12 +103,12 @@ class Hypersphere:
             )
 
     def __call__(self, features: int, classes: int) -> nn.Module:
-        """A head for [N, features] inputs."""
+        """Build a head from [N, features] to [N, classes]."""
         return HypersphereHead(features, classes, self)
 
 
 class HypersphereHead(nn.Module):
-    """z = s cos(W_j, f); see ``Hypersphere``.
+    """z = s cos(W_j, f), the head that ``Hypersphere`` builds.
 
     Args:
         features: D.
@@ -122,11 +122,11 @@ class HypersphereHead(nn.Module):
         self.settings = settings
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [N, K] of ``features`` [N, D], between -s and s."""
+        """Compute the logits [N, K] of ``features`` [N, D], between -s and s."""
         return self.settings.scale * F.linear(_unit(features), self._rows())
 
     def _rows(self) -> Tensor:
-        """Rows of norm 1 [K, D]."""
+        """Normalise the rows of W to norm 1, [K, D]."""
         weight = self.linear.weight
         if self.settings.weights == "normalized":
             return _unit(weight)
@@ -135,7 +135,7 @@ class HypersphereHead(nn.Module):
         return weight + (F.normalize(weight) - weight).detach()
 
     def loss_logits(self, features: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        """The true class's cosine lowered by the margin, [N, K]."""
+        """Lower the true class's cosine by the margin, [N, K]."""
         lowered = true_value(logits, y) - self.settings.scale * self.settings.margin
         return logits.scatter(1, y[:, None], lowered[:, None])
 
@@ -161,13 +161,13 @@ class Annealing:
             raise ValueError(f"{self}: no entry may be negative")
 
     def __call__(self, step: int) -> float:
-        """The lambda of a step of the run."""
+        """Give lambda at a step of the run."""
         return max(self.floor, self.base * math.pow(1 + self.gamma * step, -self.power))
 
 
 @dataclass(frozen=True)
 class LargeMargin:
-    """Builds heads of the Large-Margin Softmax (Liu et al., 2016; wy1iu/LargeMargin_Softmax_Loss).
+    """Head factory of the Large-Margin Softmax (Liu et al., 2016; wy1iu/LargeMargin_Softmax_Loss).
 
     z = W f without a bias; attacks, KL terms and evaluation see it. For the true class,
     classification terms see ||W_y|| ||f|| psi(theta) instead, theta the angle between W_y and f:
@@ -177,9 +177,9 @@ class LargeMargin:
     With m = 1 psi is the cosine, and this is the ordinary softmax without a bias.
 
     Args:
-        m: how many times theta is multiplied; EMR, section 3, has 4 for its MLP, 1 for its CNN.
-        annealing: lets the margin in by and by, over the steps of the whole run; ``None`` has all
-            of it from the first step. EMR states m alone.
+        m: multiplier of theta, at least 1; EMR, section 3, has 4 for its MLP, 1 for its CNN.
+        annealing: schedule of the margin over the steps of the whole run; ``None`` has all of it
+            from the first step. EMR states m alone.
 
     Raises:
         ValueError: m is below 1.
@@ -193,12 +193,12 @@ class LargeMargin:
             raise ValueError(f"m={self.m}: at least 1, which is the ordinary softmax")
 
     def __call__(self, features: int, classes: int) -> nn.Module:
-        """A head for [N, features] inputs."""
+        """Build a head from [N, features] to [N, classes]."""
         return LargeMarginHead(features, classes, self)
 
 
 class LargeMarginHead(nn.Module):
-    """z = W f, and the margin of L-Softmax in classification terms; see ``LargeMargin``.
+    """z = W f, with the margin of L-Softmax in classification terms; built by ``LargeMargin``.
 
     Args:
         features: D.
@@ -212,12 +212,12 @@ class LargeMarginHead(nn.Module):
         self.settings = settings
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [N, K] of ``features`` [N, D]."""
+        """Compute the logits [N, K] of ``features`` [N, D]."""
         logits: Tensor = self.linear(features)
         return logits
 
     def loss_logits(self, features: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        """The true class's angle multiplied by m, [N, K]."""
+        """Multiply the true class's angle by m, [N, K]."""
         if self.settings.m == 1:
             return logits
         weight = self.linear.weight.to(features.dtype)[y]
@@ -227,7 +227,7 @@ class LargeMarginHead(nn.Module):
         return logits.scatter(1, y[:, None], target.to(logits.dtype)[:, None])
 
     def share(self, step: int) -> float:
-        """1 / (1 + lambda)."""
+        """Give the margin's share at a step of the run, 1 / (1 + lambda); 1 without annealing."""
         annealing = self.settings.annealing
         return 1.0 if annealing is None else 1 / (1 + annealing(step))
 
@@ -247,7 +247,7 @@ def psi(cosine: Tensor, m: int) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Rows of norm 1; a zero row stays zero, and can be differentiated twice."""
+    """Scale rows to norm 1; a zero row stays zero, and can be differentiated twice."""
     return vectors * vectors.square().sum(1, keepdim=True).clamp_min(SHORTEST**2).rsqrt()
 
 
@@ -256,4 +256,4 @@ HEADS: dict[str, HeadFactory] = {
     "hypersphere": Hypersphere(),
     "large_margin": LargeMargin(),
 }
-"""What ``model.head`` may be."""
+"""Values of ``model.head`` and their head factories."""

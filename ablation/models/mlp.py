@@ -18,8 +18,8 @@ class Mlp:
     no normalisation layer, no dropout, PyTorch's initialisation: unstated, our choice.
 
     Args:
-        hidden: hidden layers.
-        width: units of each.
+        hidden: number of hidden layers.
+        width: units of each hidden layer.
     """
 
     hidden: int = 4
@@ -29,7 +29,7 @@ class Mlp:
         check_positive(hidden=self.hidden, width=self.width)
 
     def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """The body; see ``ModelSpec``. Any image size will do."""
+        """Build the body; any image size will do."""
         inputs = [channels * size * size, *[self.width] * (self.hidden - 1)]
         layers = {
             f"hidden{number}": nn.Sequential(nn.Linear(n, self.width), nn.ReLU(inplace=True))

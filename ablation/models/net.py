@@ -1,4 +1,4 @@
-"""The classifier that everything else sees: input normalisation, body, head."""
+"""The classifier: input normalisation, body and head in one module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Net(nn.Module):
         head: features to logits [N, K]; see ``heads.Head``. A module without ``loss_logits``
             serves classification terms its plain logits.
         mean: per channel, in [0, 1] pixels; ``None`` means that the body sees raw pixels.
-        std: likewise; given exactly if ``mean`` is.
+        std: per channel, in the same units; given exactly if ``mean`` is.
 
     Raises:
         ValueError: mean and std do not fit each other, or a std is not positive.
@@ -53,20 +53,20 @@ class Net(nn.Module):
         self.register_buffer("std", _per_channel(std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Plain logits [N, K], in fp32 or better, of raw pixels ``x`` [N, C, H, W] in [0, 1]."""
+        """Compute plain logits [N, K], fp32 or better, of pixels ``x`` [N, C, H, W] in [0, 1]."""
         return self._logits(self._features(x))
 
     def output(self, x: Tensor) -> Output:
-        """The logits of ``forward``, and the features [N, D] below in the body's precision."""
+        """Compute the logits of ``forward``, and the features [N, D] in the body's precision."""
         features = self._features(x)
         return Output(self._logits(features), features)
 
     def loss_logits(self, output: Output, y: Tensor, step: int | None = None) -> Tensor:
-        """Logits [N, K] for classification terms: the head may adjust them by the labels [N].
+        """Compute logits [N, K] for classification terms: the head may use the labels [N].
 
         The head gets its features in fp32 or better: this may be called outside the autocast
         region of the forward pass, and margins are angles, which bf16 resolves too coarsely.
-        A head may let its margin in by and by, by the ``step``; ``None`` means all of it.
+        A head may anneal its margin in over the steps; ``step=None`` means all of the margin.
         """
         adjust = getattr(self.head, "loss_logits", None)
         if adjust is None:
@@ -95,5 +95,5 @@ def _per_channel(values: Sequence[float] | None) -> Tensor | None:
 
 
 def _single(values: Tensor) -> Tensor:
-    """Single precision, or double where it is double already."""
+    """Convert to single precision, or leave double as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -24,8 +24,8 @@ class PreActResNet:
 
     preactresnet.py of Rice et al. (2020), "Overfitting in adversarially robust deep learning",
     after He et al. (2016b). With the defaults (18 layers) and ten classes 11,172,170 parameters:
-    1,024 more than forms that lack the last BatchNorm. The mean is over all pixels, there over
-    fixed 4x4 ones: the same at 32x32. PyTorch's initialisation, as there.
+    1,024 more than forms that lack the last BatchNorm. The mean is over all pixels, in that
+    code over fixed 4x4 ones: the same at 32x32. PyTorch's initialisation, as there.
 
     Args:
         blocks: blocks in each stage; all stages but the first halve the image.
@@ -39,7 +39,7 @@ class PreActResNet:
         check_positive(blocks=self.blocks, width=self.width)
 
     def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """The body; see ``ModelSpec``.
+        """Build the body from images of ``size`` x ``size`` pixels.
 
         Raises:
             InputError: images smaller than the total stride (8x8 by default).

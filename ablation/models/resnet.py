@@ -38,7 +38,7 @@ class ResNet:
         check_positive(blocks=self.blocks, width=self.width)
 
     def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """The body; see ``ModelSpec``.
+        """Build the body from images of ``size`` x ``size`` pixels.
 
         Raises:
             InputError: images smaller than the total stride (8x8 by default).
@@ -78,6 +78,6 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs, H, W] to [N, outputs, H/stride, W/stride], rounded up."""
+        """Map [N, inputs, H, W] to [N, outputs, H/stride, W/stride], rounded up."""
         change: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         return F.relu(change + (x if self.shortcut is None else self.shortcut(x)), inplace=True)

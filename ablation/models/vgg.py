@@ -31,7 +31,7 @@ class Vgg:
         check_positive(convs=self.convs, width=self.width)
 
     def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """The body; see ``ModelSpec``.
+        """Build the body from images of ``size`` x ``size`` pixels.
 
         Raises:
             InputError: the max-pools leave nothing of the image (below 32x32 by default).

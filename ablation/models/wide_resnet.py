@@ -1,4 +1,4 @@
-"""Wide residual networks, in the two forms that the tables mix."""
+"""Wide residual networks, in the two variants of the published tables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class WideResNet:
     Args:
         depth: layers with weights, 6n + 4 for n blocks in each stage.
         width: w.
-        variant: whose form.
+        variant: ``standard`` or ``emr``, as above.
     """
 
     depth: int = 34
@@ -53,7 +53,7 @@ class WideResNet:
             raise ValueError(f"depth={self.depth} must be 6n + 4: for example 10, 16, 28 or 34")
 
     def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """The body; see ``ModelSpec``.
+        """Build the body from images of ``size`` x ``size`` pixels.
 
         Raises:
             InputError: images below 4x4; with ``emr`` also a size that 4 does not divide, where
@@ -110,6 +110,6 @@ class PoolAndPad(nn.Module):
         self.padding = (outputs - inputs) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs, H, W] to [N, outputs, H/stride, W/stride]."""
+        """Map [N, inputs, H, W] to [N, outputs, H/stride, W/stride]."""
         pooled = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
         return F.pad(pooled, (0, 0, 0, 0, self.padding, self.padding))

@@ -1,4 +1,4 @@
-"""Pure math of the decision boundary: soft margins, distances to the boundary, searches for it.
+"""The decision boundary: soft margins, distances to the boundary, searches for its points.
 
 Shapes: ``N`` samples, points [N, ...] in [0, 1], ``d`` their pixels, ``K`` classes, logits ``z``
 [N, K], labels ``y`` [N]. Distances and radii are in pixel units. ``phi`` maps points to a scalar
@@ -50,7 +50,7 @@ class Surface(Protocol):
     """A function of logits whose zero is the boundary."""
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        """Positive where classified correctly; logits [N, K], labels [N] -> [N]."""
+        """Compute phi [N] of logits [N, K] and labels [N]: positive where correctly classified."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Hard:
     """phi(x) = z_y - max_{j != y} z_j (DOSE, eq. 1)."""
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        """The margin [N]."""
+        """Compute the margin [N]."""
         return margin(z, y)
 
 
@@ -80,7 +80,7 @@ class Soft:
             raise ValueError(f"beta={self.beta:g} must be positive")
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        """The soft margin [N]."""
+        """Compute the soft margin [N]."""
         return soft_margin(z, y, self.beta)
 
 
@@ -129,7 +129,7 @@ def exponential(distance: Tensor, alpha: float, gamma: float) -> Tensor:
 
 
 def project_hyperplane(t: Tensor, w: Tensor, b: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The shortest way from each point to {v in [0, 1]^d: w.v = b}.
+    """Project each point onto {v in [0, 1]^d: w.v = b} by the shortest way.
 
     FAB's box-constrained projection (Croce and Hein, 2020): all coordinates move towards the plane
     at speed 1 (linf) or |w_i| (l2) until they meet the box. Coordinates with w_i = 0 stay; if the
@@ -148,7 +148,7 @@ def project_hyperplane(t: Tensor, w: Tensor, b: Tensor, norm: Norm) -> tuple[Ten
 
 
 def _displacement(t: Tensor, w: Tensor, gap: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """``project_hyperplane`` for gap = w.t - b [N], which near the plane has more digits than b.
+    """Project as ``project_hyperplane``, from gap = w.t - b [N]: more exact near the plane than b.
 
     After a time l coordinate i has moved min(l s_i, p_i), s_i its speed and p_i its way to the box,
     and the gap has shrunk by G(l) = sum_i |w_i| min(l s_i, p_i). A sum of minima is the least of
@@ -176,13 +176,13 @@ def _displacement(t: Tensor, w: Tensor, gap: Tensor, norm: Norm) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class Boundary:
-    """What a search found, detached.
+    """The nearest boundary points of a batch, detached.
 
     Attributes:
         x: the nearest point found with phi < 0, [N, ...]; the sample itself where none was.
-        distance: how far it is, [N]; inf where none was found.
-        found: [N], bool.
-        phi: value at the sample, [N].
+        distance: distance of ``x`` from the sample, [N]; inf where none was found.
+        found: whether a point was found, [N], bool.
+        phi: phi at the sample, [N].
         origin: where the function was linearised to get to ``x``, [N, ...].
     """
 
@@ -209,7 +209,7 @@ def fab(
     alpha_max: float = 0.1,
     shared_bias: bool = False,
 ) -> Boundary:
-    """FAB towards the zero level set of any scalar function of the input.
+    """Search the zero level set of a scalar function of the input with FAB.
 
     Croce and Hein (2020), algorithm 1; DyART's ``FAB_scalar_boundary.py``. Each step projects the
     iterate u and the sample x onto the boundary linearised at u, overshoots both by eta, and takes
@@ -240,7 +240,7 @@ def fab(
         alpha_max: largest weight of the sample's own projection.
         shared_bias: all take alpha of the first sample that is searched, as DyART's code does.
     """
-    best = _nothing(x, phi(x))
+    best = _none_found(x, phi(x))
     if len(x) == 0:
         return best
     search = _Search(x, best.phi > 0, norm, eta, beta, alpha_max, shared_bias)
@@ -272,7 +272,7 @@ def fab_all_classes(
     beta: float = 0.9,
     alpha_max: float = 0.1,
 ) -> Boundary:
-    """FAB towards the nearest of all classes, from the sample itself: AutoAttack's untargeted FAB.
+    """Search the nearest of all classes with FAB, from the sample: AutoAttack's untargeted FAB.
 
     Each step linearises z_y - z_j for all K - 1 other classes, one backward each, and goes for the
     class with the smallest |z_y - z_j| / ||grad_x (z_y - z_j)||_q. Where u goes back, that is the
@@ -284,12 +284,12 @@ def fab_all_classes(
         x: samples [N, ...] in [0, 1].
         y: labels [N].
         norm: of the distance.
-        steps: of K - 1 gradients each.
+        steps: number of steps, of K - 1 gradients each.
         eta: overshoot.
         beta: share of the way from x that is left after going back.
         alpha_max: largest weight of the sample's own projection.
     """
-    start = _nothing(x, margin(logits(x), y))
+    start = _none_found(x, margin(logits(x), y))
     if len(x) == 0:
         return start
 
@@ -322,7 +322,7 @@ def fab_all_classes(
 
 @torch.no_grad()
 def linearised(phi: Phi, x: Tensor, *, norm: Norm) -> Boundary:
-    """The nearest point of the boundary linearised at the sample: one forward and one backward.
+    """Project onto the boundary linearised at the sample: one forward and one backward.
 
     The point is on the linear boundary, not checked to be beyond the true one. Not found: samples
     with phi(x) <= 0, and those whose linear boundary misses the box.
@@ -333,7 +333,7 @@ def linearised(phi: Phi, x: Tensor, *, norm: Norm) -> Boundary:
         norm: of the distance.
     """
     if len(x) == 0:
-        return _nothing(x, phi(x))
+        return _none_found(x, phi(x))
     with torch.enable_grad():
         point = x.detach().requires_grad_(True)
         value = phi(point)
@@ -346,14 +346,15 @@ def linearised(phi: Phi, x: Tensor, *, norm: Norm) -> Boundary:
     return Boundary(torch.where(per_sample(found, x), nearest, x), distance, found, value, x)
 
 
-def _nothing(x: Tensor, phi: Tensor) -> Boundary:
+def _none_found(x: Tensor, phi: Tensor) -> Boundary:
+    """Start a search: the samples themselves, at distance inf."""
     distance = x.new_full((len(x),), torch.inf)
     found = torch.zeros_like(distance, dtype=torch.bool)
     return Boundary(x.detach(), distance, found, phi.detach().to(x.dtype), x.detach())
 
 
 def _around(x: Tensor, radius: Tensor, norm: Norm, rng: torch.Generator) -> Tensor:
-    """Random points at distance ``radius`` [N], then clipped to [0, 1]."""
+    """Draw random points at distance ``radius`` [N], then clip them to [0, 1]."""
     draw = uniform_ball(x, torch.ones_like(radius), norm, rng)
     return (x + per_sample(radius / lp_norm(draw, norm).clamp_min(1e-12), x) * draw).clamp(0, 1)
 
@@ -403,7 +404,7 @@ class _Search:
         )
 
     def _step(self, u: Tensor, beyond: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
-        """Back where ``beyond``, then the mean of the two projections."""
+        """Move ``u`` back where it is ``beyond``, then to the mean of the two projections."""
         x = self.x
         gap_x = gap + (grad * (x - u)).flatten(1).sum(1)
         gap_u = torch.where(beyond, gap_x + self.beta * (gap - gap_x), gap)
@@ -422,7 +423,7 @@ class _Search:
 
 @torch.no_grad()
 def kkt_filter(x: Tensor, x_b: Tensor, grad: Tensor, phi_b: Tensor) -> Tensor:
-    """Which boundary points are close to the nearest in linf: DyART's high-quality filter, [N].
+    """Select boundary points close to the nearest in linf by DyART's high-quality filter, [N] bool.
 
     DyART's ``find_bdr_Linf``. With delta = x_b - x and J the coordinates with |delta_i| > 0.8
     ||delta||_inf, a point is kept if
@@ -431,7 +432,8 @@ def kkt_filter(x: Tensor, x_b: Tensor, grad: Tensor, phi_b: Tensor) -> Tensor:
     - more than 90% of J has delta_i grad_i < -1e-7: there phi falls along delta, as stationarity
       of the distance asks;
     - some coordinate outside J has |grad_i| <= 0.1 (0 at the nearest point). A point without such
-      coordinates is dropped, as in the code; so use this filter on images, not on toys.
+      coordinates is dropped, as in the code; so use this filter on images, not on toy data
+      of few dimensions.
 
     Args:
         x: samples [N, ...].

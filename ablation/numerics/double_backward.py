@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Within this context 2d convolutions and evaluation-mode BatchNorm are the ones here.
+    """Replace 2d convolutions and evaluation-mode BatchNorm by those of this module.
 
     Meant for a forward pass whose input gradient is differentiated once more. Gradients of
     parameters cannot be differentiated again: autograd says so.
@@ -38,13 +38,13 @@ class TwiceDifferentiable(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Layers that have a cheaper form take it; all else is torch's."""
+        """Call the cheaper form of ``func`` where there is one, else ``func`` itself."""
         del types
         return CHEAPER.get(func, func)(*args, **(kwargs or {}))
 
 
 class _Shape(NamedTuple):
-    """How a convolution goes over its input."""
+    """Stride, padding, dilation and groups of a convolution."""
 
     stride: Any
     padding: Any
@@ -61,20 +61,20 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``torch.conv2d``, in two parts: a gradient of the input alone leaves out the parameters'."""
+    """Compute ``torch.conv2d`` such that an input gradient leaves out the parameters' gradients."""
     if isinstance(padding, str) or not torch.is_grad_enabled():
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     shape = _Shape(pair(stride), pair(padding), pair(dilation), groups)
     out = _ToParameters.apply(x.detach(), weight, bias, shape)
-    found: Tensor = _ToInput.apply(out, x, weight, shape)
-    return found
+    result: Tensor = _ToInput.apply(out, x, weight, shape)
+    return result
 
 
 def _gradients(
     out: Tensor, x: Tensor, weight: Tensor, shape: _Shape, *wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to input, weight and bias, those that are wanted, of the gradient ``out``."""
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+    """Compute those gradients of input, weight and bias that are wanted, from that of ``out``."""
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         out,
         x,
         weight,
@@ -85,7 +85,7 @@ def _gradients(
         shape.groups,
         wanted,
     )
-    return found
+    return gradients
 
 
 class _ToParameters(Function):
@@ -101,12 +101,12 @@ class _ToParameters(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _, weight, bias, _ = ctx.needs_input_grad
-        found = _gradients(grad, *ctx.saved_tensors, ctx.shape, False, weight, bias)
-        return None, found[1], found[2], None
+        _, to_weight, to_bias = _gradients(grad, *ctx.saved_tensors, ctx.shape, False, weight, bias)
+        return None, to_weight, to_bias, None
 
 
 class _ToInput(Function):
-    """The same values, as a function of the input."""
+    """The convolution's values, as a function of the input."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, x: Tensor, weight: Tensor, shape: _Shape) -> Tensor:
@@ -151,7 +151,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.batch_norm``; the affine map of running statistics in evaluation mode."""
+    """Compute ``F.batch_norm``; in evaluation mode as the affine map of the running statistics."""
     if training or running_mean is None or running_var is None:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     factor = torch.rsqrt(running_var + eps)
@@ -168,4 +168,4 @@ CHEAPER: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: _conv2d,
     F.batch_norm: _batch_norm,
 }
-"""What torch calls -> what is called instead."""
+"""torch function -> its cheaper form."""

@@ -1,4 +1,4 @@
-"""Pure math: losses per sample, margins, norms and projections. No state, no model.
+"""Losses per sample, margins, norms and projections: pure functions of tensors.
 
 Shapes: ``z`` logits [N, K], ``y`` labels [N], points [N, ...]; every loss returns [N].
 """
@@ -35,7 +35,7 @@ def kl_divergence(z_target: Tensor, z: Tensor) -> Tensor:
 
 
 def kl_from(p: Tensor, z: Tensor) -> Tensor:
-    """KL(p || softmax(z)) of fixed probabilities ``p`` [N, K], shape [N]; written as trades.py."""
+    """KL(p || softmax(z)) of fixed probabilities ``p`` [N, K], shape [N], as in trades.py."""
     return F.kl_div(F.log_softmax(z, 1), p, reduction="none").sum(1)
 
 
@@ -46,12 +46,12 @@ def kl_divergence_official(z_target: Tensor, z: Tensor) -> Tensor:
 
 
 def without_true(z: Tensor, y: Tensor) -> Tensor:
-    """``z`` with the true class at -inf, shape [N, K]."""
+    """Set the true class of ``z`` to -inf, shape [N, K]."""
     return z.scatter(1, y[:, None], -torch.inf)
 
 
 def true_value(z: Tensor, y: Tensor) -> Tensor:
-    """The entry of the true class, shape [N]."""
+    """Select the entry of the true class, shape [N]."""
     return z.gather(1, y[:, None]).squeeze(1)
 
 
@@ -80,13 +80,13 @@ def cw_loss(z: Tensor, y: Tensor, confidence: float = 50.0) -> Tensor:
 
 
 def lp_norm(delta: Tensor, norm: Norm) -> Tensor:
-    """Norm of each sample, shape [N]."""
+    """Compute the norm of each sample, shape [N]."""
     flat = delta.flatten(1)
     return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
 
 
 def steepest(grad: Tensor, norm: Norm) -> Tensor:
-    """The unit-norm direction of steepest ascent; zero where the gradient is zero."""
+    """Compute the unit-norm direction of steepest ascent; zero where the gradient is zero."""
     if norm == "linf":
         return grad.sign()
     return grad / per_sample(lp_norm(grad, norm).clamp_min(1e-12), grad)
@@ -106,7 +106,7 @@ def project(x_adv: Tensor, x: Tensor, eps: Tensor, norm: Norm) -> Tensor:
 
 
 def uniform_ball(x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator) -> Tensor:
-    """A uniform draw from the ball of radius ``eps`` [N], shaped like ``x``."""
+    """Draw uniformly from the ball of radius ``eps`` [N], shaped like ``x``."""
     radius = per_sample(eps, x)
     if norm == "linf":
         draw = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype)
@@ -117,7 +117,7 @@ def uniform_ball(x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator) -> Te
 
 
 def gaussian_noise(x: Tensor, std: float, rng: torch.Generator) -> Tensor:
-    """Normal noise shaped like ``x``; TRADES and MART start at 0.001."""
+    """Draw normal noise shaped like ``x``; the attacks of TRADES and MART have std 0.001."""
     return std * torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
 
 
@@ -130,7 +130,7 @@ def pgd(
     steps: int,
     norm: Norm,
 ) -> Tensor:
-    """Projected gradient ascent; the last iterate, detached.
+    """Ascend an objective by projected gradients; returns the last iterate, detached.
 
     Args:
         objective: maps points [N, ...] to the loss per sample [N]; it is summed, so a sample's

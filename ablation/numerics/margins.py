@@ -1,9 +1,9 @@
-"""Margins measured to first order: how far an image is from the boundary of a linearised network.
+"""First-order margins: distances of images to the boundary of the linearised network.
 
 Shapes: ``N`` samples, images ``x`` [N, C, H, W] in [0, 1], ``K`` classes, labels ``y`` [N].
 Margins are signed, positive where classified correctly, and in pixel units. Scaling the logits
-leaves them as they are. Nothing is left behind: a network is measured in evaluation mode with
-frozen parameters, and gets its modes and flags back.
+leaves them as they are. A network is measured in evaluation mode with frozen parameters; its modes
+and flags are restored afterwards.
 
 Sources: EMR ("Boosting Adversarial Robustness From The Perspective of Effective Margin
 Regularization"), eq. 3; Elsayed et al. (2018, arXiv:1803.05598); DOSE, eq. 5.
@@ -28,7 +28,7 @@ Logits = Callable[[Tensor], Tensor]
 function, which is called as it is."""
 
 SMALLEST = 1e-12
-"""Added to the gradient's norm."""
+"""Added to the gradient's norm in denominators."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Margins:
 
 @dataclass(frozen=True)
 class Survey:
-    """Where a batch stands, and whether its losses still say so; detached.
+    """Margins of a batch and signs of saturated losses, detached.
 
     Attributes:
         margin: towards the highest other class, see ``top_margin``, [N].
@@ -72,7 +72,7 @@ def effective_margin(logits: Logits, x: Tensor, y: Tensor, norm: AnyNorm = "l2")
         y: labels.
         norm: of the distance, p with 1/p + 1/q = 1; EMR has p = 2.
     """
-    with _seen(logits, x) as (point, z):
+    with _logits_at(logits, x) as (point, z):
         classes = z.shape[1]
         nearest = z.new_full((len(x),), torch.inf)
         zero = torch.zeros_like(nearest, dtype=torch.bool)
@@ -87,7 +87,7 @@ def effective_margin(logits: Logits, x: Tensor, y: Tensor, norm: AnyNorm = "l2")
 
 
 def top_margin(logits: Logits, x: Tensor, y: Tensor, norm: AnyNorm = "linf") -> Margins:
-    """``boundary.taylor_margin`` towards the highest other class alone (DOSE, eq. 5).
+    """Compute ``boundary.taylor_margin`` towards the highest other class alone (DOSE, eq. 5).
 
     One forward and one backward. Of a sample that is classified correctly it is never below the
     effective margin (but for the constants in the denominators): another class may be nearer.
@@ -98,12 +98,12 @@ def top_margin(logits: Logits, x: Tensor, y: Tensor, norm: AnyNorm = "linf") -> 
         y: labels.
         norm: of the distance.
     """
-    with _seen(logits, x) as (point, z):
+    with _logits_at(logits, x) as (point, z):
         return _towards_top(point, z, y, norm, keep=False)
 
 
 def survey(logits: Logits, x: Tensor, y: Tensor, norm: AnyNorm = "linf") -> Survey:
-    """``top_margin`` and two signs of saturation: one forward, two backwards.
+    """Compute ``top_margin`` and two signs of saturation: one forward, two backwards.
 
     Args:
         logits: a network or a function; at least two classes.
@@ -111,17 +111,17 @@ def survey(logits: Logits, x: Tensor, y: Tensor, norm: AnyNorm = "linf") -> Surv
         y: labels.
         norm: of the distance.
     """
-    with _seen(logits, x) as (point, z):
-        found = _towards_top(point, z, y, norm, keep=True)
+    with _logits_at(logits, x) as (point, z):
+        top = _towards_top(point, z, y, norm, keep=True)
         grad = _gradient(cross_entropy(z, y), point, keep=False)
         first, second = z.detach().topk(2, 1).values.unbind(1)
-        return Survey(found.value, first - second, grad.flatten(1).eq(0).all(1))
+        return Survey(top.value, first - second, grad.flatten(1).eq(0).all(1))
 
 
 def summarise(value: Tensor, counted: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation (of the population) of ``value`` [N] where ``counted`` [N].
+    """Compute mean and population standard deviation of ``value`` [N] where ``counted`` [N].
 
-    NaN where nothing counts: no sample has no mean.
+    Both are NaN where no sample counts.
     """
     chosen = value[counted].double()
     if len(chosen) == 0:
@@ -130,8 +130,8 @@ def summarise(value: Tensor, counted: Tensor) -> tuple[float, float]:
 
 
 @contextmanager
-def _seen(logits: Logits, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Points with a gradient, and their logits."""
+def _logits_at(logits: Logits, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Compute the logits of points that require a gradient; yields (points, logits)."""
     quiet = evaluating(logits) if isinstance(logits, nn.Module) else nullcontext()
     with quiet, torch.enable_grad():
         point = x.detach().requires_grad_(True)
@@ -145,7 +145,7 @@ def _towards_top(point: Tensor, z: Tensor, y: Tensor, norm: AnyNorm, keep: bool)
 
 
 def _gradient(values: Tensor, point: Tensor, keep: bool) -> Tensor:
-    """Of each sample's value [N]; zero where it does not depend on the point."""
+    """Compute the gradient of each sample's value [N]; zero where it is constant in the point."""
     if not values.requires_grad:
         return torch.zeros_like(point)
     (grad,) = torch.autograd.grad(

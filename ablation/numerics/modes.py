@@ -1,4 +1,4 @@
-"""A network's mode, gradients and BatchNorm buffers, changed for a while and restored exactly."""
+"""Set a network's mode, parameter gradients and BatchNorm buffers, and restore them exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 @contextmanager
 def mode(net: nn.Module, training: bool) -> Iterator[None]:
-    """Set train or evaluation mode, then give every module its own flag back."""
+    """Set train or evaluation mode, then restore each module's own flag."""
     flags = [(module, module.training) for module in net.modules()]
     net.train(training)
     try:
@@ -27,7 +27,7 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def frozen_parameters(net: nn.Module) -> Iterator[None]:
-    """Parameters without gradient, so that a backward pass reaches the input only."""
+    """Freeze the parameters, so that a backward pass reaches the input only."""
     wanted = [parameter for parameter in net.parameters() if parameter.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)
@@ -40,7 +40,7 @@ def frozen_parameters(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def crafting(net: nn.Module, bn: AttackMode) -> Iterator[None]:
-    """The mode of a search: parameters frozen, BatchNorm as the method's attack has it.
+    """Set the mode of an attack: parameters frozen, BatchNorm as ``bn`` says.
 
     ``eval`` uses running statistics; ``train`` batch statistics, which enter the running ones (as
     in Rice et al.); ``train_frozen`` batch statistics that leave no trace (as in ST-AT).
@@ -56,25 +56,25 @@ def crafting(net: nn.Module, bn: AttackMode) -> Iterator[None]:
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode with frozen parameters: attacks on a finished model."""
+    """Set evaluation mode with frozen parameters, for attacks on a trained model."""
     with crafting(net, "eval"):
         yield
 
 
 def buffers(net: nn.Module) -> list[Tensor]:
-    """Copies of all buffers, in the order of ``net.buffers()``."""
+    """Copy all buffers, in the order of ``net.buffers()``."""
     return [buffer.clone() for buffer in net.buffers()]
 
 
 @torch.no_grad()
 def restore_buffers(net: nn.Module, saved: list[Tensor]) -> None:
-    """Undo every change since ``buffers(net)``."""
+    """Restore the buffers that ``buffers(net)`` copied."""
     for buffer, value in zip(net.buffers(), saved, strict=True):
         buffer.data.copy_(value)  # .data: earlier train-mode passes may still be differentiated
 
 
 class BatchNormReplay:
-    """Feed a past pass's batch statistics into the running ones again, without a forward.
+    """Apply a past pass's batch statistics to the running ones again, without a forward.
 
     A train-mode pass takes the running statistics r0 to r1 = (1 - m) r0 + m s. Applying s again to
     r2 gives (1 - m) r2 + m s = r1 + (1 - m)(r2 - r0): no batch statistic needs to be recorded.
@@ -97,13 +97,13 @@ class BatchNormReplay:
 
     def _statistics(self, clone: bool) -> list[Tensor]:
         # .data: a backward pass uses batch statistics, yet would object to a change of these
-        found = [
+        statistics = [
             s.data for m in self._layers for s in (m.running_mean, m.running_var) if s is not None
         ]
-        return [s.clone() for s in found] if clone else found
+        return [s.clone() for s in statistics] if clone else statistics
 
     def mark(self) -> None:
-        """Call right after the pass."""
+        """Record the running statistics right after the pass."""
         self._after = self._statistics(clone=True)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Pure math: squared norms of input gradients that can be differentiated again.
+"""Penalties on input gradients: their squared norms, which can be differentiated again.
 
 ``z`` are logits [N, K] that were computed from points ``x`` [N, ...] with gradient, each row from
 its own point alone (BatchNorm in evaluation mode). Every penalty is [N], and its gradient reaches
@@ -45,7 +45,7 @@ def probed_weights(z: Tensor, x: Tensor, signs: Tensor) -> Tensor:
 
 
 def random_signs(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Independent +1 and -1 with equal probability, shaped like ``like``."""
+    """Draw independent +1 and -1 with equal probability, shaped like ``like``."""
     coins = torch.randint(2, like.shape, generator=rng, device=like.device)
     return (2 * coins - 1).to(like.dtype)
 
@@ -54,7 +54,7 @@ def weighted_logit(z: Tensor, temperature: float | None) -> Tensor:
     """sum_j p_j z_j, p = softmax(z / t) a constant, shape [N] (EMR, section 4).
 
     Its gradient tends to w of the predicted class as t tends to 0 (the paper writes the largest
-    ||w_j||, which is another), and to the mean of all w_j as t tends to infinity: ``None``.
+    ||w_j||, which is a different one), and to the mean of all w_j as t tends to infinity: ``None``.
     """
     if temperature is None:
         return z.mean(1)

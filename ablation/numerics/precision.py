@@ -1,4 +1,4 @@
-"""With how many bits is computed, and which library multiplies fp32 matrices on a CPU."""
+"""Arithmetic precision: autocast, TF32, and the library of fp32 matrix products on a CPU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 
 Precision = Callable[[], AbstractContextManager[object]]
-"""Opens the context of one training forward."""
+"""Makes the context of one training forward."""
 
 SHAPES = ((100, 1024, 784), (128, 1024, 1024), (1000, 10, 1024), (7, 33, 65))
-"""Rows, columns and inner size of the products that are tried."""
+"""Rows, columns and inner size of the matrix products that are tested for exactness."""
 TF32: tuple[tuple[Any, str], ...] = (
     (torch.backends.cuda.matmul, "allow_tf32"),
     (torch.backends.cudnn, "allow_tf32"),
@@ -23,10 +23,11 @@ TF32: tuple[tuple[Any, str], ...] = (
 
 @contextmanager
 def fastest_exact_matmul() -> Iterator[None]:
-    """Let oneDNN multiply where it does so in full fp32: MKL is half as fast on AMD processors.
+    """Use oneDNN for matrix products on processors where it computes in full fp32.
 
-    torch hands fp32 products to oneDNN only with leave to round their inputs to bf16. Processors
-    without matrix units make no use of that leave; whether this one does is tried, not assumed.
+    MKL is half as fast on AMD processors. torch hands fp32 products to oneDNN only if it may round
+    their inputs to bf16. Processors without matrix units do not round them; whether this one does
+    is tested, not assumed.
     """
     matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if not hasattr(matmul, "fp32_precision"):  # torch before 2.9
@@ -44,7 +45,7 @@ def fastest_exact_matmul() -> Iterator[None]:
 
 @cache
 def _exact() -> bool:
-    """Are products as accurate as fp32 allows? bf16 inputs would err by 1e-3."""
+    """Test that products are as accurate as fp32 allows; bf16 inputs would err by 1e-3."""
     rng = torch.Generator().manual_seed(0)
     for rows, columns, inner in SHAPES:
         a = torch.randn(rows, inner, generator=rng)
@@ -56,7 +57,7 @@ def _exact() -> bool:
 
 
 def precision_context(kind: Literal["fp32", "tf32", "bf16"], device: torch.device) -> Precision:
-    """The context of training forwards: autocast to bfloat16, or nothing."""
+    """Choose the context of training forwards: autocast to bfloat16, or nothing."""
     if kind == "bf16":
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext
@@ -64,7 +65,7 @@ def precision_context(kind: Literal["fp32", "tf32", "bf16"], device: torch.devic
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """fp32 within a run of less: neither autocast nor TF32."""
+    """Compute in fp32 within a run of lower precision: neither autocast nor TF32."""
     switches = [(owner, name, False) for owner, name in TF32]
     saved = _values(switches)
     _set(switches)
@@ -77,7 +78,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Plain fp32: no TF32, no autocast; every switch is put back afterwards.
+    """Compute in plain fp32, without TF32 and autocast; every switch is restored afterwards.
 
     cuDNN's search for the fastest kernel is off too: robust examples leave a batch one by one, so
     shapes change all the time, each would be searched anew, and the choice would move verdicts.

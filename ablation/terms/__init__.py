@@ -1,4 +1,4 @@
-"""Terms: what is minimised."""
+"""Loss terms: summands of the training objective, computed from views."""
 
 from ablation.terms.boosted_cross_entropy import BoostedCrossEntropy
 from ablation.terms.cross_entropy import CrossEntropy

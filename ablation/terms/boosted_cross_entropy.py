@@ -15,7 +15,7 @@ class BoostedCrossEntropy:
     """-log p_y - log(1 - max_{k != y} p_k) of a view, shape [N] (MART, eq. 7; mart.py).
 
     Args:
-        view: which points.
+        view: name of the view whose logits are read.
         constants: ``exact``, finite at p_k = 1; ``official`` has mart.py's 1.0001 and 1e-12.
     """
 
@@ -24,10 +24,10 @@ class BoostedCrossEntropy:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Train-mode views it reads."""
+        """Name the train-mode views that the term reads."""
         return (self.view,)
 
     def __call__(self, views: Views) -> Tensor:
-        """Loss per sample [N]."""
+        """Compute the loss per sample [N]."""
         z, y = views.loss_logits(self.view), views.y(self.view)
         return views.scatter(self.view, boosted_cross_entropy(z, y, self.constants))

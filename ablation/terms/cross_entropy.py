@@ -18,10 +18,10 @@ class CrossEntropy:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Train-mode views it reads."""
+        """Name the train-mode views that the term reads."""
         return (self.view,)
 
     def __call__(self, views: Views) -> Tensor:
-        """Loss per sample [N]."""
+        """Compute the loss per sample [N]."""
         loss = cross_entropy(views.loss_logits(self.view), views.y(self.view))
         return views.scatter(self.view, loss)

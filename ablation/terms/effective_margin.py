@@ -21,10 +21,10 @@ Scale = Literal["sample", "code"]
 
 
 class EffectiveNorm(Protocol):
-    """How the effective weights of a point are measured."""
+    """Measure of the effective weights at a point."""
 
     def __call__(self, z: Tensor, x: Tensor, views: Views) -> Tensor:
-        """Penalty [R] of logits [R, K] computed from points ``x`` [R, ...]."""
+        """Compute the penalty [R] of logits [R, K] computed from points ``x`` [R, ...]."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class ExactNorm:
     """sum_j ||w_j||^2 (EMR, eq. 5): a backward pass per class, all differentiated again."""
 
     def __call__(self, z: Tensor, x: Tensor, views: Views) -> Tensor:
-        """See ``EffectiveNorm``."""
+        """Compute the penalty [R] from one backward pass per class."""
         return effective_weights(z, x)
 
 
 @dataclass(frozen=True)
 class ProbedNorm:
-    """An unbiased estimate of ``ExactNorm``, see ``penalties.probed_weights``. Not in the paper.
+    """An unbiased estimate of ``ExactNorm`` by ``penalties.probed_weights``. Not in the paper.
 
     Args:
-        draws: backward passes that are averaged.
+        draws: number of backward passes that are averaged, at least 1.
     """
 
     draws: int = 1
@@ -51,7 +51,7 @@ class ProbedNorm:
             raise ValueError(f"draws={self.draws}: at least 1")
 
     def __call__(self, z: Tensor, x: Tensor, views: Views) -> Tensor:
-        """See ``EffectiveNorm``."""
+        """Estimate the penalty [R] from ``draws`` backward passes."""
         rng = views.rng("emr")
         draws = [probed_weights(z, x, random_signs(z, rng)) for _ in range(self.draws)]
         return torch.stack(draws).mean(0)
@@ -64,7 +64,7 @@ class ApproximateNorm:
     Large t leave mostly the gradient of the mean logit, which no prediction depends on.
 
     Args:
-        temperature: t; ``None`` is its limit, the mean logit alone.
+        temperature: t, above 0; ``None`` is its limit, the mean logit alone.
     """
 
     temperature: float | None = 40.0
@@ -74,7 +74,7 @@ class ApproximateNorm:
             raise ValueError(f"temperature={self.temperature:g} must be positive; null: infinite")
 
     def __call__(self, z: Tensor, x: Tensor, views: Views) -> Tensor:
-        """See ``EffectiveNorm``."""
+        """Compute the penalty [R] from one backward pass."""
         return squared_gradient(weighted_logit(z, self.temperature), x)
 
 
@@ -82,13 +82,13 @@ class ApproximateNorm:
 class EffectiveWeightNorm:
     """Penalty on the effective weights w_j = grad_x z_j of a point, shape [N] (EMR).
 
-    Liu and Chan (2022), eq. 5 and 7; ziquanliu/Effective_Margin_Reg. Taken of the plain logits in
-    evaluation mode, where samples do not depend on each other (section 4).
+    Liu and Chan (2022), eq. 5 and 7; ziquanliu/Effective_Margin_Reg. Computed from the plain logits
+    in evaluation mode, where samples do not depend on each other (section 4).
 
     Args:
         norm: exact, probed or the paper's approximation.
-        view: whose points; the released code has the adversarial ones.
-        centred: of z - mean_j z_j, on which alone predictions depend. Not in the paper.
+        view: name of the view whose points are penalised; adversarial in the released code.
+        centred: penalise z - mean_j z_j, on which alone predictions depend. Not in the paper.
         scale: ``sample``, the mean over the samples (eq. 5). ``code``, that over N as in the
             released code, which differentiates the batch's mean: its coefficient is N times the
             other's.
@@ -103,14 +103,14 @@ class EffectiveWeightNorm:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """No train-mode view: the forward is one of evaluation mode."""
+        """Name no train-mode view: the forward is one of evaluation mode."""
         return ()
 
     def __call__(self, views: Views) -> Tensor:
-        """Loss per sample [N]."""
-        seen = views.eval(self.view, input_grad=True)
-        z = seen.output.logits
+        """Compute the loss per sample [N]."""
+        evaluated = views.eval(self.view, input_grad=True)
+        z = evaluated.output.logits
         if self.centred:
             z = z - z.mean(1, keepdim=True)
-        penalty = views.scatter(self.view, self.norm(z, seen.x, views))
+        penalty = views.scatter(self.view, self.norm(z, evaluated.x, views))
         return penalty / len(penalty) if self.scale == "code" else penalty

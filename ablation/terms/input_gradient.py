@@ -14,13 +14,13 @@ from ablation.types import Views
 
 @dataclass(frozen=True)
 class InputGradient:
-    """||grad_x CE||_2^2 of a view, shape [N] (Ross and Doshi-Velez, 2018; EMR's rival IGR).
+    """||grad_x CE||_2^2 of a view, shape [N] (Ross and Doshi-Velez, 2018; IGR in the EMR paper).
 
     By double backward, of the plain logits in evaluation mode as for EMR; the original networks
     have no BatchNorm. Unlike EMR's penalty it vanishes on samples classified with confidence.
 
     Args:
-        view: whose points.
+        view: name of the view whose points are penalised.
         scale: ``sample``, the mean over the samples. ``code``, that over 2 N: the original code
             (dtak/adversarial-robustness-public) takes half the square of the gradient of the
             batch's mean.
@@ -33,12 +33,12 @@ class InputGradient:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """No train-mode view: the forward is one of evaluation mode."""
+        """Name no train-mode view: the forward is one of evaluation mode."""
         return ()
 
     def __call__(self, views: Views) -> Tensor:
-        """Loss per sample [N]."""
-        seen = views.eval(self.view, input_grad=True)
-        loss = cross_entropy(seen.output.logits, views.y(self.view))
-        penalty = views.scatter(self.view, squared_gradient(loss, seen.x))
+        """Compute the loss per sample [N]."""
+        evaluated = views.eval(self.view, input_grad=True)
+        loss = cross_entropy(evaluated.output.logits, views.y(self.view))
+        penalty = views.scatter(self.view, squared_gradient(loss, evaluated.x))
         return penalty / (2 * len(penalty)) if self.scale == "code" else penalty

@@ -1,4 +1,4 @@
-"""The divergence between the predictions at two views."""
+"""Kullback-Leibler divergence between the predictions at two views."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class KL:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Train-mode views it reads."""
+        """Name the train-mode views that the term reads."""
         return (self.target, self.view)
 
     def __call__(self, views: Views) -> Tensor:
-        """Loss per sample [N]."""
+        """Compute the loss per sample [N]."""
         divergence = kl_divergence if self.constants == "exact" else kl_divergence_official
         return divergence(views.logits(self.target), views.logits(self.view))
