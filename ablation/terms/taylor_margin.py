@@ -108,12 +108,11 @@ class TaylorMargin(MarginTerm):
         z, y = logits_of(views, self.view, self.bn), views.y(self.view)
         phi = self.surface(z, y)
         correct = phi.detach() > 0
-        gaps = [phi] if self.classes == "top" else self._gaps(z, y)
         total = torch.zeros_like(phi)
         for layer in self.layers:
-            at = self._seen(views, layer)
-            exact = self.gradient == "exact"
-            margins = torch.stack([gap / gradient_norm(gap, at, self.norm, exact) for gap in gaps])
+            x, exact = self._seen(views, layer), self.gradient == "exact"
+            gaps = [phi] if self.classes == "top" else self._gaps(z, y)
+            margins = torch.stack([gap / gradient_norm(gap, x, self.norm, exact) for gap in gaps])
             if self.wrong == "exclude":
                 margins = torch.where(correct, margins, torch.inf)
             costs = self.penalty(margins)
