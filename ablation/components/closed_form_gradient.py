@@ -6,9 +6,19 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ablation.components.fab_margin import searchable
-from ablation.components.margin_maximization import POINTS, margin_term, reading_points
+from ablation.components.margin_maximization import (
+    POINTS,
+    at_boundary_points,
+    margin_term,
+    reading_points,
+)
 from ablation.crafters import BoundarySearch, LinearSearch
+from ablation.terms import SearchedMargin, TaylorMargin
 from ablation.training.method import Method
+from ablation.types import Norm
+
+REPLACED = ("rescaled", "exclude")
+"""``fab_margin``'s own gradient and wrong, which this switch replaces."""
 
 
 @dataclass(frozen=True)
@@ -30,30 +40,48 @@ class ClosedFormGradient:
     filter: Literal["kkt", "none"] = "none"
 
     def apply(self, method: Method) -> Method:
-        """The method with the gradient exchanged."""
+        """Exchange the margin for one whose gradient is taken at boundary points.
+
+        Raises:
+            ValueError: another gradient was asked for, or the filter does not fit the points.
+        """
         term = margin_term(method)
+        if isinstance(term, TaylorMargin):
+            crafter = self._linear_search(term)
+        else:
+            crafter = self._fab_search(method)
+            if not isinstance(term, SearchedMargin) or (term.gradient, term.wrong) != REPLACED:
+                raise ValueError(
+                    "replaces the gradient of the searched distance, and takes correct samples "
+                    "alone; leave component.fab_margin.gradient at rescaled and .wrong at exclude"
+                )
+        crafter = replace(crafter, subset=True, point="boundary", filtered=self.filter == "kkt")
+        return reading_points(method, at_boundary_points(term), crafter)
+
+    def _linear_search(self, term: TaylorMargin) -> BoundarySearch:
+        """A search of one linear step."""
         norm = searchable(term.norm)
-        if self.filter == "kkt" and norm != "linf":
-            raise ValueError(f"filter=kkt: its conditions are those of linf, not {norm}")
+        self._check_filter(norm)
         if term.gradient == "exact":
             raise ValueError(
                 "component.margin_maximization.gradient=exact: one gradient at a time; leave it at "
                 "detached, or set component/closed_form_gradient=disabled"
             )
-        if term.estimator == "search" and (term.gradient, term.wrong) != ("rescaled", "exclude"):
+        if self.filter == "kkt":
             raise ValueError(
-                "replaces the gradient of the searched distance, and takes correct samples alone; "
-                "leave component.fab_margin.gradient at rescaled and .wrong at exclude"
+                "filter=kkt: is for searched points, and those of one linear step are not "
+                "beyond the boundary; set component.closed_form_gradient.filter=none or "
+                "component/fab_margin=enabled"
             )
-        crafter = method.crafters.get(POINTS)
-        if not isinstance(crafter, BoundarySearch):
-            if self.filter == "kkt":
-                raise ValueError(
-                    "filter=kkt: is for searched points, and those of one linear step are not "
-                    "beyond the boundary; set component.closed_form_gradient.filter=none or "
-                    "component/fab_margin=enabled"
-                )
-            crafter = BoundarySearch(LinearSearch(), term.surface, norm=norm)
-        crafter = replace(crafter, subset=True, point="boundary", filtered=self.filter == "kkt")
-        changed = replace(term, gradient="at_points", wrong="exclude")
-        return reading_points(method, changed, crafter)
+        return BoundarySearch(LinearSearch(), term.surface, norm=norm)
+
+    def _fab_search(self, method: Method) -> BoundarySearch:
+        """The search of ``fab_margin``."""
+        crafter = method.crafters[POINTS]
+        assert isinstance(crafter, BoundarySearch)  # noqa: S101  the term reads its points
+        self._check_filter(crafter.norm)
+        return crafter
+
+    def _check_filter(self, norm: Norm) -> None:
+        if self.filter == "kkt" and norm != "linf":
+            raise ValueError(f"filter=kkt: its conditions are those of linf, not {norm}")

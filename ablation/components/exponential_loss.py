@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ablation import terms
-from ablation.components.margin_maximization import TERM, margin_term
+from ablation.components.margin_maximization import TERM, taylor_margin
 from ablation.training.method import Method
 from ablation.types import Fraction
 
@@ -32,8 +32,12 @@ class ExponentialLoss:
     reduction: Literal["batch", "correct"] = "correct"
 
     def apply(self, method: Method) -> Method:
-        """The method with the penalty exchanged."""
-        term = margin_term(method)
+        """Exchange the penalty, and leave out misclassified samples.
+
+        Raises:
+            ValueError: the margin term's reduction says otherwise.
+        """
+        term = taylor_margin(method)
         assert isinstance(term.penalty, terms.Hinge)  # noqa: S101  only this switch changes it
         if (term.reduction, self.reduction) == ("correct", "batch"):
             raise ValueError(

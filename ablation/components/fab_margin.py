@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ablation.components.margin_maximization import margin_term, reading_points
+from ablation.components.margin_maximization import (
+    POINTS,
+    at_boundary_points,
+    reading_points,
+    taylor_margin,
+)
 from ablation.crafters import BoundarySearch, FabSearch
 from ablation.numerics.boundary import SearchStart
+from ablation.terms import MarginTerm, SearchedMargin, TaylorMargin
 from ablation.training.method import Method
 from ablation.types import Norm
-
-CARRIERS: dict[str, Literal["rescaled", "straight_through", "at_points"]] = {
-    "rescaled": "rescaled",
-    "straight_through": "straight_through",
-    "last_projection": "at_points",
-}
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class FabMargin:
     """The margin is the distance of the boundary point that FAB finds (DOSE, section 3.2).
 
     The paper does not say how such a distance, in which the weights do not occur, is
-    differentiated; see ``gradient`` and ``terms.MarginMaximization``.
+    differentiated; see ``gradient``, ``terms.SearchedMargin`` and ``terms.BoundaryPointMargin``.
 
     Args:
         steps: of FAB.
@@ -50,17 +50,18 @@ class FabMargin:
         self._search()
 
     def apply(self, method: Method) -> Method:
-        """The method with the estimator exchanged."""
-        term = margin_term(method)
+        """Exchange the Taylor margin for a searched one, or for one at the last iterate (G3).
+
+        Raises:
+            ValueError: the Taylor margin has settings that no search has.
+        """
+        term = taylor_margin(method)
         if term.gradient != "detached":
             raise ValueError(
                 f"component.margin_maximization.gradient={term.gradient}: a Taylor margin's; "
                 f"leave it at detached, or set component/fab_margin=disabled"
             )
         norm, last = searchable(term.norm), self.gradient == "last_projection"
-        changed = replace(
-            term, estimator="search", gradient=CARRIERS[self.gradient], wrong=self.wrong
-        )
         crafter = BoundarySearch(
             self._search(),
             term.surface,
@@ -68,14 +69,25 @@ class FabMargin:
             subset=last,
             point="last_iterate" if last else "boundary",
         )
-        return reading_points(method, changed, crafter)
+        return reading_points(method, self._searched(term, norm), crafter)
+
+    def _searched(self, term: TaylorMargin, norm: Norm) -> MarginTerm:
+        """The term that reads the points of the search."""
+        if self.gradient != "last_projection":
+            shared = term.penalty, term.surface, term.reduction
+            return SearchedMargin(*shared, norm, self.gradient, self.wrong, term.bn, POINTS)
+        if self.wrong == "include":
+            raise ValueError(
+                "wrong=include: a misclassified sample has no boundary point; set wrong=exclude"
+            )
+        return at_boundary_points(term)
 
     def _search(self) -> FabSearch:
         return FabSearch(self.steps, self.start, self.restarts, shared_bias=self.shared_bias)
 
 
 def searchable(norm: str) -> Norm:
-    """The norm of a search.
+    """Narrow the norm of a margin to those of a boundary search.
 
     Raises:
         ValueError: the search has no projection in it.

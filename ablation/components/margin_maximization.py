@@ -1,4 +1,4 @@
-"""Switch: margin maximisation, the term that the other switches of its family change."""
+"""Switch: margin maximisation, the term that the other switches of its family exchange."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from ablation import terms
 from ablation.crafters import BoundarySearch
 from ablation.numerics.boundary import AnyNorm
-from ablation.training.method import CRAFT, Method, Slot
+from ablation.training.method import CLEAN, CRAFT, Method, Slot
 from ablation.types import Fraction
 
 TERM, POINTS = "margin", "boundary"
@@ -18,19 +18,19 @@ TERM, POINTS = "margin", "boundary"
 
 @dataclass(frozen=True)
 class MarginMaximization:
-    """Adds ``terms.MarginMaximization`` to any method: Elsayed et al.'s margin as DOSE has it.
+    """Adds ``terms.TaylorMargin`` to any method: Elsayed et al.'s margin as DOSE has it.
 
     Args:
-        coef: lambda, the term's coefficient.
+        coef: lambda, the term's coefficient; above 0.
         gamma: margins beyond it cost nothing, in pixels.
         norm: of the margin.
-        view: whose margins.
-        wrong: are misclassified samples pushed too?
+        view: whose margins; ``nat`` or a crafter's points.
+        wrong: ``include`` pushes misclassified samples by their negative margin.
         reduction: mean over the ``batch``, or over its ``correct`` samples.
         gradient: ``detached`` denominator, or ``exact`` by double backward.
-        bn: take the margin of the ``train`` pass or of one of ``eval`` mode.
+        bn: the forward that the margin is taken of: the ``train`` pass, or one of ``eval`` mode.
         classes: the ``top`` other class; ``max`` or ``sum`` over the classes' penalties.
-        top_k: of max and sum: the most likely other classes; ``None`` means all.
+        top_k: of max and sum: how many of the most likely other classes; ``None`` means all.
         layers: of the network's body, whose margins are added; "" is the input.
     """
 
@@ -54,11 +54,15 @@ class MarginMaximization:
             )
 
     def apply(self, method: Method) -> Method:
-        """The method with the term in it."""
-        if self.view != "nat" and self.view not in method.crafters:
-            known = ", ".join(["nat", *method.crafters])
+        """Add the term.
+
+        Raises:
+            ValueError: the method has no such view, or the settings contradict one another.
+        """
+        if self.view != CLEAN and self.view not in method.crafters:
+            known = ", ".join([CLEAN, *method.crafters])
             raise ValueError(f"view={self.view}: the method has {known}")
-        term = terms.MarginMaximization(
+        term = terms.TaylorMargin(
             terms.Hinge(self.gamma),
             norm=self.norm,
             view=self.view,
@@ -73,21 +77,55 @@ class MarginMaximization:
         return method.with_term(TERM, Slot(term, self.coef))
 
 
-def margin_term(method: Method) -> terms.MarginMaximization:
-    """The term that the method's switches change."""
+def margin_term(method: Method) -> terms.MarginTerm:
+    """The term that the method's switches exchange."""
     term = method.terms[TERM].term
-    assert isinstance(term, terms.MarginMaximization)  # noqa: S101  ``requires`` sees to it
+    assert isinstance(term, terms.MarginTerm)  # noqa: S101  ``requires`` sees to it
     return term
 
 
-def reading_points(
-    method: Method, term: terms.MarginMaximization, crafter: BoundarySearch
-) -> Method:
+def taylor_margin(method: Method) -> terms.TaylorMargin:
+    """The Taylor margin that a switch changes, before others exchange it for a searched one.
+
+    Raises:
+        ValueError: it has been exchanged already; configs have the order of ``after``.
+    """
+    term = margin_term(method)
+    if not isinstance(term, terms.TaylorMargin):
+        raise ValueError("is applied before fab_margin and closed_form_gradient")
+    return term
+
+
+def at_boundary_points(
+    term: terms.TaylorMargin | terms.SearchedMargin,
+) -> terms.BoundaryPointMargin:
+    """Exchange a margin for one whose gradient is taken at the points of the crafter.
+
+    Raises:
+        ValueError: its forward is one of evaluation mode.
+    """
+    if term.bn == "eval":
+        raise ValueError("bn=eval: the gradient is that of the points' training pass; set bn=train")
+    return terms.BoundaryPointMargin(term.penalty, term.surface, term.reduction, POINTS)
+
+
+def reading_points(method: Method, term: terms.MarginTerm, crafter: BoundarySearch) -> Method:
     """The method with a search, and a term that reads its points.
 
     A subset of points has a pass of its own, before the clean one as in DyART's code. A view that
     only the term's former version needed is dropped.
+
+    Raises:
+        ValueError: the former version is a Taylor margin that no search has: of several classes or
+            layers, or of crafted points.
     """
+    former = margin_term(method)
+    if isinstance(former, terms.TaylorMargin):
+        former.refuse_several()
+        if former.view != CLEAN:
+            raise ValueError(
+                f"view={former.view}: the search is around the clean images; set view=nat"
+            )
     if POINTS in method.crafters:
         method = replace(method, crafters={**method.crafters, POINTS: crafter})
     else:
@@ -95,7 +133,7 @@ def reading_points(
     slots = [slot for name, slot in method.terms.items() if name != TERM]
     needed = {view for slot in slots for part in (slot.term, slot.weight) if part
               for view in part.needs} | set(term.needs)  # fmt: skip
-    idle = (set(margin_term(method).needs) & method.added) - needed
+    idle = (set(former.needs) & method.added) - needed
     passes = [token for token in method.passes if token not in idle]
     if crafter.subset and POINTS not in passes:
         passes.insert(passes.index(CRAFT + POINTS) + 1, POINTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ablation.components.margin_maximization import TERM, margin_term
+from ablation.components.margin_maximization import TERM, taylor_margin
 from ablation.numerics.boundary import Soft
 from ablation.training.method import Method
 
@@ -25,6 +25,6 @@ class SoftBoundary:
     beta: float = 5.0
 
     def apply(self, method: Method) -> Method:
-        """The method with the surface exchanged."""
-        term = replace(margin_term(method), surface=Soft(self.beta))
+        """Exchange the surface."""
+        term = replace(taylor_margin(method), surface=Soft(self.beta))
         return method.with_changed_term(TERM, term)

@@ -1,6 +1,7 @@
 """Loss terms: summands of the training objective, computed from views."""
 
 from ablation.terms.boosted_cross_entropy import BoostedCrossEntropy
+from ablation.terms.boundary_point_margin import BoundaryPointMargin
 from ablation.terms.cross_entropy import CrossEntropy
 from ablation.terms.effective_margin import (
     ApproximateNorm,
@@ -10,17 +11,16 @@ from ablation.terms.effective_margin import (
 )
 from ablation.terms.input_gradient import InputGradient
 from ablation.terms.kl import KL
-from ablation.terms.margin_maximization import (
-    Classes,
-    Exponential,
-    Hinge,
-    MarginMaximization,
-)
+from ablation.terms.margin import MarginTerm
+from ablation.terms.margin_penalties import Exponential, Hinge
+from ablation.terms.searched_margin import SearchedMargin
+from ablation.terms.taylor_margin import Classes, TaylorMargin
 
 __all__ = [
     "KL",
     "ApproximateNorm",
     "BoostedCrossEntropy",
+    "BoundaryPointMargin",
     "Classes",
     "CrossEntropy",
     "EffectiveWeightNorm",
@@ -28,6 +28,8 @@ __all__ = [
     "Exponential",
     "Hinge",
     "InputGradient",
-    "MarginMaximization",
+    "MarginTerm",
     "ProbedNorm",
+    "SearchedMargin",
+    "TaylorMargin",
 ]
