@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ablation.config.experiment import Config
+from ablation.evaluation import Measure
 
 
 def _names(config: Config) -> tuple[str, str, str]:
@@ -115,7 +116,8 @@ def _asked(config: Config) -> set[str]:
 def _own_splits(config: Config, metrics: Iterable[str]) -> set[str]:
     """Splits that these metrics name themselves."""
     attacks = [config.evaluation.attacks.get(metric) for metric in metrics]
-    return {split for attack in attacks if (split := getattr(attack, "split", None)) is not None}
+    measures = [attack for attack in attacks if isinstance(attack, Measure)]
+    return {measure.split for measure in measures if measure.split is not None}
 
 
 def _climbs(config: Config, loss: str) -> bool:
