@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ablation.config.experiment import CheckpointName, Config, EvaluationConfig, Weights, digest
 from ablation.config.parser import plain
-from ablation.evaluation import SplitName
+from ablation.evaluation import Measure, SplitName
 from ablation.types import Norm
 
 
@@ -44,7 +44,7 @@ def evaluations(config: Config) -> list[EvaluationConfig]:
     node = config.evaluation
     parts: dict[SplitName, list[str]] = {node.split: []}
     for name, attack in node.attacks.items():
-        own: SplitName | None = getattr(attack, "split", None)
+        own = attack.split if isinstance(attack, Measure) else None
         parts.setdefault(own or node.split, []).append(name)
     found = [_on(config, split, names) for split, names in (*parts.items(), ("val", node.val))]
     return [part for part in found if part.attacks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from ablation.config.experiment import Config
+from ablation.evaluation import Measure
 
 ROLES = ("robust", "classify")
 """Roles that components look for; see ``Method``."""
@@ -115,7 +116,7 @@ def _without_validation_images(c: Config) -> Iterator[str]:
 def _own_splits(c: Config, metrics: Iterable[str]) -> set[str]:
     """Splits that these metrics name themselves."""
     attacks = [c.evaluation.attacks.get(metric) for metric in metrics]
-    return {split for attack in attacks if (split := getattr(attack, "split", None)) is not None}
+    return {m.split for m in attacks if isinstance(m, Measure) and m.split is not None}
 
 
 def _attack(c: Config) -> Iterator[str]:

@@ -1,9 +1,25 @@
 """Robust evaluation: attacks by metric name in, accuracies and a line per example out."""
 
-from ablation.evaluation.attacks import Attack, AttackError, Ensemble, Fgsm, Pgd, Predict, Spsa
+from ablation.evaluation.attacks import (
+    Attack,
+    AttackBase,
+    AttackError,
+    Ensemble,
+    Family,
+    Fgsm,
+    Pgd,
+    Predict,
+    Spsa,
+)
 from ablation.evaluation.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
 from ablation.evaluation.evaluate import Request, describe, evaluate
-from ablation.evaluation.measures import AdversarialMargin, EffectiveMargin, Measure, SplitName
+from ablation.evaluation.measures import (
+    AdversarialMargin,
+    EffectiveMargin,
+    Measure,
+    MeasureBase,
+    SplitName,
+)
 from ablation.evaluation.results import Check, Entry, Evaluation
 
 __all__ = [
@@ -12,6 +28,7 @@ __all__ = [
     "ApgdDlr",
     "ApgdT",
     "Attack",
+    "AttackBase",
     "AttackError",
     "AutoAttack",
     "Check",
@@ -20,8 +37,10 @@ __all__ = [
     "Entry",
     "Evaluation",
     "FabT",
+    "Family",
     "Fgsm",
     "Measure",
+    "MeasureBase",
     "Pgd",
     "Predict",
     "Request",

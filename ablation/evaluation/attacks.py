@@ -1,15 +1,15 @@
 """The attacks of this package: FGSM, PGD (on cross-entropy or the CW margin) and SPSA.
 
 Shapes: ``x`` [N, C, H, W] in [0, 1], ``y`` [N]; ``eps`` in pixels. The caller puts the network in
-evaluation mode and freezes its parameters. Every attack may carry its own ``eps``, ``norm`` and
-``n`` (attack at most so many examples): ``evaluate`` reads them, ``None`` inherits.
+evaluation mode and freezes its parameters. An attack class declares its ``kind`` and ``family``:
+masking checks, cost estimates and records go by these, never by a list of attacks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,12 @@ from ablation.types import Fraction, Norm, Start, StepSize
 Predict = Callable[[Tensor], Tensor]
 """Images [N, C, H, W] to logits [N, K]."""
 
+Family = Literal[
+    "one step", "fixed steps", "adaptive steps", "minimum norm", "black box", "ensemble"
+]
+"""How an attack searches: one gradient step; gradient steps of fixed length; gradient steps whose
+length adapts (APGD); for the nearest boundary point; by queries alone; with several attacks in
+turn, as an ``Ensemble``. All but ``black box`` use gradients."""
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "cw": cw_loss}
 
@@ -37,18 +43,47 @@ class AttackError(RuntimeError):
 
 
 class Attack(Protocol):
-    """How an image is attacked."""
+    """Search for a misclassified point near each image; see ``AttackBase``, which has defaults."""
+
+    kind: ClassVar[str]
+    family: ClassVar[Family]
+
+    @property
+    def eps(self) -> float | None:
+        """The attack's own perturbation radius in pixels; ``None`` inherits the evaluation's."""
+
+    @property
+    def norm(self) -> Norm | None:
+        """The attack's own norm; ``None`` inherits the evaluation's."""
+
+    @property
+    def n(self) -> int | None:
+        """The most examples to attack; ``None`` attacks all."""
+
+    def describe(self, eps: float, classes: int) -> dict[str, Any]:
+        """State the settings that the metric's name leaves open, as plain data.
+
+        Masking checks and cost estimates read ``loss``, ``steps``, ``targets``, ``restarts``,
+        ``start`` and ``queries``; steps that are missing are assumed.
+
+        Args:
+            eps: perturbation radius in effect, in pixels.
+            classes: of the network.
+
+        Raises:
+            InputError: the attack cannot be run on so many classes.
+        """
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """Points within ``eps`` of ``x``, shape [N, C, H, W]; success is judged by the caller.
+        """Return points within ``eps`` of ``x``, [N, C, H, W]; the caller judges success.
 
         Args:
             predict: the network.
             x: correctly classified images.
             y: their labels.
-            eps: radius.
+            eps: perturbation radius in pixels.
             norm: of the ball.
             rng: seeded anew for every batch, so that a result does not depend on earlier ones.
         """
@@ -56,14 +91,14 @@ class Attack(Protocol):
 
 @runtime_checkable
 class RandomStart(Protocol):
-    """An attack whose random start may be given.
+    """Attack from random starts that the caller may draw.
 
     ``evaluate`` draws it from a stream of each image's own: a verdict depends neither on the
     batch size nor on which other images are attacked, and two networks see the same starts.
     """
 
     def offsets(self, like: Tensor, eps: float, norm: Norm, rng: torch.Generator) -> Tensor | None:
-        """Starts minus images for ``like`` [M, C, H, W]: [restarts, M, C, H, W].
+        """Draw starts minus images for ``like`` [M, C, H, W]: [restarts, M, C, H, W].
 
         ``None`` means that the attack starts at the image.
         """
@@ -78,31 +113,19 @@ class RandomStart(Protocol):
         rng: torch.Generator,
         offsets: Tensor | None = None,
     ) -> Tensor:
-        """As ``Attack``; without ``offsets`` the start is drawn from ``rng``."""
+        """Search as ``Attack`` does; without ``offsets`` the start is drawn from ``rng``."""
 
 
 @runtime_checkable
 class Ensemble(Protocol):
-    """Attacks run in turn, each on the examples that all before it left robust."""
+    """Run attacks in turn, each on the examples that all before it left robust."""
 
     def parts(self, classes: int) -> Mapping[str, Attack]:
-        """The attacks in order, for a network with so many classes."""
-
-
-@runtime_checkable
-class Described(Protocol):
-    """An attack that says in a result's words what its metric's name leaves open."""
-
-    def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """Steps, step size in pixels, start, restarts, queries; plain data.
-
-        Raises:
-            InputError: the attack cannot be run on so many classes.
-        """
+        """Return the attacks in order, by name, for a network with so many classes."""
 
 
 def check_common(eps: float | None, n: int | None) -> None:
-    """Refuse a negative radius or an empty subset.
+    """Refuse a negative perturbation radius or an empty subset.
 
     Raises:
         ValueError: naming key, value and remedy.
@@ -124,15 +147,22 @@ def check_positive(**counts: int | float) -> None:
             raise ValueError(f"{name}={value:g} must be positive")
 
 
-@dataclass(frozen=True)
-class Fgsm:
-    """x' = clip_[0,1](x + eps * direction(grad_x CE)) (Goodfellow et al., 2015); no random start.
+@dataclass(frozen=True, kw_only=True)
+class AttackBase:
+    """Hold the settings that every attack has.
+
+    Attributes:
+        kind: the attack's name in results; never changed, saved evaluations are compared by it.
+        family: how it searches; decides which masking checks it takes part in.
 
     Args:
-        eps: radius; ``None`` inherits the evaluation's.
-        norm: likewise.
-        n: attack at most so many examples; ``None`` means all.
+        eps: perturbation radius in pixels; ``None`` inherits the evaluation's.
+        norm: of the ball; ``None`` inherits the evaluation's.
+        n: attack at most so many examples; ``None`` attacks all.
     """
+
+    kind: ClassVar[str]
+    family: ClassVar[Family]
 
     eps: Fraction | None = None
     norm: Norm | None = None
@@ -141,25 +171,45 @@ class Fgsm:
     def __post_init__(self) -> None:
         check_common(self.eps, self.n)
 
+    def describe(self, eps: float, classes: int) -> dict[str, Any]:
+        """Return the attack's own settings; see ``Attack``."""
+        del eps, classes
+        return {name: value for name, value in vars(self).items() if name not in _COMMON}
+
+
+_COMMON = tuple(setting.name for setting in fields(AttackBase))
+
+
+@dataclass(frozen=True)
+class Fgsm(AttackBase):
+    """Take one step of length eps along the gradient; no random start.
+
+    x' = clip_[0,1](x + eps * direction(grad_x CE)) (Goodfellow et al., 2015).
+    """
+
+    kind: ClassVar[str] = "fgsm"
+    family: ClassVar[Family] = "one step"
+
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """See ``Attack``; ``rng`` is not used."""
+        """Search as ``Attack`` says; ``rng`` is not used."""
         del rng
         radius = x.new_full((len(x),), eps)
         return pgd(lambda p: cross_entropy(predict(p), y), x, x, radius, radius, 1, norm)
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Described``."""
+        """State the settings; see ``Attack``."""
         del classes
         return {"steps": 1, "step_size": eps, "start": "clean", "restarts": 1, "loss": "ce"}
 
 
 @dataclass(frozen=True)
-class Pgd:
-    """x <- clip_[0,1](Pi_eps(x + step * direction(grad_x loss))), ``steps`` times; last iterate.
+class Pgd(AttackBase):
+    """Ascend the loss by projected gradient steps of fixed length; return the last iterate.
 
-    Madry et al. (2018), section 2.1. With ``loss: cw`` it ascends -max(z_y - max_{j!=y} z_j + 50,
+    x <- clip_[0,1](Pi_eps(x + step * direction(grad_x loss))), ``steps`` times (Madry et al.,
+    2018, section 2.1). With ``loss: cw`` it ascends -max(z_y - max_{j!=y} z_j + 50,
     0), the CW attack of the MAIL and GAIRAT code (Carlini and Wagner's margin, not their L2 attack
     with Adam). Like them, and unlike Madry's code, it keeps no best point along the way.
 
@@ -170,10 +220,10 @@ class Pgd:
         restarts: independent starts; an example is broken if one of them breaks it.
         loss: cross-entropy, or the CW margin.
         start_std: deviation of the gaussian start, in pixels.
-        eps: radius; ``None`` inherits the evaluation's.
-        norm: likewise.
-        n: attack at most so many examples; ``None`` means all.
     """
+
+    kind: ClassVar[str] = "pgd"
+    family: ClassVar[Family] = "fixed steps"
 
     steps: int
     step_size: StepSize
@@ -181,12 +231,9 @@ class Pgd:
     restarts: int = 1
     loss: Literal["ce", "cw"] = "ce"
     start_std: float = 0.001
-    eps: Fraction | None = None
-    norm: Norm | None = None
-    n: int | None = None
 
     def __post_init__(self) -> None:
-        check_common(self.eps, self.n)
+        super().__post_init__()
         check_positive(steps=self.steps, restarts=self.restarts)
         if self.step_size < 0:
             raise ValueError(f"step_size={self.step_size:g} must not be negative")
@@ -194,7 +241,7 @@ class Pgd:
             raise ValueError(f"restarts={self.restarts} from one start: set start: uniform")
 
     def offsets(self, like: Tensor, eps: float, norm: Norm, rng: torch.Generator) -> Tensor | None:
-        """See ``RandomStart``."""
+        """Draw the starts; see ``RandomStart``."""
         if self.start == "clean":
             return None
         flat = like.new_empty((self.restarts * len(like), *like.shape[1:]))
@@ -214,20 +261,20 @@ class Pgd:
         rng: torch.Generator,
         offsets: Tensor | None = None,
     ) -> Tensor:
-        """See ``RandomStart``."""
+        """Search as ``RandomStart`` says."""
         if offsets is None:
             offsets = self.offsets(x, eps, norm, rng)
         if self.restarts == 1 or offsets is None:
             return self._search(predict, x, y, eps, norm, None if offsets is None else offsets[0])
-        found, rows = x.clone(), torch.arange(len(x), device=x.device)
+        x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
         for left, drawn in zip(reversed(range(self.restarts)), offsets, strict=True):
-            found[rows] = self._search(predict, x[rows], y[rows], eps, norm, drawn[rows])
+            x_adv[rows] = self._search(predict, x[rows], y[rows], eps, norm, drawn[rows])
             if left:  # the caller judges the last restart
                 with torch.no_grad():
-                    rows = rows[predict(found[rows]).argmax(1) == y[rows]]
+                    rows = rows[predict(x_adv[rows]).argmax(1) == y[rows]]
             if not len(rows):
                 break
-        return found
+        return x_adv
 
     def _search(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, offset: Tensor | None
@@ -240,7 +287,7 @@ class Pgd:
         return pgd(lambda p: loss(predict(p), y), x, start, radius, step, self.steps, norm)
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Described``."""
+        """State the settings; see ``Attack``."""
         del classes
         facts = {
             "steps": self.steps,
@@ -253,8 +300,8 @@ class Pgd:
 
 
 @dataclass(frozen=True)
-class Spsa:
-    """Gradient-free: Adam on an estimate of the margin's gradient (Uesato et al., 2018).
+class Spsa(AttackBase):
+    """Descend the margin by Adam on a gradient estimated from queries (Uesato et al., 2018).
 
     g = mean over v of [m(x + d + delta v) - m(x + d - delta v)] / (2 delta) * v with the margin
     m = z_y - max_{j!=y} z_j and v of random signs, shared across the images of a batch, then one
@@ -268,22 +315,19 @@ class Spsa:
         delta: length of the probe, in pixels.
         lr: of Adam, in pixels.
         chunk: images per forward pass; bounds memory, does not change the result.
-        eps: radius; ``None`` inherits the evaluation's.
-        norm: likewise.
-        n: attack at most so many examples; ``None`` means all.
     """
+
+    kind: ClassVar[str] = "spsa"
+    family: ClassVar[Family] = "black box"
 
     samples: int
     iterations: int
     delta: float = 0.001
     lr: float = 0.01
     chunk: int = 1000
-    eps: Fraction | None = None
-    norm: Norm | None = None
-    n: int | None = None
 
     def __post_init__(self) -> None:
-        check_common(self.eps, self.n)
+        super().__post_init__()
         check_positive(samples=self.samples, iterations=self.iterations, delta=self.delta)
         check_positive(lr=self.lr, chunk=self.chunk)
 
@@ -291,7 +335,7 @@ class Spsa:
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """See ``Attack``."""
+        """Search as ``Attack`` says."""
         radius, point = x.new_full((len(x),), eps), x
         first, second = torch.zeros_like(x), torch.zeros_like(x)
         for t in range(1, self.iterations + 1):
@@ -311,7 +355,7 @@ class Spsa:
         return (2 * draw - 1).to(x.dtype)
 
     def gradient(self, predict: Predict, point: Tensor, y: Tensor, signs: Tensor) -> Tensor:
-        """The estimate at ``point`` [N, ...] from directions ``signs`` [S, ...]: [N, ...]."""
+        """Estimate the margin's gradient [N, ...] at ``point`` from directions [S, ...]."""
         at_once = max(1, self.chunk // (2 * len(point)))
         slopes = []
         for block in torch.split(self.delta * signs, at_once):
@@ -324,7 +368,7 @@ class Spsa:
         return (total / len(signs)).view_as(point)
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Described``."""
+        """State the settings; see ``Attack``."""
         del eps, classes
         return {
             "samples": self.samples,
@@ -340,12 +384,12 @@ class Spsa:
 
 @torch.no_grad()
 def check_points(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, attack: str) -> None:
-    """Are the points of an attack allowed?
+    """Refuse points outside the ball or the pixel range.
 
     Args:
         x_adv: its points, [N, C, H, W].
         x: the images.
-        eps: radius; rounding may exceed it by eps * 1e-5 + 1e-6.
+        eps: perturbation radius; rounding may exceed it by eps * 1e-5 + 1e-6.
         norm: of the ball.
         attack: its name, for the message.
 

@@ -15,14 +15,21 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ablation.errors import InputError
-from ablation.evaluation.attacks import Attack, Predict, check_common, check_positive
-from ablation.types import Fraction, Norm
+from ablation.evaluation.attacks import (
+    Attack,
+    AttackBase,
+    Ensemble,
+    Family,
+    Predict,
+    check_positive,
+)
+from ablation.types import Norm
 
 LOGGER = "auto-attack"
 NAMES: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
@@ -32,7 +39,7 @@ STANDARD: Mapping[str, int] = {"n_iter": 100, "targets": 9, "queries": 5000}
 
 @contextmanager
 def forked_rng() -> Iterator[None]:
-    """The global generators of the CPU and of every CUDA device in use, put back afterwards."""
+    """Restore the global generators of the CPU and of every CUDA device in use afterwards."""
     # Asking for a device's state would start CUDA in a process that does not use it.
     used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if used else []):
@@ -42,12 +49,12 @@ def forked_rng() -> Iterator[None]:
 def _perturb(attack: Any, x: Tensor, y: Tensor) -> Tensor:
     """Run one of the package's attacks as its standard loop does."""
     with forked_rng(), torch.no_grad():
-        found: Tensor = attack.perturb(x.to(torch.float32, copy=True), y.clone())
-    return found.detach().to(x.dtype)
+        x_adv: Tensor = attack.perturb(x.to(torch.float32, copy=True), y.clone())
+    return x_adv.detach().to(x.dtype)
 
 
 def _common(predict: Predict, x: Tensor, eps: float, norm: Norm) -> dict[str, Any]:
-    """The arguments all of the package's attacks share; it searches in fp32 throughout."""
+    """Return the arguments that all of the package's attacks share; they search in fp32."""
     return {
         "predict": lambda point: predict(point.to(x.dtype)).float(),
         "norm": NAMES[norm],
@@ -58,7 +65,7 @@ def _common(predict: Predict, x: Tensor, eps: float, norm: Norm) -> dict[str, An
 
 
 def _targets(wanted: int, classes: int) -> int:
-    """AutoAttack attacks the best 9 classes; fewer where there are not so many."""
+    """Cap the number of targets at the number of wrong classes."""
     return min(wanted, classes - 1)
 
 
@@ -67,75 +74,74 @@ def _classes(predict: Predict, x: Tensor) -> int:
         return int(predict(x[:1]).shape[1])
 
 
-@dataclass(frozen=True)
-class ApgdCe:
-    """AutoPGD on cross-entropy: first step 2 eps, halved at checkpoints, momentum 0.75.
+@dataclass(frozen=True, kw_only=True)
+class PackageAttack(AttackBase):
+    """Run code of pyautoattack, whose own checks of the network (``inspect``) then come first."""
 
-    Checkpoints at 22% of ``n_iter``, then at intervals shorter by 3% down to 6%. An example is
-    broken if any iterate breaks it.
+
+@dataclass(frozen=True)
+class ApgdCe(PackageAttack):
+    """Ascend cross-entropy with AutoPGD.
+
+    First step 2 eps, halved at checkpoints, momentum 0.75. Checkpoints at 22% of ``n_iter``, then
+    at intervals shorter by 3% down to 6%. An example is broken if any iterate breaks it.
 
     Args:
         n_iter: gradient steps per restart.
         restarts: uniform starts scaled to the surface of the ball.
-        eps: radius; ``None`` inherits the evaluation's.
-        norm: likewise.
-        n: attack at most so many examples; ``None`` means all.
     """
+
+    kind: ClassVar[str] = "apgd_ce"
+    family: ClassVar[Family] = "adaptive steps"
 
     n_iter: int = 100
     restarts: int = 1
-    eps: Fraction | None = None
-    norm: Norm | None = None
-    n: int | None = None
 
     def __post_init__(self) -> None:
-        check_common(self.eps, self.n)
+        super().__post_init__()
         check_positive(n_iter=self.n_iter, restarts=self.restarts)
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """See ``Attack``; ``rng`` gives its seed."""
+        """Search as ``Attack`` says; ``rng`` gives its seed."""
         return _perturb(_apgd("ce", self, predict, x, eps, norm, rng), x, y)
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Described``."""
+        """State the settings; see ``Attack``."""
         del eps, classes
         return {**_APGD, "steps": self.n_iter, "restarts": self.restarts, "loss": "ce"}
 
 
 @dataclass(frozen=True)
-class ApgdDlr:
-    """AutoPGD on the untargeted DLR loss; the place of APGD-T with three classes.
+class ApgdDlr(PackageAttack):
+    """Ascend the untargeted DLR loss with AutoPGD; stands in for APGD-T with three classes.
 
     DLR = -(z_y - max_{j!=y} z_j) / (z_(1) - z_(3)), z_(i) the i-th largest logit.
 
     Args:
         n_iter: gradient steps per restart.
         restarts: uniform starts scaled to the surface of the ball.
-        eps: radius; ``None`` inherits the evaluation's.
-        norm: likewise.
-        n: attack at most so many examples; ``None`` means all.
     """
+
+    kind: ClassVar[str] = "apgd_dlr"
+    family: ClassVar[Family] = "adaptive steps"
 
     n_iter: int = 100
     restarts: int = 1
-    eps: Fraction | None = None
-    norm: Norm | None = None
-    n: int | None = None
 
     def __post_init__(self) -> None:
-        check_common(self.eps, self.n)
+        super().__post_init__()
         check_positive(n_iter=self.n_iter, restarts=self.restarts)
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """See ``Attack``; ``rng`` gives its seed."""
+        """Search as ``Attack`` says; ``rng`` gives its seed."""
         return _perturb(_apgd("dlr", self, predict, x, eps, norm, rng), x, y)
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Described``.
+        """State the settings; see ``Attack``.
 
         Raises:
             InputError: fewer than three classes.
@@ -176,33 +182,30 @@ def _apgd(
 
 
 @dataclass(frozen=True)
-class ApgdT:
-    """AutoPGD on the targeted DLR loss, one run per target: the highest rivals' logits.
+class ApgdT(PackageAttack):
+    """Ascend the targeted DLR loss with AutoPGD, once per target: the highest rivals' logits.
 
     DLR-T = -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), so it needs four classes.
 
     Args:
         n_iter: gradient steps per target.
         targets: classes attacked, at most; capped at the number of wrong classes.
-        eps: radius; ``None`` inherits the evaluation's.
-        norm: likewise.
-        n: attack at most so many examples; ``None`` means all.
     """
+
+    kind: ClassVar[str] = "apgd_t"
+    family: ClassVar[Family] = "adaptive steps"
 
     n_iter: int = 100
     targets: int = 9
-    eps: Fraction | None = None
-    norm: Norm | None = None
-    n: int | None = None
 
     def __post_init__(self) -> None:
-        check_common(self.eps, self.n)
+        super().__post_init__()
         check_positive(n_iter=self.n_iter, targets=self.targets)
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """See ``Attack``; ``rng`` gives its seed."""
+        """Search as ``Attack`` says; ``rng`` gives its seed."""
         from pyautoattack.autopgd_base import APGDAttack_targeted
 
         attack = APGDAttack_targeted(
@@ -218,7 +221,7 @@ class ApgdT:
         return _perturb(attack, x, y)
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Described``.
+        """State the settings; see ``Attack``.
 
         Raises:
             InputError: fewer than four classes.
@@ -240,34 +243,31 @@ class ApgdT:
 
 
 @dataclass(frozen=True)
-class FabT:
-    """FAB towards each target: the nearest point of its linearised boundary, again and again.
+class FabT(PackageAttack):
+    """Search for the nearest boundary point towards each target (FAB).
 
-    Croce and Hein (2020), arXiv:1907.02044. Starts at the image; an example is broken if a
-    misclassified point within eps was found.
+    Projects onto the linearised boundary again and again (Croce and Hein, 2020, arXiv:1907.02044).
+    Starts at the image; an example is broken if a misclassified point within eps was found.
 
     Args:
         n_iter: steps per target.
         targets: classes attacked, at most; capped at the number of wrong classes.
-        eps: radius; ``None`` inherits the evaluation's.
-        norm: likewise.
-        n: attack at most so many examples; ``None`` means all.
     """
+
+    kind: ClassVar[str] = "fab_t"
+    family: ClassVar[Family] = "minimum norm"
 
     n_iter: int = 100
     targets: int = 9
-    eps: Fraction | None = None
-    norm: Norm | None = None
-    n: int | None = None
 
     def __post_init__(self) -> None:
-        check_common(self.eps, self.n)
+        super().__post_init__()
         check_positive(n_iter=self.n_iter, targets=self.targets)
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """See ``Attack``; ``rng`` gives its seed."""
+        """Search as ``Attack`` says; ``rng`` gives its seed."""
         from pyautoattack.fab_pt import FABAttack_PT
 
         attack = FABAttack_PT(
@@ -284,38 +284,35 @@ class FabT:
         return _perturb(attack, x, y)
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Described``."""
+        """State the settings; see ``Attack``."""
         del eps
         targets = _targets(self.targets, classes)
         return {"steps": self.n_iter, "start": "clean", "restarts": 1, "targets": targets}
 
 
 @dataclass(frozen=True)
-class Square:
-    """Random search with squares (Andriushchenko et al., 2020, arXiv:1912.00049); no gradients.
+class Square(PackageAttack):
+    """Search at random with squares, without gradients (Andriushchenko et al., arXiv:1912.00049).
 
     The squares shrink at fixed numbers of queries (``resc_schedule=False``), as in AutoAttack.
 
     Args:
         queries: forward passes per example, at most.
-        eps: radius; ``None`` inherits the evaluation's.
-        norm: likewise.
-        n: attack at most so many examples; ``None`` means all.
     """
 
+    kind: ClassVar[str] = "square"
+    family: ClassVar[Family] = "black box"
+
     queries: int = 5000
-    eps: Fraction | None = None
-    norm: Norm | None = None
-    n: int | None = None
 
     def __post_init__(self) -> None:
-        check_common(self.eps, self.n)
+        super().__post_init__()
         check_positive(queries=self.queries)
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """See ``Attack``; ``rng`` gives its seed."""
+        """Search as ``Attack`` says; ``rng`` gives its seed."""
         from pyautoattack.square import SquareAttack
 
         attack = SquareAttack(
@@ -329,14 +326,14 @@ class Square:
         return _perturb(attack, x, y)
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Described``."""
+        """State the settings; see ``Attack``."""
         del eps, classes
         return {"queries": self.queries, "start": "stripes", "restarts": 1, "loss": "margin"}
 
 
 @dataclass(frozen=True)
-class AutoAttack:
-    """APGD-CE, APGD-T, FAB-T and Square, each on what is still robust (arXiv:2003.01690).
+class AutoAttack(PackageAttack):
+    """Run APGD-CE, APGD-T, FAB-T and Square, each on what is still robust (arXiv:2003.01690).
 
     ``evaluate`` runs the parts itself, with the batches and seeds of the package's own loop, so
     that it knows which of them broke an example. With fewer than four classes the targeted DLR
@@ -347,21 +344,18 @@ class AutoAttack:
         n_iter: steps of APGD and FAB.
         targets: of APGD-T and FAB-T, at most; capped at the number of wrong classes.
         queries: of Square.
-        eps: radius; ``None`` inherits the evaluation's.
-        norm: likewise.
-        n: attack at most so many examples; ``None`` means all.
     """
+
+    kind: ClassVar[str] = "auto_attack"
+    family: ClassVar[Family] = "ensemble"
 
     version: Literal["standard", "custom"] = "standard"
     n_iter: int = STANDARD["n_iter"]
     targets: int = STANDARD["targets"]
     queries: int = STANDARD["queries"]
-    eps: Fraction | None = None
-    norm: Norm | None = None
-    n: int | None = None
 
     def __post_init__(self) -> None:
-        check_common(self.eps, self.n)
+        super().__post_init__()
         check_positive(n_iter=self.n_iter, targets=self.targets, queries=self.queries)
         changed = [name for name, value in STANDARD.items() if getattr(self, name) != value]
         if self.version == "standard" and changed:
@@ -372,7 +366,7 @@ class AutoAttack:
             )
 
     def parts(self, classes: int) -> Mapping[str, Attack]:
-        """See ``Ensemble``; logs a warning where the standard set is not possible."""
+        """Return the parts in order; logs a warning where the standard set is not possible."""
         middle: dict[str, Attack] = {"apgd_t": ApgdT(self.n_iter, self.targets)}
         if classes < 4:
             middle = {"apgd_dlr": ApgdDlr(self.n_iter)} if classes == 3 else {}
@@ -392,20 +386,20 @@ class AutoAttack:
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """All parts on one batch; see ``Attack``."""
-        found, rows = x.clone(), torch.arange(len(x), device=x.device)
+        """Run all parts on one batch; see ``Attack``."""
+        x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
         for part in self.parts(_classes(predict, x)).values():
             moved = part(predict, x[rows], y[rows], eps, norm, rng)
             with torch.no_grad():
                 wrong = predict(moved).argmax(1) != y[rows]
-            found[rows[wrong]] = moved[wrong]
+            x_adv[rows[wrong]] = moved[wrong]
             rows = rows[~wrong]
             if not len(rows):
                 break
-        return found
+        return x_adv
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Described``."""
+        """State the settings; see ``Attack``."""
         del eps
         return {
             "version": self.version if classes > 3 else "custom",
@@ -416,11 +410,13 @@ class AutoAttack:
         }
 
 
-PACKAGE = (ApgdCe, ApgdDlr, ApgdT, FabT, Square, AutoAttack)
+def is_inspected(attack: object) -> bool:
+    """Tell whether the package's own checks of the network come before an attack."""
+    return isinstance(attack, (PackageAttack, Ensemble))
 
 
 def inspect(predict: Predict, x: Tensor, y: Tensor) -> None:
-    """The package's own checks of a model, on one batch; findings go to its logger.
+    """Run the package's own checks of a model on one batch; findings go to its logger.
 
     Randomised outputs, outputs that are probabilities, and gradients inside the forward pass.
 

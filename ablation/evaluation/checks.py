@@ -1,6 +1,7 @@
-"""Can the evaluation be believed? Signs of gradient masking and collapse, with values and limits.
+"""Check an evaluation for gradient masking and collapse, with values and limits.
 
-Pure functions of entries, examples and what the probes (see ``probes``) found. A check compares
+Pure functions of attacks, examples and probes (see ``probes``). An attack's ``family`` decides in
+which checks it takes part, so that a new class takes part by declaring one. A check compares
 attacks of the same norm and radius on the examples that both were run on; one whose attacks were
 not run says which it needs. Shares and differences are in percent and percentage points.
 
@@ -18,21 +19,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ablation.evaluation.results import Check, Probe
+from ablation.evaluation.results import Attacked, Check, Probe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ablation.evaluation.results import Entry
-
-
-BLACK_BOX = ("square", "spsa")
-
-
-WHITE_BOX = ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t")
-
-
-PARTS = ("apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square")
+    from ablation.evaluation.attacks import Family
 
 
 BLACK_BOX_LEAD = 0.2
@@ -82,23 +74,22 @@ IMAGES_PER_CLASS = 10
 
 @dataclass(frozen=True)
 class _Finding:
-    """By how much something is worse than it should be, and what to say if it is too much."""
+    """Excess over what should be, in points, and the text for one that is too large."""
 
     excess: float
     text: str
 
 
 def diagnose(
-    entries: Sequence[Entry], examples: pd.DataFrame, probes: Mapping[str, Probe | str]
+    attacked: Sequence[Attacked], examples: pd.DataFrame, probes: Mapping[str, Probe | str]
 ) -> tuple[Check, ...]:
-    """All checks, always the same ones in the same order.
+    """Run all checks, always the same ones in the same order.
 
     Args:
-        entries: of one evaluation.
+        attacked: the attacks of one evaluation, in order.
         examples: its table.
         probes: by the name of their check; text says what one would have needed.
     """
-    attacked = [entry for entry in entries if f"{entry.metric}_robust" in examples]
     return (
         logit_gap(examples),
         zero_gradient(examples),
@@ -116,7 +107,7 @@ def diagnose(
 
 
 def logit_gap(examples: pd.DataFrame) -> Check:
-    """z_(1) - z_(2) at the images: are cross-entropy gradients in fp32 what they should be?"""
+    """Count images whose logit gap z_(1) - z_(2) saturates the cross-entropy in fp32."""
     name = "logit_gap"
     if not examples["clean_correct"].any():
         return _not_run(name, "needs a correctly classified image")
@@ -139,7 +130,7 @@ def logit_gap(examples: pd.DataFrame) -> Check:
 
 
 def zero_gradient(examples: pd.DataFrame) -> Check:
-    """Images at which the cross-entropy's gradient is exactly zero: gradient attacks stay there."""
+    """Count images at which the cross-entropy's gradient is exactly zero: attacks stay there."""
     name = "zero_gradient"
     if "zero_gradient" not in examples:
         return _not_run(name, "needs an attack")
@@ -155,7 +146,7 @@ def zero_gradient(examples: pd.DataFrame) -> Check:
 
 
 def rescaled_apgd(probe: Probe | str) -> Check:
-    """APGD-CE on rescaled logits: does it break much that APGD-CE had left?"""
+    """Limit what APGD-CE on rescaled logits breaks beyond what APGD-CE broke."""
     name = "rescaled_apgd"
     if isinstance(probe, str):
         return _not_run(name, probe)
@@ -175,55 +166,57 @@ def rescaled_apgd(probe: Probe | str) -> Check:
     )
 
 
-def ordering(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
-    """More steps, or a larger radius, must not leave more examples robust."""
-    found = [
+def ordering(attacked: Sequence[Attacked], examples: pd.DataFrame) -> Check:
+    """Require that more steps, or a larger radius, leave no more examples robust."""
+    findings = [
         _Finding(
             high - low,
             f"{strong.metric} is {high - low:.2f} points above {weak.metric}, which is the "
             f"weaker attack; both together leave {worst:.2f}%. A larger step or more "
             "restarts, or gradient masking",
         )
-        for weak, strong in permutations(entries, 2)
+        for weak, strong in permutations(attacked, 2)
         if _is_stronger(strong, weak)
         for low, high, worst in [_compare(weak, strong, examples)]
     ]
     return _worst(
         "ordering",
-        found,
+        findings,
         0.0,
         needs="needs fgsm and pgd20, or attacks that differ in steps or radius only",
         fine="no attack with more steps or a larger radius leaves more images robust",
     )
 
 
-def autoattack_lowest(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
-    """AutoAttack must not leave more examples robust than another attack at its radius."""
-    found = []
-    for whole, other in product(_of(entries, "auto_attack"), entries):
-        if other.params["attack"] == "auto_attack" or not _same_threat(whole, other):
+def autoattack_lowest(attacked: Sequence[Attacked], examples: pd.DataFrame) -> Check:
+    """Require that AutoAttack leaves no more examples robust than another attack at its radius."""
+    findings = []
+    for whole, other in product(_of(attacked, "ensemble"), attacked):
+        if other.attack.family == "ensemble" or not _same_threat(whole, other):
             continue
         low, high, worst = _compare(other, whole, examples)
-        role = "one of its parts" if other.params["attack"] in PARTS else "at the same radius"
+        kinds = {part.kind for part in whole.verdict.parts.values()}
+        role = "one of its parts" if other.attack.kind in kinds else "at the same radius"
         text = (
             f"{whole.metric} is {high - low:.2f} points above {other.metric}, {role}; both "
             f"together leave {worst:.2f}%. Other settings or random starts can explain a few images"
         )
-        found.append(_Finding(high - low, text))
+        findings.append(_Finding(high - low, text))
     return _worst(
         "autoattack_lowest",
-        found,
+        findings,
         0.0,
         needs="needs aa and another attack at the same radius",
         fine="AutoAttack leaves no more images robust than any other attack at its radius",
     )
 
 
-def black_box(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
-    """An attack without gradients must not do better than the best one with them."""
-    found = []
-    for black in _of(entries, *BLACK_BOX):
-        rivals = [white for white in _of(entries, *WHITE_BOX) if _same_threat(white, black)]
+def black_box(attacked: Sequence[Attacked], examples: pd.DataFrame) -> Check:
+    """Require that no attack without gradients does better than the best one with them."""
+    findings = []
+    white_box = [a for a in attacked if a.attack.family not in ("black box", "ensemble")]
+    for black in _of(attacked, "black box"):
+        rivals = [white for white in white_box if _same_threat(white, black)]
         leads = [(_gap(black, white, examples), white.metric) for white in rivals]
         if leads:
             lead, best = min(leads)
@@ -231,50 +224,52 @@ def black_box(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
                 f"{black.metric} is {lead:.2f} points below {best}: a black-box attack beats the "
                 "white-box ones, so gradient masking is likely"
             )
-            found.append(_Finding(lead, text))
+            findings.append(_Finding(lead, text))
     return _worst(
         "black_box",
-        found,
+        findings,
         BLACK_BOX_LEAD,
         needs="needs square or spsa, and a gradient attack at the same radius",
         fine="no black-box attack beats the gradient attacks",
     )
 
 
-def pgd_gap(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
-    """AutoAttack must not be far below the strongest PGD."""
-    found = []
-    for whole in _of(entries, "auto_attack"):
-        rivals = [entry for entry in _of(entries, "pgd") if _same_threat(entry, whole)]
+def pgd_gap(attacked: Sequence[Attacked], examples: pd.DataFrame) -> Check:
+    """Limit how far AutoAttack is below the strongest PGD."""
+    findings = []
+    for whole in _of(attacked, "ensemble"):
+        rivals = [pgd for pgd in _of(attacked, "fixed steps") if _same_threat(pgd, whole)]
         gaps = [(_gap(whole, rival, examples), rival.metric) for rival in rivals]
         if gaps:
             gap, rival = min(gaps)
             text = f"{rival} is {gap:.1f} points above {whole.metric}: gradient masking is likely"
-            found.append(_Finding(gap, text))
+            findings.append(_Finding(gap, text))
     return _worst(
         "pgd_gap",
-        found,
+        findings,
         AUTOATTACK_GAP,
         needs="needs aa and a PGD at the same radius",
         fine="AutoAttack is not far below the strongest PGD",
     )
 
 
-def square_last(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
-    """Within AutoAttack, Square must not break what the white-box parts had left."""
-    found = []
-    for whole in _of(entries, "auto_attack"):
-        broken_by = examples[f"{whole.metric}_broken_by"]
-        share = 100 * int((broken_by == "square").sum()) / max(1, whole.n)
+def square_last(attacked: Sequence[Attacked], examples: pd.DataFrame) -> Check:
+    """Limit what Square breaks within AutoAttack after the white-box parts."""
+    findings = []
+    for whole in _of(attacked, "ensemble"):
+        parts = whole.verdict.parts.items()
+        queries = [name for name, part in parts if part.family == "black box"]
+        broken = examples[f"{whole.metric}_broken_by"].isin(queries)
+        share = 100 * int(broken.sum()) / max(1, len(whole.verdict.chosen))
         text = (
             f"Square, the last part of {whole.metric}, broke {share:.2f}% that the white-box "
             "parts had left: gradient masking is likely, and more queries or an adaptive "
             "attack may break more"
         )
-        found.append(_Finding(share, text))
+        findings.append(_Finding(share, text))
     return _worst(
         "square_last",
-        found,
+        findings,
         BLACK_BOX_LEAD,
         needs="needs aa",
         fine="Square broke nothing that AutoAttack's white-box parts had left",
@@ -282,7 +277,7 @@ def square_last(entries: Sequence[Entry], examples: pd.DataFrame) -> Check:
 
 
 def zero_radius(probe: Probe | str) -> Check:
-    """A PGD with radius 0 must give clean accuracy."""
+    """Require that a PGD with radius 0 gives clean accuracy."""
     name = "zero_radius"
     if isinstance(probe, str):
         return _not_run(name, probe)
@@ -299,7 +294,7 @@ def zero_radius(probe: Probe | str) -> Check:
 
 
 def large_radius(probe: Probe | str) -> Check:
-    """A PGD that may turn every image grey must break about all of them."""
+    """Require that a PGD that may turn every image grey breaks about all of them."""
     name = "large_radius"
     if isinstance(probe, str):
         return _not_run(name, probe)
@@ -318,7 +313,7 @@ def large_radius(probe: Probe | str) -> Check:
 
 
 def boundary_distance(probe: Probe | str) -> Check:
-    """As many images must be farther than eps from the boundary as survive AutoAttack."""
+    """Compare the share of images farther than eps from the boundary with AutoAttack's."""
     name = "boundary_distance"
     if isinstance(probe, str):
         return _not_run(name, probe)
@@ -337,7 +332,7 @@ def boundary_distance(probe: Probe | str) -> Check:
 
 
 def predicted_classes(examples: pd.DataFrame) -> Check:
-    """Does the network still tell the classes apart, or is it robust for want of an answer?"""
+    """Limit the share of images whose class is never predicted: a collapse to a few classes."""
     name = "predicted_classes"
     labels, predictions = examples["label"], examples["prediction"]
     if len(labels) < IMAGES_PER_CLASS * labels.nunique():
@@ -360,7 +355,7 @@ def _not_run(name: str, needs: str) -> Check:
 
 
 def _judged(name: str, values: Mapping[str, float], threshold: float, fine: str, bad: str) -> Check:
-    """The first value against its limit."""
+    """Compare the first value with its limit."""
     tripped = next(iter(values.values())) > threshold + ROUNDING
     return Check(
         name, "tripped" if tripped else "passed", bad if tripped else fine, values, threshold
@@ -368,23 +363,23 @@ def _judged(name: str, values: Mapping[str, float], threshold: float, fine: str,
 
 
 def _worst(
-    name: str, found: Sequence[_Finding], threshold: float, *, needs: str, fine: str
+    name: str, findings: Sequence[_Finding], threshold: float, *, needs: str, fine: str
 ) -> Check:
-    """The largest excess against its limit; says all that are too large."""
-    if not found:
+    """Compare the largest excess with its limit; the text has all that are too large."""
+    if not findings:
         return _not_run(name, needs)
-    said = [finding.text for finding in found if finding.excess > threshold + ROUNDING]
-    excess = max(finding.excess for finding in found)
+    said = [finding.text for finding in findings if finding.excess > threshold + ROUNDING]
+    excess = max(finding.excess for finding in findings)
     return _judged(name, {"excess": excess}, threshold, fine, "; ".join(said))
 
 
 def _percent(mask: Tensor) -> float:
-    """Share of [n] bool."""
+    """Return the share of a mask [n], in percent."""
     return 100 * mask.double().mean().item()
 
 
 def _chance(probe: Probe) -> float:
-    """Two standard errors, in points, of a difference of two shares over the same images.
+    """Return two standard errors, in points, of a difference of two shares over the same images.
 
     McNemar's: sqrt(b + c) / n with b + c images on which the verdicts differ.
     """
@@ -392,29 +387,33 @@ def _chance(probe: Probe) -> float:
     return 200 * math.sqrt(differing) / len(probe.before)
 
 
-def _of(entries: Sequence[Entry], *attacks: str) -> list[Entry]:
-    return [entry for entry in entries if entry.params["attack"] in attacks]
+def _of(attacked: Sequence[Attacked], family: Family) -> list[Attacked]:
+    return [one for one in attacked if one.attack.family == family]
 
 
-def _same_threat(a: Entry, b: Entry) -> bool:
-    return all(a.params[key] == b.params[key] for key in ("norm", "eps"))
+def _same_threat(a: Attacked, b: Attacked) -> bool:
+    return (a.norm, a.eps) == (b.norm, b.eps)
 
 
-def _is_stronger(strong: Entry, weak: Entry) -> bool:
-    """By construction: PGD after FGSM, or the same attack with only steps or eps raised."""
+def _is_stronger(strong: Attacked, weak: Attacked) -> bool:
+    """Tell what construction orders: PGD after FGSM, or one attack with only steps or eps raised.
+
+    Only of attacks whose steps have a fixed length: more steps of APGD also move its checkpoints.
+    """
+    families = strong.attack.family, weak.attack.family
     a, b = strong.params, weak.params
-    if (a["attack"], b["attack"]) == ("pgd", "fgsm"):
+    if families == ("fixed steps", "one step"):
         return _same_threat(strong, weak) and a.get("loss") == "ce"
     fixed = ("attack", "norm", "loss", "start", "restarts", "seed")
-    if a["attack"] not in ("fgsm", "pgd") or any(a.get(key) != b.get(key) for key in fixed):
+    if families[0] not in ("one step", "fixed steps") or any(a.get(k) != b.get(k) for k in fixed):
         return False
     raised = [key for key in ("eps", "steps") if a[key] > b[key]]
     lowered = [key for key in ("eps", "steps") if a[key] < b[key]]
     return len(raised) == 1 and not lowered
 
 
-def _compare(a: Entry, b: Entry, examples: pd.DataFrame) -> tuple[float, float, float]:
-    """Robust accuracy in percent of both and of their union, on the examples they share."""
+def _compare(a: Attacked, b: Attacked, examples: pd.DataFrame) -> tuple[float, float, float]:
+    """Return robust accuracy in percent of both and of their union, on the examples they share."""
     pair = examples[[f"{a.metric}_robust", f"{b.metric}_robust"]].dropna().astype(bool)
     first, second = pair.iloc[:, 0], pair.iloc[:, 1]
     size = max(1, len(pair)) / 100
@@ -423,6 +422,6 @@ def _compare(a: Entry, b: Entry, examples: pd.DataFrame) -> tuple[float, float, 
     return low, high, both
 
 
-def _gap(low: Entry, high: Entry, examples: pd.DataFrame) -> float:
+def _gap(low: Attacked, high: Attacked, examples: pd.DataFrame) -> float:
     below, above, _ = _compare(low, high, examples)
     return above - below

@@ -1,4 +1,4 @@
-"""Robust evaluation of one network: every attack of a request, on the same images.
+"""Evaluate the robustness of one network: every attack of a request, on the same images.
 
 An example counts as robust under an attack iff it is classified correctly and the attack found no
 misclassified point within eps. Attacks see correctly classified images only, gathered into full
@@ -9,7 +9,6 @@ the ball or the pixel range is an error, never a result.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
-from ablation.evaluation.attacks import Attack, Described, Ensemble, RandomStart, check_points
-from ablation.evaluation.autoattack import LOGGER, PACKAGE, inspect
+from ablation.evaluation.attacks import Attack, Ensemble, RandomStart, check_points
+from ablation.evaluation.autoattack import LOGGER, inspect, is_inspected
 from ablation.evaluation.checks import diagnose
 from ablation.evaluation.measures import Measure
-from ablation.evaluation.probes import Attacked, Prober, Verdict, logit_gap
-from ablation.evaluation.results import Check, Entry, Evaluation
+from ablation.evaluation.probes import Prober, logit_gap
+from ablation.evaluation.results import Attacked, Check, Entry, Evaluation, Verdict
 from ablation.evaluation.resume import Forgetful, Memo, Part, Partial, identify
 from ablation.evaluation.warnings import distinct, warnings_of
 from ablation.numerics.functional import cross_entropy
@@ -45,17 +44,17 @@ Progress = Callable[[str, int, int], None]
 
 
 def never() -> bool:
-    """Do not stop."""
+    """Never ask for a stop."""
     return False
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate.
+    """Request: attacks, perturbation radius and images of an evaluation.
 
     Attributes:
         attacks: metric name to attack or measure, in order; ``None`` is clean accuracy.
-        eps: radius in pixels, at least 0; with 0 the accuracies are the clean one.
+        eps: perturbation radius in pixels, at least 0; with 0 the accuracies are the clean one.
         norm: of the ball. Attacks may override both.
         n: a random subset, a function of ``seed`` alone, so that arms share it; ``None`` means
             all. A smaller ``n`` gives a subset of a larger one's; so does an attack's own ``n``,
@@ -104,7 +103,7 @@ def evaluate(
     should_stop: Callable[[], bool] = never,
     partial: Path | None = None,
 ) -> Evaluation:
-    """Attack a network.
+    """Attack a network and judge the points.
 
     Evaluation mode, frozen parameters, plain fp32 (fp64 if the weights are). Modes, gradient
     flags, global generators and backend switches are afterwards as before.
@@ -139,34 +138,28 @@ def evaluate(
 
 
 def threat(attack: Attack, eps: float, norm: Norm) -> tuple[float, Norm]:
-    """An attack's own radius and norm, where it has them, else the evaluation's."""
-    own, own_norm = getattr(attack, "eps", None), getattr(attack, "norm", None)
-    return eps if own is None else own, own_norm or norm
+    """Return the radius and norm in effect: the attack's own where it has them."""
+    return eps if attack.eps is None else attack.eps, attack.norm or norm
 
 
 def describe(attack: Attack | Measure, eps: float, norm: Norm, classes: int) -> dict[str, Any]:
-    """What a metric's name leaves open about its attack: two numbers compare if these agree.
+    """State what a metric's name leaves open about its attack: numbers compare if it agrees.
 
     Args:
         attack: any, or a measure, which inherits neither radius nor norm.
-        eps: the evaluation's radius.
+        eps: the evaluation's perturbation radius, in pixels.
         norm: the evaluation's.
         classes: of the network.
 
     Raises:
         InputError: the attack cannot be run on so many classes.
     """
-    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(attack).__name__).lower()
     if isinstance(attack, Measure):
-        return {"measure": kind, **attack.describe(eps, classes)}
+        return {"measure": attack.kind, **attack.describe(eps, classes)}
     eps, norm = threat(attack, eps, norm)
-    if isinstance(attack, Described):
-        facts = attack.describe(eps, classes)
-    else:
-        facts = {k: v for k, v in getattr(attack, "__dict__", {}).items() if k != "n"}
     return {
-        "attack": kind,
-        **facts,
+        "attack": attack.kind,
+        **attack.describe(eps, classes),
         "norm": norm,
         "eps": eps,
         "eps_text": show_fraction(eps).split(" = ")[0],
@@ -174,7 +167,7 @@ def describe(attack: Attack | Measure, eps: float, norm: Norm, classes: int) -> 
 
 
 def _place(net: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Where the network lives and what it computes in."""
+    """Return the network's device and dtype."""
     for weight in net.parameters():
         if weight.dtype in (torch.float16, torch.bfloat16):
             raise InputError(f"evaluation is in fp32, the weights are {weight.dtype}: net.float()")
@@ -184,7 +177,7 @@ def _place(net: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype]:
 
 
 def _subset(images: Tensor, labels: Tensor, request: Request) -> Tensor:
-    """Indices of the evaluated images, in random order."""
+    """Draw the indices of the evaluated images, in random order."""
     total = len(images)
     if images.dim() != 4 or total == 0:
         raise InputError(f"images: shape {tuple(images.shape)}; give [N, C, H, W] with N > 0")
@@ -209,7 +202,7 @@ def _subset(images: Tensor, labels: Tensor, request: Request) -> Tensor:
 
 @dataclass(frozen=True)
 class _Subject:
-    """The network and its images."""
+    """The network under evaluation and its images."""
 
     net: nn.Module
     images: Tensor
@@ -228,7 +221,7 @@ class _Subject:
 
 
 class _Session:
-    """One evaluation; arrays over all images, on the CPU."""
+    """Run one evaluation; arrays are over all images, on the CPU."""
 
     def __init__(
         self,
@@ -261,7 +254,7 @@ class _Session:
         with self._timed("clean"):
             self._clean(gradients=self.request.diagnose and gradients)
         params = {name: self._describe(attack) for name, attack in attacks.items()}
-        if any(isinstance(attack, PACKAGE) for attack in attacks.values()):
+        if any(map(is_inspected, attacks.values())):
             with self._flagged("pyautoattack"):
                 inspect(
                     self.subject.predict, *self.subject.batch(self.rows[: self.request.batch_size])
@@ -279,28 +272,35 @@ class _Session:
             else:
                 with self._timed(metric):
                     verdicts[metric] = self._attack(metric, attack)
-                attacked.append(Attacked(metric, attack, *self._threat(attack), verdicts[metric]))
+                eps, norm = self._threat(attack)
+                attacked.append(
+                    Attacked(metric, attack, eps, norm, params[metric], verdicts[metric])
+                )
                 chosen, robust = verdicts[metric].chosen, verdicts[metric].robust
             value = 100 * robust[chosen].double().mean().item()
             facts = params.get(metric, {})
             entries.append(Entry(metric, self.request.split, value, n=len(chosen), params=facts))
         examples = self._table(verdicts)
-        found = self._checks(entries, examples, attacked) if self.request.diagnose else ()
-        tripped = [check.text for check in found if check.outcome == "tripped"]
+        checks = self._checks(examples, attacked) if self.request.diagnose else ()
+        tripped = [check.text for check in checks if check.outcome == "tripped"]
         flags = tuple(dict.fromkeys([*self.flags, *tripped]))
-        return Evaluation(tuple(entries), examples, flags, self.seconds, found)
+        return Evaluation(tuple(entries), examples, flags, self.seconds, checks)
 
-    def _checks(
-        self, entries: list[Entry], examples: pd.DataFrame, attacked: list[Attacked]
-    ) -> tuple[Check, ...]:
+    def _checks(self, examples: pd.DataFrame, attacked: list[Attacked]) -> tuple[Check, ...]:
         typical = self.gap[self.rows].mean().item()
         pixels = self.subject.images[0].numel()
         prober = Prober(
-            tuple(attacked), self.order, self.correct, typical, pixels, self._broken_by_probe
+            attacked=tuple(attacked),
+            order=self.order,
+            correct=self.correct,
+            typical=typical,
+            pixels=pixels,
+            classes=self.classes,
+            broken=self._broken_by_probe,
         )
         with self._timed("checks"):
-            found = prober.run()
-        return diagnose(entries, examples, found)
+            probes = prober.run()
+        return diagnose(attacked, examples, probes)
 
     def _threat(self, attack: Attack) -> tuple[float, Norm]:
         return threat(attack, self.request.eps, self.request.norm)
@@ -313,7 +313,7 @@ class _Session:
         }
 
     def _batches(self, name: str, rows: Tensor) -> Iterator[Tensor]:
-        """Split into batches; progress and the wish to stop live here."""
+        """Split rows into batches, reporting progress and stopping between them."""
         done = 0
         if not len(rows):
             return  # torch.split would yield one empty batch
@@ -329,7 +329,7 @@ class _Session:
                 self._progress(name, done, len(rows))
 
     def _clean(self, *, gradients: bool) -> None:
-        """Predictions, and where the cross-entropy has no gradient at the image."""
+        """Record predictions, logit gaps, and where the cross-entropy has no input gradient."""
         top = self.subject.labels.max().item()
         if self.subject.labels.min() < 0:
             raise InputError("labels: a label is negative")
@@ -353,31 +353,31 @@ class _Session:
         self.correct[self.rows] = (self.prediction == labels)[self.rows]
 
     def _measure(self, metric: str, measure: Measure, params: Mapping[str, Any]) -> Entry:
-        chosen = self.order[: getattr(measure, "n", None)].sort().values
+        chosen = self.order[: measure.n].sort().values
         values = torch.full((len(self.correct),), torch.nan, dtype=torch.double)
         for rows in self._batches(metric, chosen):
             x, y = self.subject.batch(rows)
             values[rows] = measure.measure(self.subject.predict, x, y).double().cpu()
         self.measured[metric] = values
-        found = measure.read(values[chosen], self.correct[chosen])
-        self.flags += [f"{metric}: {flag}" for flag in found.flags]
-        facts = {**params, **found.facts}
-        return Entry(metric, self.request.split, found.value, measure.unit, len(chosen), facts)
+        reading = measure.read(values[chosen], self.correct[chosen])
+        self.flags += [f"{metric}: {flag}" for flag in reading.flags]
+        facts = {**params, **reading.facts}
+        return Entry(metric, self.request.split, reading.value, measure.unit, len(chosen), facts)
 
     def _attack(self, metric: str, attack: Attack) -> Verdict:
         """Run an attack, or the parts of an ensemble, on what is still robust."""
         eps, norm = self._threat(attack)
-        chosen = self.order[: getattr(attack, "n", None)].sort().values
-        verdict = Verdict(chosen, self.correct.clone(), [], torch.full_like(self.prediction, -1))
-        if eps == 0:
-            return verdict
+        chosen = self.order[: attack.n].sort().values
         parts: Mapping[str, Attack] = {metric: attack}
-        if isinstance(attack, Ensemble):
+        if eps == 0:
+            parts = {}
+        elif isinstance(attack, Ensemble):
             with self._flagged(metric):
                 parts = attack.parts(self.classes)
-        for name, part in parts.items():
+        unbroken = torch.full_like(self.prediction, -1)
+        verdict = Verdict(chosen, self.correct.clone(), parts, unbroken)
+        for position, (name, part) in enumerate(parts.items()):
             title = metric if part is attack else f"{metric}/{name}"
-            verdict.names.append(name)
             kept = self.memo.get(title)
             if kept is not None:
                 verdict.robust.copy_(kept.robust)
@@ -389,14 +389,14 @@ class _Session:
                 for rows in self._batches(title, chosen[verdict.robust[chosen]]):
                     fallen = rows[self._broken(title, part, rows, eps, norm)]
                     verdict.robust[fallen] = False
-                    verdict.broken_by[fallen] = len(verdict.names) - 1
+                    verdict.broken_by[fallen] = position
             self.memo.put(title, Part(verdict.robust, verdict.broken_by, self.flags[before:]))
         return verdict
 
     def _broken_by_probe(
         self, name: str, attack: Attack, rows: Tensor, eps: float, norm: Norm
     ) -> Tensor:
-        """Run an attack that is not the request's: ``probes.Break``."""
+        """Run an attack that only the checks ask for; see ``probes.Break``."""
         title = f"checks/{name}"
         kept = self.memo.get(title)
         if kept is not None:
@@ -430,7 +430,7 @@ class _Session:
     def _starts(
         self, attack: RandomStart, x: Tensor, rows: Tensor, eps: float, norm: Norm
     ) -> Tensor | None:
-        """Starts minus images [restarts, N, ...]; each image's from a stream of its own."""
+        """Draw starts minus images [restarts, N, ...], each image's from a stream of its own."""
         like = torch.zeros((1, *x.shape[1:]), dtype=x.dtype)
         drawn = []
         for index in rows.tolist():
@@ -475,7 +475,7 @@ class _Session:
             table[f"{metric}_robust"] = robust
             fallen = (verdict.broken_by >= 0).numpy()
             if isinstance(self.request.attacks[metric], Ensemble):
-                names = [*verdict.names, None]  # -1, not broken, is the last
+                names = [*verdict.parts, None]  # -1, not broken, is the last
                 part = pd.Series([names[i] for i in verdict.broken_by.tolist()], dtype="string")
                 table[f"{metric}_broken_by"] = part.mask((wrong & seen).numpy(), "clean")
             first = first.mask(fallen & first.isna(), metric)
@@ -486,9 +486,9 @@ class _Session:
 
     @contextmanager
     def _flagged(self, title: str) -> Iterator[None]:
-        with warnings_of(LOGGER) as found:
+        with warnings_of(LOGGER) as messages:
             yield
-        self.flags += [f"{title}: {message}" for message in distinct(found)]
+        self.flags += [f"{title}: {message}" for message in distinct(messages)]
 
     @contextmanager
     def _timed(self, metric: str) -> Iterator[None]:

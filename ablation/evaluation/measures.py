@@ -1,10 +1,10 @@
-"""Metrics that no attack decides: a number of each image, and what a table prints of them."""
+"""Measures: metrics that are a number of each image, such as effective margins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,15 +15,16 @@ from ablation.numerics.margins import Margins, effective_margin, summarise
 from ablation.types import Norm
 
 SplitName = Literal["test", "val", "train"]
+MeasureFamily = Literal["margin"]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is told of the numbers of all images.
+    """Summary of a measure over all images.
 
     Attributes:
-        value: the metric's.
-        facts: what else there is to say, for the entry's ``params``; plain data.
+        value: of the metric.
+        facts: further statistics for the entry's ``params``; plain data.
         flags: warnings.
     """
 
@@ -34,21 +35,25 @@ class Reading:
 
 @runtime_checkable
 class Measure(Protocol):
-    """A metric that is a number of each image: whether it can be broken is not asked."""
+    """Measure a number of each image, without attacking it; see ``MeasureBase``."""
+
+    kind: ClassVar[str]
+    family: ClassVar[MeasureFamily]
+    unit: ClassVar[str]
 
     @property
     def split(self) -> SplitName | None:
-        """On which images, whatever the evaluation's are; ``None`` means those."""
+        """The measure's own split; ``None`` means the evaluation's."""
 
     @property
-    def unit(self) -> str:
-        """Of the metric: ``margin`` or ``radius``."""
+    def n(self) -> int | None:
+        """The most images to measure; ``None`` means all."""
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """What the metric's name leaves open: two numbers compare if these agree; plain data."""
+        """State what the metric's name leaves open, as plain data: numbers compare if it agrees."""
 
     def measure(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
-        """A number for each image, [N]; NaN where there is none.
+        """Measure each image, [N]; NaN where there is no number.
 
         Args:
             predict: the network, in evaluation mode with frozen parameters.
@@ -57,12 +62,37 @@ class Measure(Protocol):
         """
 
     def read(self, values: Tensor, correct: Tensor) -> Reading:
-        """The metric, from the numbers of all images and whether they are classified correctly."""
+        """Summarise the numbers [N] of all images, of which [N] are classified correctly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureBase:
+    """Hold the settings that every measure has.
+
+    Attributes:
+        kind: the measure's name in results; never changed, saved evaluations are compared by it.
+        family: what it measures.
+        unit: of the metric.
+
+    Args:
+        split: on which images; ``None`` means those of the evaluation.
+        n: measure at most so many images; ``None`` means all.
+    """
+
+    kind: ClassVar[str]
+    family: ClassVar[MeasureFamily]
+    unit: ClassVar[str]
+
+    split: SplitName | None = None
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        check_common(None, self.n)
 
 
 @dataclass(frozen=True)
-class EffectiveMargin:
-    """The mean effective margin of the correctly classified images, in pixels (EMR, Tables 1, 2).
+class EffectiveMargin(MeasureBase):
+    """Average the effective margin of the correctly classified images, in pixels (EMR, Table 1).
 
     m = min_{j != y} (z_y - z_j) / ||grad_x (z_y - z_j)||_q over all other classes (EMR, eq. 3), on
     images as they are, training images too: not augmented, not attacked. The tables do not say
@@ -71,40 +101,32 @@ class EffectiveMargin:
     margin and are left out, with a warning.
 
     Args:
-        split: on which images; ``None`` means those of the evaluation.
         norm: p of the margin, with 1/p + 1/q = 1; never inherited, EMR has l2 beside linf attacks.
-        n: measure at most so many images; ``None`` means all.
     """
 
-    split: SplitName | None = None
+    kind: ClassVar[str] = "effective_margin"
+    family: ClassVar[MeasureFamily] = "margin"
+    unit: ClassVar[str] = "margin"
+
     norm: AnyNorm = "l2"
-    n: int | None = None
-
-    def __post_init__(self) -> None:
-        check_common(None, self.n)
-
-    @property
-    def unit(self) -> str:
-        """See ``Measure``."""
-        return "margin"
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Measure``."""
+        """State the settings; see ``Measure``."""
         del eps, classes
         return {"norm": self.norm, "over": "correct"}
 
     def measure(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
-        """See ``Measure``; NaN where the gradient vanishes."""
+        """Measure the margins [N]; NaN where the gradient vanishes."""
         return _where_defined(effective_margin(predict, x, y, self.norm))
 
     def read(self, values: Tensor, correct: Tensor) -> Reading:
-        """See ``Measure``. ``std`` is of the images that count, ``mean_all`` of wrong ones too."""
+        """Average. ``std`` is of the images that count, ``mean_all`` of wrong ones too."""
         return _reading(values, correct, correct, "correct images have no gradient")
 
 
 @dataclass(frozen=True)
-class AdversarialMargin:
-    """The mean effective margin at the points of an attack, where they are classified correctly.
+class AdversarialMargin(MeasureBase):
+    """Average the effective margin at an attack's points that are classified correctly.
 
     ``EffectiveMargin`` at other points. EMR does not say of which images its training margins in
     Tables 1 and 2 are; of most adversarially trained rows they are half the test margins (1.18 and
@@ -118,20 +140,20 @@ class AdversarialMargin:
 
     Args:
         attack: how the points are found, with its radius and norm: a measure inherits neither.
-        split: on which images; ``None`` means those of the evaluation.
         norm: p of the margin, with 1/p + 1/q = 1; not the attack's.
-        n: measure at most so many images; ``None`` means all.
     """
 
     # A class of its own, not a field: a new field would rename every evaluation of clean margins.
 
+    kind: ClassVar[str] = "adversarial_margin"
+    family: ClassVar[MeasureFamily] = "margin"
+    unit: ClassVar[str] = "margin"
+
     attack: Pgd
-    split: SplitName | None = None
     norm: AnyNorm = "l2"
-    n: int | None = None
 
     def __post_init__(self) -> None:
-        check_common(None, self.n)
+        super().__post_init__()
         self._ball()
         if self.attack.start != "clean":
             raise ValueError(
@@ -150,18 +172,13 @@ class AdversarialMargin:
             )
         return eps, norm
 
-    @property
-    def unit(self) -> str:
-        """See ``Measure``."""
-        return "margin"
-
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """See ``Measure``; the attack's facts are among them."""
+        """State the settings, the attack's among them; see ``Measure``."""
         del eps
         radius, norm = self._ball()
         return {
             **self.attack.describe(radius, classes),
-            "attack": "pgd",
+            "attack": self.attack.kind,
             "eps": radius,
             "attack_norm": norm,
             "norm": self.norm,
@@ -169,7 +186,7 @@ class AdversarialMargin:
         }
 
     def measure(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
-        """See ``Measure``; NaN where the gradient vanishes at the point.
+        """Measure the margins [N]; NaN where the gradient vanishes at the point.
 
         Raises:
             AttackError: the attack left its ball.
@@ -180,19 +197,19 @@ class AdversarialMargin:
         return _where_defined(effective_margin(predict, point, y, self.norm))
 
     def read(self, values: Tensor, correct: Tensor) -> Reading:
-        """See ``Measure``. ``correct`` among the facts counts points, not images."""
+        """Average. ``correct`` among the facts counts points, not images."""
         return _reading(
             values, values > 0, correct, "correct images have no gradient where attacked"
         )
 
 
-def _where_defined(found: Margins) -> Tensor:
-    """Margins [N]; NaN where the gradient vanishes."""
-    return found.value.masked_fill(found.zero_gradient, torch.nan)
+def _where_defined(margins: Margins) -> Tensor:
+    """Return the margins [N]; NaN where the gradient vanishes."""
+    return margins.value.masked_fill(margins.zero_gradient, torch.nan)
 
 
 def _reading(values: Tensor, counted: Tensor, expected: Tensor, trouble: str) -> Reading:
-    """Mean and deviation of the margins [N] that count.
+    """Summarise the margins [N] that count by mean and deviation.
 
     Args:
         values: NaN where there is none.
@@ -200,12 +217,12 @@ def _reading(values: Tensor, counted: Tensor, expected: Tensor, trouble: str) ->
         expected: where one without a value is missed, [N].
         trouble: what to say of these.
     """
-    there = ~values.isnan()
-    mean, std = summarise(values, counted & there)
-    lost = int((expected & ~there).sum())
+    defined = ~values.isnan()
+    mean, std = summarise(values, counted & defined)
+    lost = int((expected & ~defined).sum())
     facts = {
         "std": std,
-        "mean_all": summarise(values, there)[0],
+        "mean_all": summarise(values, defined)[0],
         "correct": int(counted.sum()),
         "zero_gradients": lost,
     }

@@ -1,4 +1,4 @@
-"""Attacks that only the checks ask for: what they are, on which images, and when.
+"""Probes: attacks that only the checks ask for, chosen by the attacks of the request.
 
 Small ones: next to AutoAttack they cost little. Rows are indices of images, masks are [all] bool
 over all images, on the CPU.
@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ablation.evaluation.attacks import Attack, Fgsm, Pgd, Predict
-from ablation.evaluation.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT
-from ablation.evaluation.results import Probe
+from ablation.evaluation.attacks import Attack, AttackBase, Family, Pgd, Predict
+from ablation.evaluation.results import Attacked, Probe
 from ablation.numerics.boundary import fab
 from ablation.numerics.functional import margin, true_value, without_true
 from ablation.types import Norm
 
-GRADIENT_ATTACKS = (Fgsm, Pgd, ApgdCe, ApgdDlr, ApgdT, FabT, AutoAttack)
 SHARPNESS = 10.0
 """Rescaled logit gaps lie below this; at an image with the typical gap it is half, p_y = 0.99. Far
 from the 16.6 where fp32 saturates, and no flatter than adversarially trained networks' own."""
@@ -34,19 +32,18 @@ LARGE_RADIUS = 0.5
 
 NAMES = ("rescaled_apgd", "zero_radius", "large_radius", "boundary_distance")
 
-A = TypeVar("A")
 Break = Callable[[str, Attack, Tensor, float, Norm], Tensor]
 """Name, attack, rows, radius and norm to the mask of images that it broke."""
 
 
 def logit_gap(z: Tensor) -> Tensor:
-    """z_(1) - z_(2), shape [N]; 0 with a single class."""
+    """Return z_(1) - z_(2), shape [N]; 0 with a single class."""
     top = z.topk(min(2, z.shape[1])).values
     return top[:, 0] - top[:, -1]
 
 
 def rescale(z: Tensor, typical: float) -> Tensor:
-    """Logits [N, K] whose gaps lie below ``SHARPNESS`` whatever their scale was.
+    """Rescale logits [N, K] so that their gaps lie below ``SHARPNESS`` whatever their scale was.
 
     z * SHARPNESS / sg(gap + typical). The same for s z and s typical. A larger gap stays a larger
     gap, unlike with z / sg(std(z)), under which two classes would all have the same one.
@@ -56,13 +53,16 @@ def rescale(z: Tensor, typical: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rescaled:
-    """An attack on rescaled logits.
+class Rescaled(AttackBase):
+    """Run an attack on rescaled logits.
 
     Args:
         attack: what is run.
         typical: logit gap of a typical image of this network.
     """
+
+    kind: ClassVar[str] = "rescaled"
+    family: ClassVar[Family] = "adaptive steps"
 
     attack: Attack
     typical: float
@@ -70,7 +70,7 @@ class Rescaled:
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """See ``Attack``."""
+        """Search as ``Attack`` says."""
 
         def rescaled(point: Tensor) -> Tensor:
             return rescale(predict(point), self.typical)
@@ -79,16 +79,20 @@ class Rescaled:
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """FAB to the boundary of all classes, then towards each rival; a point beyond if within eps.
+class Nearest(AttackBase):
+    """Search with FAB for the boundary of all classes, then towards each rival.
 
-    From the image, with ``boundary.fab``: independent of AutoAttack's code and losses, and of the
-    scale of the logits. Towards the rivals go only images of which nothing within eps is known.
+    Returns a point beyond it if one lies within eps. From the image, with ``boundary.fab``:
+    independent of AutoAttack's code and losses, and of the scale of the logits. Towards the rivals
+    go only images of which nothing within eps is known.
 
     Args:
         steps: of each search; one forward and one backward.
         targets: rivals, at most; by their logits at the image.
     """
+
+    kind: ClassVar[str] = "nearest"
+    family: ClassVar[Family] = "minimum norm"
 
     steps: int = 30
     targets: int = 9
@@ -96,7 +100,7 @@ class Nearest:
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
     ) -> Tensor:
-        """See ``Attack``; ``rng`` is not used."""
+        """Search as ``Attack`` says; ``rng`` is not used."""
         with torch.no_grad():
             rivals = without_true(predict(x), y).argsort(1, descending=True)[:, :-1]
         nearest, left = x.clone(), torch.arange(len(x), device=x.device)
@@ -104,15 +108,15 @@ class Nearest:
             if not len(left):
                 break
             side = _side(predict, y[left], None if target is None else target[left])
-            found = fab(side, x[left], norm=norm, rng=rng, steps=self.steps, start="clean")
-            inside = found.distance <= eps
-            nearest[left[inside]] = found.x[inside]
+            boundary = fab(side, x[left], norm=norm, rng=rng, steps=self.steps, start="clean")
+            inside = boundary.distance <= eps
+            nearest[left[inside]] = boundary.x[inside]
             left = left[~inside]
         return nearest
 
 
 def _side(predict: Predict, y: Tensor, target: Tensor | None) -> Predict:
-    """Points to z_y less the largest other logit, or less the logit of ``target`` [N]; [N]."""
+    """Map points to z_y less the largest other logit, or less the logit of ``target`` [N]; [N]."""
 
     def side(point: Tensor) -> Tensor:
         z = predict(point)
@@ -122,29 +126,8 @@ def _side(predict: Predict, y: Tensor, target: Tensor | None) -> Predict:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What an attack did: the images it saw, [all] robust, [all] which of ``names`` broke it."""
-
-    chosen: Tensor
-    robust: Tensor
-    names: list[str]
-    broken_by: Tensor
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """An attack of the request, its threat and its verdict."""
-
-    metric: str
-    attack: Attack
-    eps: float
-    norm: Norm
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
 class Prober:
-    """Chooses probes by what the request ran, and runs them.
+    """Choose probes by the attacks that the request ran, and run them.
 
     Attributes:
         attacked: the request's attacks, in order.
@@ -152,6 +135,7 @@ class Prober:
         correct: mask of the correctly classified images.
         typical: mean logit gap of the evaluated images.
         pixels: of an image, all channels.
+        classes: of the network.
         broken: runs an attack.
     """
 
@@ -160,10 +144,11 @@ class Prober:
     correct: Tensor
     typical: float
     pixels: int
+    classes: int
     broken: Break
 
     def run(self) -> dict[str, Probe | str]:
-        """A probe by the name of its check, or what it would have needed."""
+        """Return the probe of each check by name, or what it would have needed."""
         if not self.correct[self.order].any():
             return dict.fromkeys(NAMES, "needs a correctly classified image")
         zero, large = self._radii()
@@ -175,42 +160,48 @@ class Prober:
         }
 
     def _rescaled(self) -> Probe | str:
-        """On what the request's own APGD-CE, or AutoAttack's first part, did not break."""
-        known: list[tuple[Attacked, ApgdCe | AutoAttack]]
-        known = [*self._of(ApgdCe), *self._of(AutoAttack)]
-        for plain, attack in known[:1]:
-            same = attack if isinstance(attack, ApgdCe) else ApgdCe(attack.n_iter)
+        """Rescale the logits for what the request's APGD-CE, or an ensemble's first part, left."""
+        for plain in sorted(self._at_a_radius(), key=lambda a: a.attack.family == "ensemble"):
+            first = next(iter(plain.verdict.parts.values()))
+            if not self._adapts_on_cross_entropy(first, plain.eps):
+                continue
             rows = self._start(plain, RESCALED_IMAGES)
             before = self.correct & (plain.verdict.broken_by != 0)
-            rescaled = Rescaled(same, self.typical)
+            rescaled = Rescaled(first, self.typical)
             return self._against("rescaled_apgd", plain, rescaled, rows, before, before)
         return "needs apgd_ce or aa with a radius above 0"
 
+    def _adapts_on_cross_entropy(self, attack: Attack, eps: float) -> bool:
+        if attack.family != "adaptive steps":
+            return False
+        return attack.describe(eps, self.classes).get("loss") == "ce"
+
     def _boundary(self) -> Probe | str:
-        """AutoAttack beside the request's own FAB, else beside a search on a few images."""
-        for whole, attack in self._of(AutoAttack):
+        """Compare an ensemble with the request's own FAB, else with a search on a few images."""
+        for whole in self._at_a_radius("ensemble"):
             before = whole.verdict.robust
-            for own, _ in self._of(FabT):
+            for own in self._at_a_radius("minimum norm"):
                 if (own.eps, own.norm) == (whole.eps, whole.norm):
                     rows = whole.verdict.chosen
                     rows = rows[torch.isin(rows, own.verdict.chosen)]
                     after = own.verdict.robust
                     return Probe(whole.metric, before[rows], after[rows], whole.eps)
             rows = self._start(whole, BOUNDARY_IMAGES)
-            search = Nearest(min(Nearest.steps, attack.n_iter), attack.targets)
+            steps = min(Nearest.steps, whole.params.get("steps", Nearest.steps))
+            search = Nearest(steps, whole.params.get("targets", Nearest.targets))
             return self._against("boundary_distance", whole, search, rows, self.correct, before)
         return "needs aa with a radius above 0"
 
     def _radii(self) -> tuple[Probe | str, Probe | str]:
-        """PGD with no radius and with a very large one.
+        """Run PGD with no radius and with a very large one.
 
         It starts at the images: what breaks them is then the gradient, not a start full of noise.
         """
-        kinds = [a for a in self.attacked if isinstance(a.attack, GRADIENT_ATTACKS)]
-        if not kinds:
+        with_gradients = [a for a in self.attacked if a.attack.family != "black box"]
+        if not with_gradients:
             needs = "needs an attack with gradients, such as pgd20"
             return needs, needs
-        norm = kinds[0].norm
+        norm = with_gradients[0].norm
         rows = self.order[:RADIUS_IMAGES].sort().values
         eps = LARGE_RADIUS * (1 if norm == "linf" else math.sqrt(self.pixels))
         still = ~self.broken("zero_radius", Pgd(1, 1.0, "clean"), rows, 0.0, norm)
@@ -235,11 +226,12 @@ class Prober:
         broken = self.broken(name, attack, rows[attacked[rows]], other.eps, other.norm)
         return Probe(other.metric, before[rows], (attacked & ~broken)[rows], other.eps)
 
-    def _of(self, kind: type[A]) -> Iterator[tuple[Attacked, A]]:
+    def _at_a_radius(self, family: Family | None = None) -> Iterator[Attacked]:
+        """Yield the attacks, of one family or all, that had a radius above 0."""
         for attacked in self.attacked:
-            if isinstance(attacked.attack, kind) and attacked.eps > 0:
-                yield attacked, attacked.attack
+            if attacked.eps > 0 and family in (None, attacked.attack.family):
+                yield attacked
 
     def _start(self, other: Attacked, most: int) -> Tensor:
-        """Rows of a random subset of what another attack saw, which is a start of the order."""
+        """Return rows of a random subset of what another attack saw: a start of the order."""
         return self.order[: min(most, len(other.verdict.chosen))].sort().values

@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers, checks and probes, as plain values."""
+"""Results of an evaluation: verdicts of attacks, numbers, probes and checks, as plain values."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from ablation.types import Norm
+
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ablation.evaluation.attacks import Attack
 
 
 Outcome = Literal["passed", "tripped", "not run"]
@@ -17,7 +21,7 @@ Outcome = Literal["passed", "tripped", "not run"]
 
 @dataclass(frozen=True)
 class Check:
-    """One question to an evaluation, and its answer.
+    """Outcome of one masking or collapse check.
 
     Attributes:
         name: the same in every evaluation.
@@ -36,13 +40,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Probe:
-    """An attack beyond the request's, beside a verdict of the evaluation on the same n images.
+    """Verdict of an attack that only a check asks for, beside one of the evaluation's.
+
+    Both are on the same n images.
 
     Attributes:
-        against: the metric whose verdict it is.
+        against: the metric of the evaluation's verdict.
         before: robust (or correct) by that verdict, [n] bool.
         after: robust to the probe, [n] bool.
-        eps: radius of the probe, in pixels.
+        eps: perturbation radius of the probe, in pixels.
     """
 
     against: str
@@ -52,8 +58,47 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Which images an attack broke.
+
+    Attributes:
+        chosen: rows of the images that it was run on.
+        robust: mask [all] of the images that are classified correctly and were not broken.
+        parts: the attacks of an ensemble by name, in order, or the attack itself by its metric;
+            empty where the radius is 0 and nothing was run.
+        broken_by: [all], the position in ``parts`` of the one that broke the image; -1 for none.
+    """
+
+    chosen: Tensor
+    robust: Tensor
+    parts: Mapping[str, Attack]
+    broken_by: Tensor
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """An attack of the request and its verdict.
+
+    Attributes:
+        metric: its name, for example ``pgd20``.
+        attack: what was run; its ``family`` decides which checks it takes part in.
+        eps: perturbation radius in effect, in pixels.
+        norm: in effect.
+        params: what is recorded of it; see ``Entry``.
+        verdict: on the evaluated images.
+    """
+
+    metric: str
+    attack: Attack
+    eps: float
+    norm: Norm
+    params: Mapping[str, Any]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One number.
+    """Value of one metric on one split.
 
     Attributes:
         metric: its name, for example ``pgd20``.

@@ -1,4 +1,4 @@
-"""Finished attacks of an unfinished evaluation, so that an interrupted AutoAttack loses one part.
+"""Keep the finished attacks of an unfinished evaluation: an interruption loses one part.
 
 AutoAttack takes hours; its four parts, and every other attack, are kept as they end. What is kept
 belongs to one network, one set of images and one request, and is ignored for any other.
@@ -22,7 +22,7 @@ from ablation.runs.files import atomic_write_bytes
 
 @dataclass(frozen=True)
 class Part:
-    """State after one attack: robust [all], what broke each image [all], its warnings."""
+    """Verdict after one attack: robust [all], what broke each image [all], its warnings."""
 
     robust: Tensor
     broken_by: Tensor
@@ -30,27 +30,27 @@ class Part:
 
 
 class Memo(Protocol):
-    """Where finished attacks are kept."""
+    """Store of finished attacks."""
 
     def get(self, title: str) -> Part | None:
-        """The state after an attack, if it was finished."""
+        """Return the verdict after an attack, if it was finished."""
 
     def put(self, title: str, part: Part) -> None:
-        """Keep it."""
+        """Keep the verdict of a finished attack."""
 
 
 class Forgetful:
-    """Keeps nothing."""
+    """Keep no finished attacks."""
 
     def get(self, title: str) -> Part | None:
-        """Nothing."""
+        """Return no verdict."""
 
     def put(self, title: str, part: Part) -> None:
-        """Nothing."""
+        """Drop the verdict."""
 
 
 class Partial:
-    """Keeps finished attacks in one file, rewritten atomically.
+    """Keep finished attacks in one file, rewritten atomically.
 
     Args:
         path: the file; a damaged one is ignored.
@@ -62,11 +62,11 @@ class Partial:
         self._parts = self._read()
 
     def get(self, title: str) -> Part | None:
-        """The state after an attack, if it was finished."""
+        """Return the verdict after an attack, if it was finished."""
         return self._parts.get(title)
 
     def put(self, title: str, part: Part) -> None:
-        """Keep it, durably.
+        """Write the verdict of a finished attack durably.
 
         Raises:
             InputError: the disk is full or cannot be written.
@@ -82,14 +82,14 @@ class Partial:
 
     def _read(self) -> dict[str, Part]:
         try:
-            with np.load(self._path, allow_pickle=False) as found:
-                notes = json.loads(str(found["notes"]))
+            with np.load(self._path, allow_pickle=False) as arrays:
+                notes = json.loads(str(arrays["notes"]))
                 if notes["key"] != self._key:
                     return {}
                 return {
                     title: Part(
-                        torch.from_numpy(found[f"robust{i}"]),
-                        torch.from_numpy(found[f"broken_by{i}"]),
+                        torch.from_numpy(arrays[f"robust{i}"]),
+                        torch.from_numpy(arrays[f"broken_by{i}"]),
                         flags,
                     )
                     for i, (title, flags) in enumerate(notes["flags"].items())
@@ -99,7 +99,7 @@ class Partial:
 
 
 def identify(net: nn.Module, images: Tensor, labels: Tensor, request: object) -> str:
-    """Hash of everything that an attack's outcome depends on."""
+    """Hash everything that an attack's outcome depends on."""
     digest = hashlib.sha256(repr(request).encode())
     for tensor in (*net.state_dict().values(), images, labels):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

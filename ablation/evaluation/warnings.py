@@ -1,4 +1,4 @@
-"""Warnings of the attack packages, collected and told once."""
+"""Collect the warnings of the attack packages, each once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def warnings_of(name: str) -> Iterator[list[str]]:
 
 
 def distinct(messages: Iterable[str]) -> tuple[str, ...]:
-    """One line for messages that differ in their numbers only: the one with the largest number.
+    """Reduce messages that differ in their numbers only to the one with the largest number.
 
     The package reports zero gradients for every batch and target anew.
     """

@@ -53,5 +53,5 @@ class Recipe:
         """How many images the table asks for; ``None`` means all."""
         nodes = [node for node in evaluations.evaluations(self.config) if node.split == found.split]
         attacks = [node.attacks.get(found.metric) for node in nodes]
-        sizes = [node.n for node in nodes] + [getattr(attack, "n", None) for attack in attacks]
+        sizes = [node.n for node in nodes] + [attack.n for attack in attacks if attack is not None]
         return min((size for size in sizes if size is not None), default=None)

@@ -328,13 +328,13 @@ def _evaluating(config: Config, measured: Measured, sizes: Sizes) -> Bill:
             if attack is None and metric != "clean":
                 continue  # read off the pass over the clean images
             facts = _facts(attack, eps, norm, config.data.classes) if attack else {}
-            count = min(getattr(attack, "n", None) or total, total)
+            count = min((attack.n if attack else None) or total, total)
             rate = measured.rate(config, metric, facts)
             if rate is not None:
                 seconds += rate * count
             elif attack is None:
                 passes += Passes(search=1) * count
-            elif facts.get("eps", 1.0) > 0:  # a measure has no radius
+            elif facts.get("eps", 1.0) > 0:  # a margin of clean images has no radius
                 passes += attack_passes(attack, config.data.classes) * count
     times = len(evaluations.checkpoints(config))
     if passes == Passes():

@@ -18,7 +18,6 @@ from ablation.evaluation import (
     ApgdCe,
     AutoAttack,
     Check,
-    Entry,
     Evaluation,
     FabT,
     Fgsm,
@@ -35,6 +34,7 @@ from ablation.jobs import attack, setup, summary
 from ablation.random import generator
 from ablation.reports.records import read
 from ablation.runs.directory import Run
+from tests.support.attacks import attacked
 from tests.support.configs import compose_config
 
 SIDE, EPS = 6, 0.1
@@ -283,33 +283,29 @@ def test_radius_zero_must_give_clean_accuracy():
     assert values["accuracy"] == values["clean"] < 70
 
 
-def entry(metric: str, attack: str, **params: Any) -> Entry:
-    return Entry(
-        metric, "test", 0.0, params={"attack": attack, "eps": 0.1, "norm": "linf"} | params
-    )
-
-
 def robust(count: int, of: int = 100) -> list[bool]:
     return [i < count for i in range(of)]
 
 
 def test_no_attack_at_its_radius_is_below_autoattack():
     table = pd.DataFrame({"aa_robust": robust(40), "cw_robust": robust(38)})
-    cw = entry("cw", "pgd", loss="cw")
-    check = module.autoattack_lowest([entry("aa", "auto_attack"), cw], table)
+    cw = attacked("cw", "pgd", loss="cw")
+    check = module.autoattack_lowest([attacked("aa", "auto_attack"), cw], table)
     assert check.outcome == "tripped"
     assert check.values == {"excess": pytest.approx(2.0)}
     assert "aa is 2.00 points above cw, at the same radius" in check.text
     table["cw_robust"] = robust(40)
-    check = module.autoattack_lowest([entry("aa", "auto_attack"), cw], table)
+    check = module.autoattack_lowest([attacked("aa", "auto_attack"), cw], table)
     assert (check.outcome, check.values["excess"]) == ("passed", 0)
-    other = entry("cw", "pgd", loss="cw", eps=0.2)
-    assert module.autoattack_lowest([entry("aa", "auto_attack"), other], table).outcome == "not run"
+    other = attacked("cw", "pgd", loss="cw", eps=0.2)
+    assert (
+        module.autoattack_lowest([attacked("aa", "auto_attack"), other], table).outcome == "not run"
+    )
 
 
 def test_all_that_is_out_of_order_is_said_in_one_line():
-    common = {"loss": "ce", "start": "clean", "restarts": 1, "seed": 0}
-    steps = [entry(f"pgd{n}", "pgd", steps=n, **common) for n in (10, 20, 40)]
+    common: dict[str, Any] = {"loss": "ce", "start": "clean", "restarts": 1, "seed": 0}
+    steps = [attacked(f"pgd{n}", "pgd", steps=n, **common) for n in (10, 20, 40)]
     table = pd.DataFrame({f"pgd{n}_robust": robust(k) for n, k in ((10, 30), (20, 31), (40, 35))})
     check = module.ordering(steps, table)
     assert check.values["excess"] == pytest.approx(5.0)

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -17,10 +17,12 @@ from ablation.errors import InputError, InterruptedRunError, NonFiniteError
 from ablation.evaluation import (
     ApgdCe,
     ApgdT,
+    AttackBase,
     AttackError,
     AutoAttack,
     Entry,
     FabT,
+    Family,
     Fgsm,
     Pgd,
     Request,
@@ -30,9 +32,11 @@ from ablation.evaluation import (
 )
 from ablation.evaluation.checks import diagnose
 from ablation.evaluation.probes import NAMES
+from ablation.evaluation.results import Attacked
 from ablation.numerics.functional import pgd
 from ablation.numerics.modes import frozen_parameters
 from ablation.random import generator
+from tests.support.attacks import attacked
 
 EPS = 0.05
 SIDE, CLASSES = 6, 10
@@ -475,8 +479,11 @@ def test_arithmetic_is_plain_fp32_inside_and_as_before_outside(trained, data):
 
 
 @dataclass(frozen=True)
-class Cheat:
+class Cheat(AttackBase):
     """Returns what it was built with."""
+
+    kind: ClassVar[str] = "cheat"
+    family: ClassVar[Family] = "fixed steps"
 
     move: float = 0.0
     scale: float = 1.0
@@ -606,10 +613,9 @@ def test_results_survive_parquet(result, tmp_path):
     pd.testing.assert_frame_equal(read, result.examples, check_dtype=False)
 
 
-def entry(metric: str, attack: str, robust: list[Any], **params) -> tuple[Entry, list]:
-    params = {"attack": attack, "eps": 0.1, "norm": "linf"} | params
-    n = len(robust) - robust.count(None)
-    return Entry(metric, "test", 100 * robust.count(True) / n, n=n, params=params), robust
+def entry(metric: str, kind: str, robust: list[Any], **params) -> tuple[Attacked, list]:
+    seen = len(robust) - robust.count(None)
+    return attacked(metric, kind, chosen=torch.arange(seen), **params), robust
 
 
 def findings(*columns, **extra) -> tuple[str, ...]:
@@ -619,7 +625,7 @@ def findings(*columns, **extra) -> tuple[str, ...]:
     for found, robust in columns:
         dtype: Any = "boolean" if None in robust else bool
         table[f"{found.metric}_robust"] = pd.array(robust, dtype=dtype)
-        if found.params["attack"] == "auto_attack":
+        if found.attack.family == "ensemble":
             table[f"{found.metric}_broken_by"] = pd.array(
                 [None if value else "apgd_ce" for value in robust], dtype="string"
             )

@@ -6,7 +6,7 @@ import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -25,8 +25,10 @@ from ablation.evaluation import (
     ApgdCe,
     ApgdT,
     Attack,
+    AttackBase,
     AutoAttack,
     FabT,
+    Family,
     Fgsm,
     Pgd,
     Spsa,
@@ -261,7 +263,10 @@ def test_an_attack_that_few_classes_do_not_allow_costs_nothing_and_says_nothing(
 
 
 def test_an_attack_that_describes_nothing_is_given_some_steps():
-    class Silent:
+    class Silent(AttackBase):
+        kind: ClassVar[str] = "silent"
+        family: ClassVar[Family] = "fixed steps"
+
         def __call__(self, predict, x, y, eps, norm, rng):
             raise AssertionError
 
