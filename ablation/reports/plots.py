@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ablation.reports.comparison import Cell, Comparison, Interval, Row
 from ablation.reports.statistics import cell_interval
+from ablation.runs.columns import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -510,12 +511,16 @@ def _dash(place: int, label: str) -> Any:
     )  # fmt: skip
 
 
-def _name(metric: str) -> str:
+def _name(column: str) -> str:
     """As papers write it: ``PGD-20``, ``AutoAttack``; others as they are."""
-    if steps := re.fullmatch(r"pgd(\d+)", metric):
-        return f"PGD-{steps[1]}"
-    known = {"aa": "AutoAttack", "apgd_ce": "APGD-CE", "clean_val": "clean (val.)"}
-    return known.get(metric, metric.upper() if metric in ("cw", "fgsm", "spsa", "fab") else metric)
+    place = Column.parse(column)
+    known = {"aa": "AutoAttack", "apgd_ce": "APGD-CE", "clean": "clean"}
+    known |= {name: name.upper() for name in ("cw", "fgsm", "spsa", "fab")}
+    steps = re.fullmatch(r"pgd(\d+)", place.metric)
+    metric = f"PGD-{steps[1]}" if steps else known.get(place.metric)
+    if metric is None:
+        return column
+    return metric + {"val": " (val.)", "train": " (train)"}.get(place.split, "")
 
 
 @contextmanager

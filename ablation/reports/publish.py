@@ -122,10 +122,7 @@ def _histories(comparison: Comparison) -> list[History]:
     from ablation.runs.directory import Run
 
     return [
-        History(
-            title,
-            tuple(Run(path, path.name.rpartition("-")[2]).read_metrics() for path in row.runs),
-        )
+        History(title, tuple(Run.at(path).read_metrics() for path in row.runs))
         for title, row in zip(row_titles(comparison), comparison.rows, strict=True)
     ]
 

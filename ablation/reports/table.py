@@ -22,6 +22,7 @@ from ablation.reports.recipes import Recipe
 from ablation.reports.records import (
     Directory,
     Found,
+    asked_columns,
     measured,
     own_evaluations,
     read,
@@ -234,9 +235,9 @@ class TableReport:
             return self._published.columns
         every = [*points.values(), *self._recipes.values()]
         configs = [_config(point) for found in every for point in found]
-        first = next((c.evaluation.attacks for c in configs), {})
-        shown = [c.evaluation.attacks for c in configs[: sum(map(len, points.values()))]]
-        return tuple(dict.fromkeys(name for attacks in [*shown, first] for name in attacks))
+        shown = configs[: sum(map(len, points.values()))]
+        asked = map(asked_columns, [*shown, *configs[:1]])
+        return tuple(dict.fromkeys(column for columns in asked for column in columns))
 
     def _lines(self, spec: RowSpec, points: Sequence[Point], columns: Sequence[str]) -> list[Row]:
         """A row; without a selection one per grid point."""

@@ -9,8 +9,9 @@ from hydra import initialize_config_dir
 
 from ablation.config import evaluations, folders
 from ablation.errors import InputError
+from ablation.reports.comparison import Interval
 from ablation.reports.groups import compare_runs
-from ablation.reports.statistics import cell_interval, difference
+from ablation.reports.statistics import cell_interval, contrasts, difference, interval
 from ablation.reports.table import TableReport
 from ablation.runs.launches import Launch
 from ablation.sweeps.planning import Planner
@@ -199,6 +200,25 @@ def test_another_attack_is_not_compared(world):
     assert pgd.mismatch == ("steps 5, not 20",)
     assert difference(pgd) is None
     assert cell(found, "at", "clean").mismatch == ()
+
+
+def test_an_evaluation_of_training_images_has_train_columns(world):
+    arms = {"at": Arm(["method=at"]), "trades": Arm(["method=trades"])}
+    table = replace(simple(**arms), set=[*SET, "evaluation.split=train", "evaluation.val=[]"])
+    values = {"at": 60, "trades": 70}
+    world.train(table, values=lambda p: {"pgd20_train": values[p.arm], "clean_train": 95})
+    found = world.report(table)
+    assert {"clean_train", "pgd20_train"} <= set(found.columns)
+    assert all(column.endswith("_train") for column in found.columns)
+    pgd = cell(found, "at", "pgd20_train")
+    assert ([s.value for s in pgd.samples], pgd.mismatch, pgd.tags) == ([60, 60], (), ())
+    assert pgd.params["split"] == "train"
+    (paired,) = [each for each in contrasts(found, "at") if each.column == "pgd20_train"]
+    assert paired.by_seed == Interval(10.0, 0.0, 2)
+    assert paired.by_example == interval([0.0] * 120 + [100.0] * 20 + [0.0] * 60)
+    other = compare_runs(sorted(world.path.glob("digits-*")), ["method"])
+    assert set(other.columns) == set(found.columns)
+    assert [s.value for s in cell(other, "trades", "pgd20_train").samples] == [70, 70]
 
 
 def test_of_two_evaluations_the_tables_own_is_used(world):
