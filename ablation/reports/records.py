@@ -23,6 +23,9 @@ COLLAPSED = 1.25
 """Clean accuracy up to so many times chance, and two standard errors, is chance: a network that
 predicts one class has 11.35% on MNIST, which is 1.135 times chance."""
 
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""As safe as ``yaml.safe_load``, and ten times as fast where libyaml is there."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -194,7 +197,7 @@ def saved_config(run: Run) -> Mapping[str, Any]:
         InputError: it cannot be read.
     """
     try:
-        found = yaml.safe_load(run.config_path.read_text("utf-8"))
+        found = yaml.load(run.config_path.read_text("utf-8"), Loader=FAST)  # noqa: S506
     except (OSError, ValueError, yaml.YAMLError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"{run.config_path} cannot be read ({text}): move it away") from error

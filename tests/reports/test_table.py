@@ -12,7 +12,7 @@ from ablation.errors import InputError
 from ablation.reports.comparison import Interval
 from ablation.reports.groups import compare_runs
 from ablation.reports.statistics import cell_interval, contrasts, difference, interval
-from ablation.reports.table import TableReport
+from ablation.reports.table import compare_table
 from ablation.runs.launches import Launch
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.published import Published, PublishedTable
@@ -65,7 +65,7 @@ def world(tmp_path):
                 fake_run(planned.config, given, launch=launch, **kwargs)
 
         def report(self, table, *cli, rows=None, numbers=None):
-            return TableReport("mine", table, numbers, tmp_path, cli, rows).build()
+            return compare_table("mine", table, numbers, tmp_path, cli, rows)
 
     return World()
 
@@ -239,6 +239,33 @@ def test_seeds_beyond_the_tables_are_counted_in(world):
     pgd = cell(world.report(table), "at", "pgd20")
     assert [s.axis for s in pgd.samples] == ["seed=0", "seed=7"]
     assert dict(pgd.absent) == {"missing": 1}  # seed=1
+
+
+@pytest.mark.parametrize(("cli", "seeds", "plans"), [((), [0, 7], 1), (("epochs=2",), [0], 2)])
+def test_a_table_is_planned_once_and_once_more_for_what_was_changed(
+    world, monkeypatch, cli, seeds, plans
+):
+    table = simple(at=Arm(["method=at"]))
+    for seed in seeds:
+        world.train(table, f"seed={seed}", *cli)
+    planned = []
+    plan = Planner.plan
+
+    def counted(planner):
+        planned.append(planner)
+        return plan(planner)
+
+    monkeypatch.setattr(Planner, "plan", counted)
+    found = world.report(table)
+    assert [s.axis for s in cell(found, "at", "pgd20").samples] == [f"seed={s}" for s in seeds]
+    assert len(planned) == plans
+
+
+def test_seeds_written_as_text_are_the_tables_own(world):
+    table = replace(simple(at=Arm(["method=at"])), axes={"seed": ["0", "1"]})
+    world.train(table)
+    pgd = cell(world.report(table), "at", "pgd20")
+    assert [s.axis for s in pgd.samples] == ["seed=0", "seed=1"]
 
 
 def test_smoke_runs_never_enter_a_real_report(world):
