@@ -10,7 +10,7 @@ from hydra import initialize_config_dir
 from ablation.config import folders
 from ablation.errors import DONE
 from ablation.jobs import train as job
-from ablation.reports.table import TableReport
+from ablation.reports.table import compare_table
 from ablation.reports.text_tables import terminal
 from ablation.runs.directory import Run
 from ablation.sweeps.planning import Planner
@@ -47,7 +47,7 @@ def test_an_arm_of_a_table_runs_end_to_end(name, arm, tmp_path):
         assert job.train(first.config.container()) == DONE
         csv = published_path(table_path(name, [folders.sweeps_dir()]))
         published = load_published(csv) if csv else None
-        found = TableReport(name, table, published, tmp_path, cli, [arm]).build()
+        found = compare_table(name, table, published, tmp_path, cli, [arm])
     result = json.loads(Run(first.config.run_dir, first.config.train_id).result_path.read_text())
     assert result["scale"] == "smoke"
     assert {entry["metric"] for entry in result["entries"]} == set(first.config.evaluation.attacks)

@@ -87,7 +87,7 @@ def _of_runs(config: ReportConfig) -> Comparison:
 
 
 def _of_table(config: ReportConfig) -> Comparison:
-    from ablation.reports.table import TableReport
+    from ablation.reports.table import compare_table
     from ablation.sweeps.planning import choose_rows
     from ablation.sweeps.request import open_table, table_folders
 
@@ -100,7 +100,7 @@ def _of_table(config: ReportConfig) -> Comparison:
         register_components()
         published = load_published(source) if source else None
         place = Path(config.runs_dir).expanduser()
-        return TableReport(name, table, published, place, config.recipe, rows).build()
+        return compare_table(name, table, published, place, config.recipe, rows)
 
 
 def _listed(value: list[str] | str | None) -> list[str]:

@@ -12,11 +12,12 @@ import torch
 from ablation.config.evaluations import chosen_weights, eval_id
 from ablation.config.experiment import CheckpointName, Config, EvaluationConfig, Weights
 from ablation.data import ImageSet, to_float
-from ablation.evaluation import Evaluation, Pgd, Request, SplitName, evaluate
+from ablation.evaluation import Evaluation, Pgd, Request, evaluate
 from ablation.jobs.setup import Images, build_net
 from ablation.models import Net
 from ablation.numerics.modes import evaluating
 from ablation.random import generator
+from ablation.runs.columns import Column
 from ablation.runs.directory import Run
 from ablation.runs.launches import recorded_launches
 from ablation.runs.state_dicts import load_into
@@ -114,15 +115,9 @@ def evaluate_checkpoint(
     changed = [text for entry in recorded_launches(run) for text in entry["overrides"]]
     subject = Subject(name, weights, config.eps, config.norm, node, config.scale, changed)
     values = summary_of(subject.record(run, net, images.of(node.split), stop))
-    tracker.summary({f"{name}/{_summary_key(k, node.split)}": v for k, v in values.items()})
+    tracker.summary({f"{name}/{Column(k, node.split).name}": v for k, v in values.items()})
     flags = (run.result() or {}).get("flags", ())
     tracker.summary({"flags": len(flags), "flags_text": "; ".join(flags)})
-
-
-def _summary_key(metric: str, split: SplitName) -> str:
-    """``val_clean`` is of validation images; ``margin_train`` says its split itself."""
-    named = split == "test" or metric.endswith(f"_{split}")
-    return metric if named else f"{split}_{metric}"
 
 
 def summary_of(found: Evaluation) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _run(request: AssessConfig) -> int:
         runs_dir=str(path.parent),
     )
     # The name, not the config: an id that this version would compute differently stays valid.
-    trained = Run(path, path.name.rpartition("-")[2])
+    trained = Run.at(path)
     problems = config.data.source.check(config.data_root) + weights_problems(config, trained)
     if problems:
         raise ConfigError(problems)

@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 
 from ablation.errors import InputError
 from ablation.reports.comparison import Comparison
-from ablation.reports.records import column_place
+from ablation.runs.columns import Column
 from ablation.runs.files import atomic_write_text
 from ablation.runs.tracking import TrackingConfig, describe, home, narrowed, project_name, warn
 
@@ -180,7 +180,7 @@ def scatters(comparison: Comparison) -> list[Any]:
         wr.ScatterPlot(title=f"{y} against {x}", x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
         for column in comparison.columns
         if column != "clean"
-        and column_place(column)[1] == "test"
+        and Column.parse(column).split == "test"
         and unit(comparison, column) == "percent"
         for x, y in zip(
             summary_keys(comparison, "clean"), summary_keys(comparison, column), strict=True
@@ -197,9 +197,7 @@ def unit(comparison: Comparison, column: str) -> str:
 
 def summary_keys(comparison: Comparison, column: str) -> list[str]:
     """Where runs keep a column's number, by ``job.evaluate_checkpoint``: a key per checkpoint."""
-    metric, split = column_place(column)
-    name = metric if split == "test" else f"{split}_{metric}"
-    return [f"{checkpoint}/{name}" for checkpoint in checkpoints(comparison)]
+    return [f"{checkpoint}/{column}" for checkpoint in checkpoints(comparison)]
 
 
 def checkpoints(comparison: Comparison) -> list[str]:

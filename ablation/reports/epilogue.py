@@ -40,16 +40,16 @@ def _sweep_runs(request: Request, planner: Planner) -> str:
 def _sweep_table(request: Request) -> str:
     from ablation.config.overrides import key_of
     from ablation.reports import text_tables as render
-    from ablation.reports.table import TableReport
+    from ablation.reports.table import compare_table
 
     published = None if request.source is None else load_published(request.source)
     rows = None if request.rows == list(request.table.arms) else request.rows
     cli_part = [text for text in request.cli if not key_of(text).startswith("hydra")]
-    found = TableReport(
+    comparison = compare_table(
         str(request.name), request.table, published, request.runs_dir, cli_part, rows
-    ).build()
+    )
     how = shlex.join(["ablation-report", f"table={request.name}", *found_recipe(cli_part)])
-    return f"{render.terminal(found)}\nCSV, Markdown, LaTeX and plots: {how}"
+    return f"{render.terminal(comparison)}\nCSV, Markdown, LaTeX and plots: {how}"
 
 
 def found_recipe(texts: Sequence[str]) -> list[str]:

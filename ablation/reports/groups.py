@@ -109,7 +109,7 @@ def _group_name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 def _trained(path: Path) -> _Trained | None:
     """``None`` for what is no training: ``ablation-evaluate checkpoint=`` leaves folders, too."""
-    config = saved_config(Run(path, path.name.rpartition("-")[2]))
+    config = saved_config(Run.at(path))
     if not {"seed", "data", "selection"} <= config.keys():
         return None
     checkpoint, weights = _stands_for(config)

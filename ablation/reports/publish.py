@@ -14,7 +14,8 @@ from ablation.runs.tracking import TrackingConfig
 
 if TYPE_CHECKING:
     from ablation.reports.comparison import Comparison
-    from ablation.reports.plots import History, Sweep
+    from ablation.reports.curves import History
+    from ablation.reports.plots import Sweep
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
     """
     from ablation.reports import statistics
     from ablation.reports import text_tables as render
+    from ablation.reports.latex import latex
 
     pairs = statistics.contrasts(comparison, config.against) if config.against else ()
     sys.stdout.write(f"{render.terminal(comparison, config.strict, pairs)}\n")
@@ -51,7 +53,7 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
     texts = {
         "table.csv": render.csv(comparison, config.strict),
         "table.md": render.markdown(comparison, config.strict, pairs),
-        "table.tex": render.latex(comparison, config.strict, pairs),
+        "table.tex": latex(comparison, config.strict, pairs),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,16 +88,17 @@ def _draw(
     comparison: Comparison, config: ReportConfig, folder: Path
 ) -> tuple[list[Path], list[str]]:
     """Write the plots that there is data for; earlier ones without go, and it is said why."""
-    from ablation.reports import plots
+    from ablation.reports import curves, plots
+    from ablation.reports.style import save
 
     robust = plots.choose_robust_metric(comparison.columns)
-    curves = _histories(comparison)
+    histories = _histories(comparison)
     figures = {
         "measured_against_published": plots.measured_against_published(comparison, config.strict),
         "clean_against_robust": None,
         "robust_over_eps": plots.robust_over_eps(comparison, _sweeps(comparison), config.strict),
-        "margin_quantiles": plots.margin_quantiles(comparison, curves),
-        "effective_margins": plots.effective_margins(comparison, curves),
+        "margin_quantiles": curves.margin_quantiles(comparison, histories),
+        "effective_margins": curves.effective_margins(comparison, histories),
     }
     if robust:
         figures["clean_against_robust"] = plots.clean_against_robust(
@@ -106,7 +109,7 @@ def _draw(
         for kind in ("pdf", "png"):
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
         if figure is not None:
-            written += plots.save(figure, folder / name)
+            written += save(figure, folder / name)
     return written, [
         f"{name}: {UNDRAWN[name]}" for name, figure in figures.items() if figure is None
     ]
@@ -118,14 +121,12 @@ def _histories(comparison: Comparison) -> list[History]:
     Raises:
         InputError: a ``metrics.jsonl`` is damaged.
     """
-    from ablation.reports.plots import History, row_titles
+    from ablation.reports.curves import History
+    from ablation.reports.plots import row_titles
     from ablation.runs.directory import Run
 
     return [
-        History(
-            title,
-            tuple(Run(path, path.name.rpartition("-")[2]).read_metrics() for path in row.runs),
-        )
+        History(title, tuple(Run.at(path).read_metrics() for path in row.runs))
         for title, row in zip(row_titles(comparison), comparison.rows, strict=True)
     ]
 

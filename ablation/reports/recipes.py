@@ -10,7 +10,8 @@ from ablation.config import evaluations
 from ablation.config.experiment import Config
 from ablation.evaluation import describe
 from ablation.reports.deviations import deviations, mismatches
-from ablation.reports.records import Found, column_place
+from ablation.reports.records import Found
+from ablation.runs.columns import Column
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,13 @@ class Recipe:
     def attack(self, column: str) -> Mapping[str, Any] | None:
         """An attack's parameters; ``None`` if the table's evaluation does not have it."""
         config, node = self.config, self.config.evaluation
-        metric, _ = column_place(column)
-        attack = node.attacks.get(metric)
+        place = Column.parse(column)
+        metric = next((name for name in place.metrics if name in node.attacks), None)
+        if metric is None:
+            return {} if place.metric == "clean" else None
+        attack = node.attacks[metric]
         if attack is None:
-            return {} if metric == "clean" or metric in node.attacks else None
+            return {}
         eps = config.eps if node.eps is None else node.eps
         return describe(attack, eps, node.norm or config.norm, config.data.classes)
 

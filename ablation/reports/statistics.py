@@ -11,8 +11,11 @@ from scipy.special import stdtrit
 
 from ablation.errors import InputError
 from ablation.reports.comparison import Cell, Comparison, Contrast, Interval, Row, Sample
+from ablation.runs.columns import Column
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
 CONFIDENCE = 0.95
@@ -140,10 +143,22 @@ def _outcomes(sample: Sample, column: str) -> pd.DataFrame | None:
 
     if sample.examples is None:
         return None
-    name = "clean_correct" if column in ("clean", "clean_val") else f"{column}_robust"
     try:
+        name = _verdict(sample.examples, column)
+        if name is None:
+            return None
         table = pd.read_parquet(sample.examples, columns=["index", "label", name])
     except (OSError, ValueError):  # gone or unreadable; pyarrow's own errors are ValueErrors
         return None
     table = table.dropna().set_index("index").rename(columns={name: "outcome"})
     return table.astype({"outcome": float})
+
+
+def _verdict(examples: Path, column: str) -> str | None:
+    """Which column of a Parquet file says who is correct; ``None`` without one."""
+    import pyarrow.parquet as parquet
+
+    present = parquet.read_schema(examples).names
+    metrics = Column.parse(column).metrics
+    names = ["clean_correct" if metric == "clean" else f"{metric}_robust" for metric in metrics]
+    return next((name for name in names if name in present), None)

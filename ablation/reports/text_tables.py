@@ -1,4 +1,4 @@
-"""Comparisons as text: terminal, Markdown, LaTeX, CSV, and a data frame.
+"""Comparisons as text: terminal, Markdown, CSV, and a data frame; LaTeX is in ``latex``.
 
 A measured number is the mean over runs, its 95% interval's half-width and the number of runs:
 ``85.34 ±0.41 (3)``, or ``(2/3)`` if a planned run has no number. Percent have two decimals if every
@@ -28,23 +28,26 @@ T = TypeVar("T")
 
 SMOKE = "SMOKE RUN: tiny data, model and attacks; these numbers mean nothing"
 """First and last line of what a smoke comparison prints."""
+
 HIDDEN = "hidden (tagged)"
 """What ``strict`` shows for a number that departs from the table's recipe."""
+
 FINE = 2000
 """Least number of examples for two decimals of a percentage."""
-LATEX_WIDTH = 110
-"""Characters of a block of a LaTeX table that ``\\scriptsize`` sets on 14 cm."""
-LATEX_LINES = 56
-"""Lines of blocks that fit in one LaTeX float."""
+
 GAP = 2
 """Characters between two columns."""
+
 MEASURED = "mean ± half-width of its 95% t interval (runs)"
+
 PAIRED = (
     "paired: mean ± half-width of its 95% t interval (pairs of runs; examples, for these networks "
     "as they are); * excludes 0, not corrected for the number of comparisons"
 )
+
 NUMBER = re.compile(r"[+-]?\d+(?=$|[. ])")
 """The part of a number that is left of its decimal point."""
+
 LINE = {
     "key": "string",
     "label": "string",
@@ -68,32 +71,6 @@ LINE = {
     "flags": "string",
 }
 """Columns of the frame and their types."""
-GREEK = (
-    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi o pi rho "
-    "varsigma sigma tau upsilon varphi chi psi omega"
-)
-"""LaTeX's names from U+03B1 on."""
-LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "^": r"\textasciicircum{}",
-        "~": r"\textasciitilde{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        **{char: rf"\{char}" for char in "{}$&%#_"},
-        **{char: f"{{{char}}}" for char in "[]*"},  # else a row that begins so is an argument of \\
-        "±": r"$\pm$",
-        "\u00d7": r"$\times$",
-        "\u2113": r"$\ell$",
-        "\u2212": "$-$",
-        "\u221e": r"$\infty$",
-        "\u2264": r"$\leq$",
-        "\u2265": r"$\geq$",
-        **{chr(0x3B1 + at): rf"$\{name}$" for at, name in enumerate(GREEK.split()) if name != "o"},
-    }
-)
-"""What pdflatex would misread, or has no letter for."""
 
 
 def terminal(
@@ -107,8 +84,8 @@ def terminal(
         contrasts: of its rows; a second table.
     """
     width = shutil.get_terminal_size(fallback=(120, 24)).columns
-    tables = _tables(comparison, strict, contrasts)
-    return _between_banners(comparison, [_terminal(table, width) for table in tables], SMOKE)
+    tables = tables_of(comparison, strict, contrasts)
+    return between_banners(comparison, [_terminal(table, width) for table in tables], SMOKE)
 
 
 def markdown(
@@ -121,21 +98,8 @@ def markdown(
         strict: hide measured numbers with tags.
         contrasts: of its rows; a second table.
     """
-    tables = _tables(comparison, strict, contrasts)
-    return _between_banners(comparison, [_markdown(table) for table in tables], f"**{SMOKE}**")
-
-
-def latex(comparison: Comparison, strict: bool = False, contrasts: Sequence[Contrast] = ()) -> str:
-    r"""Floats for a document with ``\usepackage{booktabs}``; the label is ``tab:<name>``.
-
-    Args:
-        comparison: the table.
-        strict: hide measured numbers with tags.
-        contrasts: of its rows; a second float, labelled ``tab:<name>:<other row's key>``.
-    """
-    caption = rf"\textbf{{{SMOKE}.}} " if comparison.scale == "smoke" else ""
-    tables = _tables(comparison, strict, contrasts)
-    return _between_banners(comparison, [_latex(table, caption) for table in tables], f"% {SMOKE}")
+    tables = tables_of(comparison, strict, contrasts)
+    return between_banners(comparison, [_markdown(table) for table in tables], f"**{SMOKE}**")
 
 
 def frame(comparison: Comparison, strict: bool = False) -> pd.DataFrame:
@@ -198,7 +162,7 @@ def _line(comparison: Comparison, row: Row, cell: Cell, strict: bool) -> dict[st
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
     """A cell of any format: plain text, and the letters of its footnotes."""
 
     text: str
@@ -206,7 +170,7 @@ class _Text:
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Columns that stay side by side.
 
     Attributes:
@@ -218,28 +182,30 @@ class _Group:
 
     heading: str
     names: tuple[str, ...]
-    rows: tuple[tuple[_Text, ...], ...]
+    rows: tuple[tuple[Text, ...], ...]
     words: bool = False
 
     @property
     def header(self) -> tuple[str, ...]:
+        """One text per column, for formats with a single line of them."""
         return (self.heading, *self.names[1:])
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """A table of any format: ``stub`` is repeated in every block of ``groups``."""
 
     title: str
     legend: str
     label: str
-    stub: _Group
-    groups: tuple[_Group, ...]
+    stub: Group
+    groups: tuple[Group, ...]
     footnotes: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
 
-def _tables(comparison: Comparison, strict: bool, contrasts: Sequence[Contrast]) -> list[_Table]:
+def tables_of(comparison: Comparison, strict: bool, contrasts: Sequence[Contrast]) -> list[Table]:
+    """The comparison's table, and one per row that others are contrasted with."""
     others = dict.fromkeys(contrast.against for contrast in contrasts)
     return [
         _main_table(comparison, strict),
@@ -250,7 +216,7 @@ def _tables(comparison: Comparison, strict: bool, contrasts: Sequence[Contrast])
     ]
 
 
-def _main_table(comparison: Comparison, strict: bool) -> _Table:
+def _main_table(comparison: Comparison, strict: bool) -> Table:
     rows = comparison.rows
     cells = [[row.cells.get(column, Cell(column)) for row in rows] for column in comparison.columns]
     marks = _footnotes(
@@ -261,17 +227,17 @@ def _main_table(comparison: Comparison, strict: bool) -> _Table:
     )
     groups = tuple(_metric(column, strict, marks) for column in cells if column)
     if any(row.chosen for row in rows):
-        selected = _Group(
-            "selected", ("",), tuple((_Text(row.chosen or "-"),) for row in rows), words=True
+        selected = Group(
+            "selected", ("",), tuple((Text(row.chosen or "-"),) for row in rows), words=True
         )
         groups = (selected, *groups)
     compared = any(len(group.names) > 1 for group in groups)
-    labels = tuple((_Text(f"{row.label} !" if row.flags else row.label),) for row in rows)
-    return _Table(
+    labels = tuple((Text(f"{row.label} !" if row.flags else row.label),) for row in rows)
+    return Table(
         comparison.title,
         f"{MEASURED}; pub.: as printed; diff: measured minus published" if compared else MEASURED,
         comparison.name,
-        _Group("row", ("",), labels, words=True),
+        Group("row", ("",), labels, words=True),
         groups,
         {letter: text for text, letter in marks.items()},
         (
@@ -291,19 +257,19 @@ def _alike(flags: Sequence[str]) -> list[str]:
     return [f"{first} (and {count} more like it)" if count else first for first, count in more]
 
 
-def _metric(cells: Sequence[Cell], strict: bool, marks: Mapping[str, str]) -> _Group:
+def _metric(cells: Sequence[Cell], strict: bool, marks: Mapping[str, str]) -> Group:
     """A metric's columns; measured numbers alone if the paper prints none."""
     measured = [
-        _Text(_measured(cell, strict), _letters(_remarks(cell, strict), marks)) for cell in cells
+        Text(_measured(cell, strict), _letters(_remarks(cell, strict), marks)) for cell in cells
     ]
     heading = cells[0].column
     if not any(cell.published for cell in cells):
-        return _Group(heading, ("measured",), tuple((text,) for text in measured))
+        return Group(heading, ("measured",), tuple((text,) for text in measured))
     rows = tuple(
-        (text, _published(cell, marks), _Text(_signed_difference(cell, strict)))
+        (text, _published(cell, marks), Text(_signed_difference(cell, strict)))
         for cell, text in zip(cells, measured, strict=True)
     )
-    return _Group(heading, ("measured", "pub.", "diff"), rows)
+    return Group(heading, ("measured", "pub.", "diff"), rows)
 
 
 def _measured(cell: Cell, strict: bool) -> str:
@@ -317,9 +283,9 @@ def _measured(cell: Cell, strict: bool) -> str:
     return _interval(found, _decimals(cell), runs)
 
 
-def _published(cell: Cell, marks: Mapping[str, str]) -> _Text:
+def _published(cell: Cell, marks: Mapping[str, str]) -> Text:
     printed = cell.published.printed if cell.published else "-"
-    return _Text(printed, _letters(_published_remarks(cell), marks))
+    return Text(printed, _letters(_published_remarks(cell), marks))
 
 
 def _signed_difference(cell: Cell, strict: bool) -> str:
@@ -392,38 +358,38 @@ def _letters(remarks: Iterable[str], marks: Mapping[str, str]) -> str:
 
 def _contrast_table(
     comparison: Comparison, strict: bool, contrasts: Sequence[Contrast], against: str
-) -> _Table:
+) -> Table:
     rows = {row.key: row for row in comparison.rows}
     pairs = [(rows[c.key], rows[against], c) for c in contrasts]
     remarks = [_pair_remarks(row, base, contrast.column) for row, base, contrast in pairs]
     marks = _footnotes(remark for found in remarks for remark in found)
     stub = tuple(
-        (_Text(row.label), _Text(contrast.column, _letters(found, marks)))
+        (Text(row.label), Text(contrast.column, _letters(found, marks)))
         for (row, _, contrast), found in zip(pairs, remarks, strict=True)
     )
     by_seed = tuple((_contrast(*pair, pair[2].by_seed, strict),) for pair in pairs)
     by_example = tuple((_contrast(*pair, pair[2].by_example, strict),) for pair in pairs)
-    return _Table(
+    return Table(
         f"{comparison.title}: difference from {rows[against].label}",
         PAIRED,
         f"{comparison.name}:{against}",
-        _Group("row", ("row", "column"), stub, words=True),
-        (_Group("by seed", ("",), by_seed), _Group("by example", ("",), by_example)),
+        Group("row", ("row", "column"), stub, words=True),
+        (Group("by seed", ("",), by_seed), Group("by example", ("",), by_example)),
         {letter: text for text, letter in marks.items()},
     )
 
 
 def _contrast(
     row: Row, base: Row, contrast: Contrast, found: Interval | None, strict: bool
-) -> _Text:
+) -> Text:
     ours, theirs = row.cells[contrast.column], base.cells[contrast.column]
     if _hidden(ours, strict) or _hidden(theirs, strict):
-        return _Text(HIDDEN)
+        return Text(HIDDEN)
     if found is None:
-        return _Text("-")
+        return Text("-")
     decimals = min(_decimals(ours), _decimals(theirs))
     apart = found.half is not None and abs(found.mean) > found.half
-    return _Text(_interval(found, decimals, str(found.n), "+") + (" *" if apart else ""))
+    return Text(_interval(found, decimals, str(found.n), "+") + (" *" if apart else ""))
 
 
 def _pair_remarks(row: Row, base: Row, column: str) -> list[str]:
@@ -444,15 +410,16 @@ def _pair_remarks(row: Row, base: Row, column: str) -> list[str]:
     return found
 
 
-def _between_banners(comparison: Comparison, parts: Sequence[str], banner: str) -> str:
+def between_banners(comparison: Comparison, parts: Sequence[str], banner: str) -> str:
+    """A whole text; a smoke comparison has the banner first and last."""
     around = [banner] if comparison.scale == "smoke" else []
     return "\n\n".join([*around, *parts, *around]) + "\n"
 
 
-def _blocks(table: _Table, width: int) -> list[list[_Group]]:
+def in_blocks(table: Table, width: int) -> list[list[Group]]:
     """Groups that fit beside the stub in so many characters; at least one in each block."""
     left = width - _width(table.stub)
-    blocks: list[list[_Group]] = [[]]
+    blocks: list[list[Group]] = [[]]
     room = left
     for group in table.groups:
         need = _width(group) + 2 * GAP
@@ -464,12 +431,12 @@ def _blocks(table: _Table, width: int) -> list[list[_Group]]:
     return blocks
 
 
-def _width(group: _Group) -> int:
+def _width(group: Group) -> int:
     columns = zip(group.header, *_padded(group), strict=True)
     return sum(max(map(len, column)) + GAP for column in columns) - GAP
 
 
-def _padded(group: _Group) -> list[tuple[str, ...]]:
+def _padded(group: Group) -> list[tuple[str, ...]]:
     """Plain texts; the decimal points of a column of numbers stand below each other."""
     rows = [tuple(f"{each.text} {each.marks}".rstrip() for each in row) for row in group.rows]
     if group.words:
@@ -485,28 +452,28 @@ def _on_points(column: Sequence[str]) -> list[str]:
     ]
 
 
-def _terminal(table: _Table, width: int) -> str:
+def _terminal(table: Table, width: int) -> str:
     blocks: list[str] = []
-    between = _Group("", ("",), ((_Text(""),),) * len(table.stub.rows), words=True)
-    for block in _blocks(table, width):
+    between = Group("", ("",), ((Text(""),),) * len(table.stub.rows), words=True)
+    for block in in_blocks(table, width):
         groups = [table.stub, *(each for group in block for each in (between, group))]
         header = [name for group in groups for name in group.header]
-        rows = _across(map(_padded, groups))
+        rows = across(map(_padded, groups))
         blocks.append(summary_table("" if blocks else table.title, rows, header, left=True))
     notes = [f"{letter}: {text}" for letter, text in table.footnotes.items()]
     return "\n\n".join([*blocks, "\n".join([table.legend, *notes, *table.notes])])
 
 
-def _across(parts: Iterable[Sequence[tuple[T, ...]]]) -> list[tuple[T, ...]]:
+def across(parts: Iterable[Sequence[tuple[T, ...]]]) -> list[tuple[T, ...]]:
     """Rows of a whole table from the rows of its groups."""
     return [tuple(chain.from_iterable(row)) for row in zip(*parts, strict=True)]
 
 
-def _markdown(table: _Table) -> str:
+def _markdown(table: Table) -> str:
     groups = [table.stub, *table.groups]
     header = [_markdown_text(name) for group in groups for name in group.header]
     rule = ["---" if group.words else "---:" for group in groups for _ in group.names]
-    rows = [map(_markdown_cell, row) for row in _across(group.rows for group in groups)]
+    rows = [map(_markdown_cell, row) for row in across(group.rows for group in groups)]
     lines = [f"| {' | '.join(line)} |" for line in (header, rule, *rows)]
     notes = [
         f"<sup>{letter}</sup> {_markdown_text(text)}" for letter, text in table.footnotes.items()
@@ -516,88 +483,10 @@ def _markdown(table: _Table) -> str:
     return "\n".join([f"### {_markdown_text(table.title)}", "", *lines, "", *below])
 
 
-def _markdown_cell(cell: _Text) -> str:
+def _markdown_cell(cell: Text) -> str:
     mark = f" <sup>{cell.marks}</sup>" if cell.marks else ""
     return _markdown_text(cell.text) + mark
 
 
 def _markdown_text(text: str) -> str:
     return re.sub(r"([\\`*|<\[\]~])", r"\\\1", " ".join(text.split()))
-
-
-def _latex(table: _Table, warning: str) -> str:
-    """One float, or several with the same number if the blocks are too many for a page."""
-    label = re.sub(r"[^\w:.+-]", "-", table.label, flags=re.ASCII)
-    blocks = [_tabular([table.stub, *block]) for block in _blocks(table, LATEX_WIDTH)]
-    per_float = max(1, LATEX_LINES // (len(table.stub.rows) + 4))
-    floats = []
-    for at in range(0, len(blocks), per_float):
-        legend = "continued" if at else table.legend
-        body = "\n\\par\\medskip\n".join(blocks[at : at + per_float])
-        floats.append(
-            [
-                r"\begin{table}[tbp]",
-                r"\centering",
-                r"\addtocounter{table}{-1}" if at else "",
-                rf"\caption{{{warning}{_latex_text(f'{table.title} ({legend}).')}}}",
-                "" if at else rf"\label{{tab:{label}}}",
-                r"\scriptsize\setlength{\tabcolsep}{2.5pt}",
-                body,
-                r"\end{table}",
-            ]
-        )
-    floats[-1].insert(-1, _latex_notes(table))
-    return "\n\n".join("\n".join(filter(None, lines)) for lines in floats)
-
-
-def _latex_notes(table: _Table) -> str:
-    notes = [
-        rf"\textsuperscript{{{letter}}} {_latex_text(text)}"
-        for letter, text in table.footnotes.items()
-    ]
-    notes += map(_latex_text, table.notes)
-    return "\n\n".join([r"\begin{flushleft}", *notes, r"\end{flushleft}"]) if notes else ""
-
-
-def _tabular(groups: Sequence[_Group]) -> str:
-    spec = "".join(("l" if group.words else "r") * len(group.names) for group in groups)
-    rows = [map(_latex_cell, row) for row in _across(group.rows for group in groups)]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}",
-            r"\toprule",
-            *_latex_header(groups),
-            r"\midrule",
-            *(rf"{' & '.join(row)} \\" for row in rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
-
-
-def _latex_header(groups: Sequence[_Group]) -> list[str]:
-    """One line; or two, with a rule below each metric that has several columns."""
-    metrics = groups[1:]
-    if all(len(group.names) == 1 for group in metrics):
-        names = [_latex_text(name) for group in groups for name in group.header]
-        return [rf"{' & '.join(names)} \\"]
-    below = [_latex_text(name) for name in groups[0].header]
-    above, rules, at = [""] * len(below), [], len(below) + 1
-    for group in metrics:
-        span = len(group.names)
-        above.append(rf"\multicolumn{{{span}}}{{c}}{{{_latex_text(group.heading)}}}")
-        below += map(_latex_text, group.names)
-        if span > 1:
-            rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
-        at += span
-    return [rf"{' & '.join(above)} \\", " ".join(rules), rf"{' & '.join(below)} \\"]
-
-
-def _latex_cell(cell: _Text) -> str:
-    mark = rf"\textsuperscript{{{cell.marks}}}" if cell.marks else ""
-    return _latex_text(cell.text) + mark
-
-
-def _latex_text(text: str) -> str:
-    """Escaped; the hyphen of a negative number becomes a minus."""
-    return re.sub(r"(?<![\w)])-(?=\d)", "$-$", " ".join(text.split()).translate(LATEX))

@@ -112,6 +112,11 @@ class Run:
         self._started: str | None = None
         self._last_beat = -math.inf
 
+    @classmethod
+    def at(cls, path: Path) -> Run:
+        """A run by its directory alone, whose name ends in the train id; it need not exist."""
+        return cls(path, path.name.rpartition("-")[2])
+
     @property
     def config_path(self) -> Path:
         """The resolved config, reusable as input."""

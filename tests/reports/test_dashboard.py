@@ -90,18 +90,21 @@ class Recorder(NoTracker):
         self.final |= set(values)
 
 
-def test_panels_ask_for_keys_that_runs_log(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("split", "robust"), [("test", "pgd20"), ("train", "pgd20_train")])
+def test_panels_ask_for_keys_that_runs_log(tmp_path, monkeypatch, split, robust):
     tracker = Recorder()
     monkeypatch.setattr("ablation.jobs.setup.start", lambda *args, **options: tracker)
     small = ["epochs=1", "data.train_size=200", "selection.n=20", "evaluation.n=20"]
     small += ["attack.steps=1", "selection.attack.steps=1", "evaluation.val=[clean]"]
+    small += [f"evaluation.split={split}"]
     offline = ["tracking.images=0", "runtime.device=cpu", f"runs_dir={tmp_path}"]
     assert job.train(compose_plain("method=trades", *small, *offline)) == DONE
     assert set(CURVES) <= tracker.logged
     assert {key for key in tracker.logged if re.fullmatch(TERMS, key)} == {"loss_ce", "loss_kl"}
-    table = comparison(cell("clean"), cell("pgd20"), cell("clean_val"))
+    clean = robust.replace("pgd20", "clean")
+    table = comparison(cell(clean), cell(robust), cell("clean_val"))
     asked = {key for column in table.columns for key in summary_keys(table, column)}
-    assert asked == {"best_robust/clean", "best_robust/pgd20", "best_robust/val_clean"}
+    assert asked == {f"best_robust/{name}" for name in (clean, robust, "clean_val")}
     assert asked <= tracker.final
 
 
@@ -117,7 +120,7 @@ def test_the_spec_shows_the_runs_of_the_table_with_seeds_grouped(wandb, tmp_path
     ]
     assert runs["grouping"] == [{"section": "run", "name": "group"}]
     assert runs["runFeed"]["columnOrder"] == [
-        *("run:displayName", "run:tags", "summary:best_robust/val_clean"),
+        *("run:displayName", "run:tags", "summary:best_robust/clean_val"),
         *(f"summary:best_robust/{name}" for name in ("clean", "aa", "margin_test")),
     ]
     settings = spec["spec"]["section"]["settings"]
@@ -141,7 +144,7 @@ def test_the_sections_hold_curves_final_numbers_a_scatter_and_margins(wandb, tmp
     assert drawn == [["val_robust"], ["val_clean"], ["loss"], []]
     assert found["Curves"][3]["metricRegex"] == "loss_.*"
     bars = [panel["metrics"] for panel in found["Final metrics"]]
-    assert bars == [["best_robust/val_clean"], ["best_robust/clean"], ["best_robust/aa"]]
+    assert bars == [["best_robust/clean_val"], ["best_robust/clean"], ["best_robust/aa"]]
     (scatter,) = found["Clean against robust"]
     x, y = scatter["xAxis"], scatter["yAxis"]
     assert (x, y) == ("summary:best_robust/clean", "summary:best_robust/aa")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.container import ErrorbarContainer
 from ablation.reports import plots
 from ablation.reports.comparison import Cell, Comparison, Row, Sample
 from ablation.reports.statistics import interval
+from ablation.reports.style import COLOURS, FAINT, save
 from ablation.sweeps.published import Published
 
 
@@ -119,7 +119,7 @@ def test_tagged_points_are_faint_and_strict_leaves_them_out(strict):
     assert ((70.0, 40.0) in bars(figure.axes[0])) is not strict
     assert ("off the recipe" in legend(figure)) is not strict
     alphas = {line.get_alpha() for container in figure.axes[0].containers for line in container[:1]}
-    assert alphas == ({1.0} if strict else {1.0, plots.FAINT})
+    assert alphas == ({1.0} if strict else {1.0, FAINT})
 
 
 def test_there_is_no_figure_without_something_to_draw():
@@ -210,8 +210,8 @@ def test_labels_hardly_overlap_and_stay_inside():
 @pytest.mark.parametrize("label", ["$x_1$ 50% \\alpha", "\u03b1=0.1 \u2013 \u2713", "a\nb", ""])
 def test_any_label_can_be_drawn(label, tmp_path):
     table = comparison(replace(AT, label=label))
-    plots.save(traded(table), tmp_path / "a")
-    plots.save(compared(table), tmp_path / "b")
+    save(traded(table), tmp_path / "a")
+    save(compared(table), tmp_path / "b")
 
 
 def test_a_single_exact_point_has_room_around_it(tmp_path):
@@ -220,7 +220,7 @@ def test_a_single_exact_point_has_room_around_it(tmp_path):
         compared(table),
         traded(table),
     ):
-        plots.save(figure, tmp_path / "f")
+        save(figure, tmp_path / "f")
         low, high = figure.axes[0].get_xlim()
         assert low < 0 < high
 
@@ -338,7 +338,7 @@ def test_every_attack_has_a_panel_and_a_row_one_look():
     above, below = figure.axes
     assert below.get_ylabel() == "PGD-20 accuracy (%)"
     assert curves(below) == curves(above)[1:]
-    assert below.lines[0].get_color() == plots.COLOURS[1]
+    assert below.lines[0].get_color() == COLOURS[1]
 
 
 def test_without_two_radii_there_is_no_line():
@@ -382,7 +382,7 @@ def test_a_legend_of_many_rows_leaves_room_for_the_lines(count, label, tmp_path)
     rows = [swept(f"{label} {i}", [80.0 + i / 9], [60.0 + i], [50.0 + i]) for i in range(count)]
     figure = over_eps(*rows, scale="smoke")
     assert figure is not None
-    plots.save(figure, tmp_path / "f")
+    save(figure, tmp_path / "f")
     (axes,) = figure.axes
     assert "SMOKE" in texts(figure)
     assert axes.get_window_extent().height / figure.dpi > 1
@@ -395,127 +395,11 @@ def test_a_legend_of_many_rows_leaves_room_for_the_lines(count, label, tmp_path)
     assert box[2] < figure.bbox.width + 1
 
 
-def epochs_of(scale=1.0, **more):
-    """Three epochs as a run writes them; the second was not validated."""
-    rows = []
-    for epoch in (0, 1, 2):
-        row: dict[str, Any] = {"epoch": epoch, "loss": 1.0}
-        if epoch != 1:
-            values = {"q0": -3, "q25": 1, "q50": 2, "q75": 4, "q100": 9, "train": 5, "test": 3}
-            row |= {f"margin_{key}": scale * (epoch + 1) * v / 255 for key, v in values.items()}
-            row |= {"margin_train_std": 0.5, "margin_test_std": 0.25}
-            row |= {"margin_split": "val", "margin_norm": "linf"}
-        rows.append(row | more)
-    return rows
-
-
-def without(rows, *names):
-    return [{k: v for k, v in row.items() if not k.startswith(names)} for row in rows]
-
-
-def lines(axes):
-    """What is drawn over epochs, by line style."""
-    found = {line.get_linestyle(): line for line in axes.lines if len(line.get_xdata()) > 1}
-    return {
-        style: np.column_stack([line.get_xdata(), line.get_ydata()])
-        for style, line in found.items()
-        if line.get_color() != "0.6"
-    }
-
-
-def bands(axes):
-    """Low and high by epoch, of each area."""
-    found = []
-    for area in axes.collections:
-        points = area.get_paths()[0].vertices
-        at = {x: points[points[:, 0] == x, 1] for x in np.unique(points[:, 0])}
-        found.append({x: (ys.min(), ys.max()) for x, ys in at.items()})
-    return found
-
-
-def test_quantiles_of_margins_are_averaged_over_runs_and_drawn_per_row():
-    two = plots.History("two runs", (epochs_of(1.0), epochs_of(3.0)))
-    one = plots.History("one run", (epochs_of(0.5),))
-    none = plots.History("none", (without(epochs_of(), "margin"), []))
-    figure = plots.margin_quantiles(comparison(), [two, none, one])
-    assert figure is not None
-    first, second = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["two runs", "one run"]
-    np.testing.assert_allclose(lines(first)["-"], [(1, 4), (3, 12)])
-    np.testing.assert_allclose(lines(second)["-"], [(1, 1), (3, 3)])
-    ((low, high),) = [(band[1.0], band[3.0]) for band in bands(first)]
-    np.testing.assert_allclose([low, high], [(2, 8), (6, 24)])
-    assert figure.get_supylabel() == r"$L_\infty$ margin of validation images (1/255)"
-    assert figure.get_supxlabel() == "epoch"
-    assert first.get_ylim() == second.get_ylim()
-    assert legend(figure) == ["median and middle half of the images"]
-
-
-def test_quantiles_say_whose_images_and_which_norm():
-    history = plots.History("a", (epochs_of(margin_split="train", margin_norm="l2"),))
-    figure = plots.margin_quantiles(comparison(), [history])
-    assert figure is not None
-    assert figure.get_supylabel() == "$L_2$ margin of training images (1/255)"
-
-
-def test_effective_margins_have_a_line_and_a_deviation_per_split():
-    history = plots.History("a", (epochs_of(255.0), epochs_of(255.0)))
-    test_only = plots.History("b", (without(epochs_of(255.0), "margin_train"),))
-    figure = plots.effective_margins(comparison(), [history, test_only])
-    assert figure is not None
-    both, single = (lines(axes) for axes in figure.axes)
-    np.testing.assert_allclose(both["--"], [(1, 5), (3, 15)])
-    np.testing.assert_allclose(both["-"], [(1, 3), (3, 9)])
-    assert set(single) == {"-"}
-    train, test = bands(figure.axes[0])
-    np.testing.assert_allclose(train[1.0], (4.5, 5.5))
-    np.testing.assert_allclose(test[3.0], (8.75, 9.25))
-    assert legend(figure) == ["training images", "test images"]
-
-
-def test_without_numbers_over_epochs_nothing_is_drawn():
-    lost = [{"epoch": 0, "margin_q50": 0.1, "margin_q25": None, "margin_q75": None}]
-    for rows in ([], without(epochs_of(), "margin"), lost):
-        histories = [plots.History("a", (rows,)), plots.History("b", ())]
-        assert plots.margin_quantiles(comparison(), histories) is None
-        assert plots.effective_margins(comparison(), histories) is None
-    assert plots.margin_quantiles(comparison(), []) is None
-
-
-@pytest.mark.parametrize("count", [1, 20])
-def test_panels_and_their_titles_do_not_overlap(count, tmp_path):
-    label = "AT + EMR $x_1$ lambda 3e-4 (best clean of 36)"
-    histories = [plots.History(f"{label} {i}", (epochs_of(i + 1),)) for i in range(count)]
-    figure = plots.effective_margins(comparison(scale="smoke"), histories)
-    assert figure is not None
-    plots.save(figure, tmp_path / "f")
-    assert len(figure.axes) == count
-    assert "SMOKE" in texts(figure)
-    assert {axes.get_title().replace("\n", " ") for axes in figure.axes} == {
-        history.label for history in histories
-    }
-    boxes = [box.extents for axes in figure.axes if (box := axes.get_tightbbox())]
-    for i, (left, low, right, high) in enumerate(boxes):
-        for other in boxes[:i]:
-            across = min(right, other[2]) - max(left, other[0])
-            up = min(high, other[3]) - max(low, other[1])
-            assert min(across, up) < 2
-    heights = [axes.get_window_extent().height / figure.dpi for axes in figure.axes]
-    assert min(heights) > 0.4
-
-
-def test_a_run_of_one_epoch_is_seen():
-    figure = plots.margin_quantiles(comparison(), [plots.History("a", (epochs_of()[:1],))])
-    assert figure is not None
-    (line,) = [line for line in figure.axes[0].lines if line.get_color() != "0.6"]
-    assert (line.get_marker(), np.asarray(line.get_xdata()).tolist()) == ("o", [1])
-
-
 def test_the_same_comparison_gives_the_same_bytes_and_no_date(tmp_path):
     written = []
     for name in ("a", "b"):
         figure = traded(comparison(AT, TRADES))
-        paths = plots.save(figure, tmp_path / name / "beta_0.9")
+        paths = save(figure, tmp_path / name / "beta_0.9")
         assert [path.name for path in paths] == ["beta_0.9.pdf", "beta_0.9.png"]
         written.append([path.read_bytes() for path in paths])
     assert written[0] == written[1]
@@ -527,13 +411,14 @@ def test_the_same_comparison_gives_the_same_bytes_and_no_date(tmp_path):
 
 def test_the_figures_leave_matplotlibs_settings_alone(tmp_path):
     before = dict(mpl.rcParams)
-    plots.save(compared(comparison(AT)), tmp_path / "f")
+    save(compared(comparison(AT)), tmp_path / "f")
     assert dict(mpl.rcParams) == before
 
 
 def test_importing_the_module_imports_neither_matplotlib_nor_torch():
     code = (
-        "import sys; from ablation.reports import plots, statistics, text_tables;"
+        "import sys;"
+        "from ablation.reports import curves, latex, plots, statistics, style, text_tables;"
         "assert not {'matplotlib', 'torch', 'pandas'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -543,7 +428,7 @@ def test_importing_the_module_imports_neither_matplotlib_nor_torch():
 def test_pyplot_is_never_imported(tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.reports.test_plots import *;"
-        "plots.save(traded(comparison(AT)), Path(sys.argv[1]));"
+        "save(traded(comparison(AT)), Path(sys.argv[1]));"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run(

@@ -20,6 +20,7 @@ from ablation.evaluation import Fgsm, Request, Spsa, evaluate
 from ablation.random import generator
 from ablation.reports.comparison import Cell, Comparison, Contrast, Interval, Row, Sample
 from ablation.reports.statistics import cell_interval, contrasts, difference, interval
+from ablation.runs.columns import Column
 from ablation.sweeps.published import Published
 
 NUMBERS = st.floats(-1e3, 1e3)
@@ -147,7 +148,8 @@ def test_an_arm_of_several_rows_is_answered_with_their_keys():
 
 def evaluated(path, robust, *, column="pgd20", seed=0, index=None, labels=None):
     """A sample as an evaluation leaves it: a Parquet file, and a value rounded through JSON."""
-    name = "clean_correct" if column.startswith("clean") else f"{column}_robust"
+    metric = Column.parse(column).metric
+    name = "clean_correct" if metric == "clean" else f"{metric}_robust"
     index = range(len(robust)) if index is None else index
     frame = pd.DataFrame(
         {
@@ -224,8 +226,8 @@ def test_examples_that_an_attack_left_out_do_not_count(tmp_path):
     assert found.by_example == interval([100.0, 0.0])
 
 
-@pytest.mark.parametrize("column", ["clean", "clean_val"])
-def test_clean_accuracy_has_its_own_column(tmp_path, column):
+@pytest.mark.parametrize("column", ["clean", "clean_val", "clean_train", "pgd20_val", "aa_train"])
+def test_examples_of_every_split_have_the_metrics_own_column(tmp_path, column):
     ours = evaluated(tmp_path / "a.parquet", [True, True, False], column=column)
     theirs = evaluated(tmp_path / "b.parquet", [True, False, False], column=column)
     assert contrast([ours], [theirs], column).by_example == interval([0.0, 100.0, 0.0])

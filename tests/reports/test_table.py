@@ -9,9 +9,10 @@ from hydra import initialize_config_dir
 
 from ablation.config import evaluations, folders
 from ablation.errors import InputError
+from ablation.reports.comparison import Interval
 from ablation.reports.groups import compare_runs
-from ablation.reports.statistics import cell_interval, difference
-from ablation.reports.table import TableReport
+from ablation.reports.statistics import cell_interval, contrasts, difference, interval
+from ablation.reports.table import compare_table
 from ablation.runs.launches import Launch
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.published import Published, PublishedTable
@@ -64,7 +65,7 @@ def world(tmp_path):
                 fake_run(planned.config, given, launch=launch, **kwargs)
 
         def report(self, table, *cli, rows=None, numbers=None):
-            return TableReport("mine", table, numbers, tmp_path, cli, rows).build()
+            return compare_table("mine", table, numbers, tmp_path, cli, rows)
 
     return World()
 
@@ -201,6 +202,25 @@ def test_another_attack_is_not_compared(world):
     assert cell(found, "at", "clean").mismatch == ()
 
 
+def test_an_evaluation_of_training_images_has_train_columns(world):
+    arms = {"at": Arm(["method=at"]), "trades": Arm(["method=trades"])}
+    table = replace(simple(**arms), set=[*SET, "evaluation.split=train", "evaluation.val=[]"])
+    values = {"at": 60, "trades": 70}
+    world.train(table, values=lambda p: {"pgd20_train": values[p.arm], "clean_train": 95})
+    found = world.report(table)
+    assert {"clean_train", "pgd20_train"} <= set(found.columns)
+    assert all(column.endswith("_train") for column in found.columns)
+    pgd = cell(found, "at", "pgd20_train")
+    assert ([s.value for s in pgd.samples], pgd.mismatch, pgd.tags) == ([60, 60], (), ())
+    assert pgd.params["split"] == "train"
+    (paired,) = [each for each in contrasts(found, "at") if each.column == "pgd20_train"]
+    assert paired.by_seed == Interval(10.0, 0.0, 2)
+    assert paired.by_example == interval([0.0] * 120 + [100.0] * 20 + [0.0] * 60)
+    other = compare_runs(sorted(world.path.glob("digits-*")), ["method"])
+    assert set(other.columns) == set(found.columns)
+    assert [s.value for s in cell(other, "trades", "pgd20_train").samples] == [70, 70]
+
+
 def test_of_two_evaluations_the_tables_own_is_used(world):
     table = simple(at=Arm(["method=at"]))
     world.train(table, "seed=0")
@@ -219,6 +239,33 @@ def test_seeds_beyond_the_tables_are_counted_in(world):
     pgd = cell(world.report(table), "at", "pgd20")
     assert [s.axis for s in pgd.samples] == ["seed=0", "seed=7"]
     assert dict(pgd.absent) == {"missing": 1}  # seed=1
+
+
+@pytest.mark.parametrize(("cli", "seeds", "plans"), [((), [0, 7], 1), (("epochs=2",), [0], 2)])
+def test_a_table_is_planned_once_and_once_more_for_what_was_changed(
+    world, monkeypatch, cli, seeds, plans
+):
+    table = simple(at=Arm(["method=at"]))
+    for seed in seeds:
+        world.train(table, f"seed={seed}", *cli)
+    planned = []
+    plan = Planner.plan
+
+    def counted(planner):
+        planned.append(planner)
+        return plan(planner)
+
+    monkeypatch.setattr(Planner, "plan", counted)
+    found = world.report(table)
+    assert [s.axis for s in cell(found, "at", "pgd20").samples] == [f"seed={s}" for s in seeds]
+    assert len(planned) == plans
+
+
+def test_seeds_written_as_text_are_the_tables_own(world):
+    table = replace(simple(at=Arm(["method=at"])), axes={"seed": ["0", "1"]})
+    world.train(table)
+    pgd = cell(world.report(table), "at", "pgd20")
+    assert [s.axis for s in pgd.samples] == ["seed=0", "seed=1"]
 
 
 def test_smoke_runs_never_enter_a_real_report(world):

@@ -16,6 +16,7 @@ import pytest
 
 from ablation.reports import text_tables as render
 from ablation.reports.comparison import Absence, Cell, Comparison, Contrast, Interval, Row, Sample
+from ablation.reports.latex import latex
 from ablation.reports.statistics import contrasts
 from ablation.sweeps.published import Published
 
@@ -219,7 +220,7 @@ def test_a_wide_table_is_printed_in_blocks_of_metrics(width, monkeypatch):
 
 def test_without_a_published_number_there_is_only_the_measured_column():
     assert shown(measured(84.0)) == ["84.00 (1)"]
-    for text in (render.terminal(one(measured(84.0))), render.latex(one(measured(84.0)))):
+    for text in (render.terminal(one(measured(84.0))), latex(one(measured(84.0)))):
         assert "pub." not in text
         assert "diff" not in text
 
@@ -236,15 +237,15 @@ def test_the_selected_column_is_there_if_a_row_has_one():
 
 def test_smoke_numbers_are_marked_first_and_last_everywhere():
     smoke = everything(scale="smoke")
-    for found in (render.terminal(smoke), render.markdown(smoke), render.latex(smoke)):
+    for found in (render.terminal(smoke), render.markdown(smoke), latex(smoke)):
         lines = found.strip().splitlines()
         assert lines[0].strip("*% ") == lines[-1].strip("*% ") == render.SMOKE
-    captions = re.findall(r"\\caption\{(.*)", render.latex(smoke))
+    captions = re.findall(r"\\caption\{(.*)", latex(smoke))
     assert captions
     assert all(caption.startswith(rf"\textbf{{{render.SMOKE}.}}") for caption in captions)
     assert set(render.frame(smoke)["scale"]) == {"smoke"}
     full = everything()
-    for found in (render.terminal(full), render.markdown(full), render.latex(full)):
+    for found in (render.terminal(full), render.markdown(full), latex(full)):
         assert "SMOKE" not in found
 
 
@@ -252,7 +253,7 @@ def test_an_empty_table_has_its_title_and_header():
     empty = Comparison("t", "Title", ("clean",), ())
     assert render.terminal(empty).startswith("Title\nrow\n---\n")
     assert "| row |" in render.markdown(empty)
-    assert r"\begin{tabular}{@{}l@{}}" in render.latex(empty)
+    assert r"\begin{tabular}{@{}l@{}}" in latex(empty)
     assert len(render.frame(empty)) == 0
 
 
@@ -278,7 +279,7 @@ def test_contrasts_follow_as_a_second_table_with_stars():
     ]  # fmt: skip
     assert re.split(r"\s{2,}", second[4]) == ["SAME", "clean", "+0.00 ±1.24 (3)", "-"]
     assert "| NEW | clean | +1.08 ±0.36 (3) \\* |" in render.markdown(comparison, contrasts=found)
-    assert r"\label{tab:t:at}" in render.latex(comparison, contrasts=found)
+    assert r"\label{tab:t:at}" in latex(comparison, contrasts=found)
 
 
 def test_no_star_without_an_interval_or_at_its_edge():
@@ -321,7 +322,7 @@ def test_markdown_escapes_what_would_break_the_table():
 
 
 def test_latex_is_escaped_and_structured():
-    text = render.latex(everything(notes=(r"50% & #1 {x} \y ~z^2 <a> $c$",)))
+    text = latex(everything(notes=(r"50% & #1 {x} \y ~z^2 <a> $c$",)))
     assert r"\label{tab:t_1}" in text
     assert r"\caption{Table\_1: a \& b (mean $\pm$ half-width" in text
     assert r"& \multicolumn{3}{c}{clean} & \multicolumn{1}{c}{margin\_test} \\" in text
@@ -340,7 +341,7 @@ def test_latex_is_escaped_and_structured():
 
 def test_every_latex_row_has_as_many_cells_as_columns():
     for comparison in (everything(), wide()):
-        for body in re.findall(r"\\begin\{tabular\}(.*?)\\end", render.latex(comparison), re.S):
+        for body in re.findall(r"\\begin\{tabular\}(.*?)\\end", latex(comparison), re.S):
             spec, *lines = body.splitlines()
             columns = len(re.findall("[lr]", spec))
             for line in lines:
@@ -350,7 +351,7 @@ def test_every_latex_row_has_as_many_cells_as_columns():
 
 
 def test_a_table_too_high_for_a_page_continues_under_the_same_number():
-    text = render.latex(replace(wide(), notes=("the end",)))
+    text = latex(replace(wide(), notes=("the end",)))
     floats = text.split(r"\begin{table}")[1:]
     assert len(floats) == 2
     assert r"\addtocounter{table}{-1}" not in floats[0]
@@ -365,10 +366,10 @@ def test_latex_compiles(tmp_path):
     comparison = everything(scale="smoke", notes=("[x] \u03b1 \u2264 5 \u00d7 10^-3 'q' \"r\"",))
     rows = (*comparison.rows, Row("k:at", "[*] \u03b5 = 8/255", "at", {}))
     comparison = replace(comparison, rows=rows)
-    body = render.latex(comparison, contrasts=contrasts(comparison, "full"))
+    body = latex(comparison, contrasts=contrasts(comparison, "full"))
     (tmp_path / "t.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\usepackage[textwidth=14cm,"
-        f"textheight=23cm]{{geometry}}\\begin{{document}}\n{body}{render.latex(wide())}"
+        f"textheight=23cm]{{geometry}}\\begin{{document}}\n{body}{latex(wide())}"
         "\\end{document}\n",
         encoding="utf-8",
     )

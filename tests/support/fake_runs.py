@@ -12,6 +12,7 @@ from ablation.config import evaluations
 from ablation.config.experiment import Config
 from ablation.evaluation import describe
 from ablation.runs import launches
+from ablation.runs.columns import Column
 from ablation.runs.directory import Run
 from ablation.runs.launches import Launch
 
@@ -80,7 +81,7 @@ def _evaluate(run, config, node, values, n, flags, skip):
     for metric, attack in node.attacks.items():
         if metric in skip:
             continue
-        column = metric if node.split == "test" else f"{metric}_{node.split}"
+        column = Column(metric, node.split).name
         robust = np.arange(count) < round(values.get(column, 50.0) / 100 * count)
         table["clean_correct" if metric == "clean" else f"{metric}_robust"] = robust
         eps = config.eps if node.eps is None else node.eps

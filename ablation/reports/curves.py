@@ -1,0 +1,186 @@
+"""Figures over epochs, a panel per row of a table, from what its runs wrote after each epoch."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ablation.reports.comparison import Comparison
+from ablation.reports.style import COLOURS, NORMS, Array, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS = ((1, 1, 40), (8, 2, 27), (math.inf, 3, 17))
+"""Up to so many panels: how many stand side by side, and characters per line of their titles."""
+
+PANEL_HEIGHT, LINE_HEIGHT = 0.85, 0.13
+"""Inches of a row of panels, and of a line of its titles."""
+
+FEW = 3
+"""Curves with up to so many points get markers: a line through one point cannot be seen."""
+
+SPLITS = {"val": "validation", "train": "training", "test": "test"}
+
+
+@dataclass(frozen=True)
+class History:
+    """What the runs of a row wrote down.
+
+    Attributes:
+        label: of the row.
+        runs: of each run the lines of ``metrics.jsonl``, one per epoch, as plain data.
+    """
+
+    label: str
+    runs: tuple[Sequence[Mapping[str, Any]], ...]
+
+
+def margin_quantiles(comparison: Comparison, histories: Sequence[History]) -> Figure | None:
+    """Median and middle half of the validation images' Taylor margins over epochs, by row.
+
+    Quantiles are averaged over the runs of a row. ``None`` if no run has them.
+
+    Args:
+        comparison: the table.
+        histories: of its rows; those without the numbers get no panel.
+    """
+    names = ("margin_q50", "margin_q25", "margin_q75")
+    panels = [
+        (history.label, [_Band(epochs, 255 * found, COLOURS[0], "-")])
+        for history in histories
+        for epochs, found in [_curve(history, names)]
+        if len(epochs)
+    ]
+    if not panels:
+        return None
+    norms = _distinct(histories, "margin_norm", NORMS)
+    images = _distinct(histories, "margin_split", SPLITS)
+    with new_figure(comparison, _panels_height([label for label, _ in panels])) as figure:
+        _draw_panels(figure, panels, f"{norms} margin of {images} images (1/255)")
+        _key(figure, [(COLOURS[0], "-", "median and middle half of the images")])
+    return figure
+
+
+def effective_margins(comparison: Comparison, histories: Sequence[History]) -> Figure | None:
+    """Effective margins of training and test images over epochs, by row (EMR, Figures 1b-d, 2).
+
+    Means and standard deviations over correctly classified images, averaged over the runs of a
+    row. ``None`` if no run has them.
+
+    Args:
+        comparison: the table.
+        histories: of its rows; those without the numbers get no panel.
+    """
+    styles = {"train": (COLOURS[1], "--"), "test": (COLOURS[0], "-")}
+    panels = []
+    for history in histories:
+        bands = []
+        for split, style in styles.items():
+            epochs, found = _curve(history, (f"margin_{split}", f"margin_{split}_std"))
+            if len(epochs):
+                mean, std = found
+                bands.append(_Band(epochs, np.stack([mean, mean - std, mean + std]), *style))
+        if bands:
+            panels.append((history.label, bands))
+    if not panels:
+        return None
+    with new_figure(comparison, _panels_height([label for label, _ in panels])) as figure:
+        _draw_panels(figure, panels, "effective margin ($L_2$, pixels in [0, 1])")
+        entries = [(*style, f"{SPLITS[split]} images") for split, style in styles.items()]
+        _key(figure, entries, title="mean ± standard deviation, correct images only")
+    return figure
+
+
+@dataclass(frozen=True)
+class _Band:
+    """A line with the area around it: ``epochs`` [E], ``values`` [3, E] (middle, low, high)."""
+
+    epochs: Array
+    values: Array
+    colour: str
+    line: str
+
+
+def _curve(history: History, names: Sequence[str]) -> tuple[Array, Array]:
+    """Epochs [E], from 1, and the means over runs [len(names), E] of what was measured then."""
+    found: dict[int, list[list[float]]] = {}
+    for row in (row for run in history.runs for row in run):
+        values = [row.get(name) for name in names]
+        numbers = [float(value) for value in values if value is not None]
+        if len(numbers) == len(names):
+            found.setdefault(int(row["epoch"]) + 1, []).append(numbers)
+    epochs = sorted(found)
+    means = [np.mean(found[epoch], axis=0) for epoch in epochs]
+    return np.array(epochs, dtype=np.float64), np.array(means).reshape(-1, len(names)).T
+
+
+def _distinct(histories: Sequence[History], key: str, names: Mapping[str, str]) -> str:
+    """What all rows say of a key, as papers write it."""
+    rows = (row for history in histories for run in history.runs for row in run)
+    return "/".join(names[value] for value in dict.fromkeys(r[key] for r in rows if key in r))
+
+
+def _grid(count: int) -> tuple[int, int, int]:
+    """Rows and columns for so many panels, and characters per line of a title."""
+    columns, width = next((c, w) for most, c, w in PANELS if count <= most)
+    return -(-count // columns), columns, width
+
+
+def _panels_height(labels: Sequence[str]) -> float:
+    """Inches; rows with longer titles are higher."""
+    _, columns, width = _grid(len(labels))
+    lines = [len(textwrap.wrap(label, width)) for label in labels]
+    most = [max(lines[at : at + columns]) for at in range(0, len(lines), columns)]
+    return 0.9 + max(1.5, sum(PANEL_HEIGHT + LINE_HEIGHT * count for count in most))
+
+
+def _draw_panels(
+    figure: Figure, panels: Sequence[tuple[str, Sequence[_Band]]], ylabel: str
+) -> None:
+    """One panel per row of the table, all with the same axes."""
+    rows, columns, width = _grid(len(panels))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, (label, bands) in zip(grid, panels, strict=False):
+        axes.axhline(0, color="0.6", linewidth=0.7, zorder=1)
+        for band in bands:
+            middle, low, high = band.values
+            axes.fill_between(band.epochs, low, high, color=band.colour, alpha=0.25, linewidth=0)
+            marker = "o" if len(band.epochs) <= FEW else ""
+            axes.plot(
+                band.epochs, middle, color=band.colour, linestyle=band.line, linewidth=1.1,
+                marker=marker, markersize=2.5,
+            )  # fmt: skip
+        axes.set_title(textwrap.fill(label, width), fontsize=7.5, pad=2, parse_math=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel(ylabel, fontsize=9)
+
+
+def _key(figure: Figure, entries: Sequence[tuple[str, str, str]], title: str | None = None) -> None:
+    """A legend of bands: colour, line style and label of each."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [  # a tuple is drawn on top of each other
+        (
+            Patch(facecolor=colour, alpha=0.25, linewidth=0),
+            Line2D([], [], color=colour, ls=line, linewidth=1.1),
+        )
+        for colour, line, _ in entries
+    ]
+    labels = [label for _, _, label in entries]
+    legend = figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(entries), title=title,
+        handlelength=2.4,
+    )  # fmt: skip
+    legend.get_title().set_fontsize(8)
