@@ -6,9 +6,11 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ablation
 from ablation.config.folders import conf_dir
@@ -119,3 +121,12 @@ def test_the_map_shows_every_room():
     files = [path.name for path in root.glob("*.py") if path.name[0] != "_"]
     rooms = [f"{path.parent.name}/" for path in root.glob("*/__init__.py")]
     assert [name for name in files + rooms if f"`{name}`" not in text] == []
+
+
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert len(citation["references"]) == 4
+    (bibtex,) = blocks(README.read_text("utf-8"), "bibtex")
+    assert f"{{{project['version']}}}" in bibtex
