@@ -407,8 +407,9 @@ def _is_stronger(strong: Attacked, weak: Attacked) -> bool:
     fixed = ("attack", "norm", "loss", "start", "restarts", "seed")
     if families[0] not in ("one step", "fixed steps") or any(a.get(k) != b.get(k) for k in fixed):
         return False
-    raised = [key for key in ("eps", "steps") if a[key] > b[key]]
-    lowered = [key for key in ("eps", "steps") if a[key] < b[key]]
+    strengths = [key for key in ("eps", "steps") if key in a and key in b]
+    raised = [key for key in strengths if a[key] > b[key]]
+    lowered = [key for key in strengths if a[key] < b[key]]
     return len(raised) == 1 and not lowered
 
 

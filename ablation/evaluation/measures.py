@@ -92,7 +92,7 @@ class MeasureBase:
 
 @dataclass(frozen=True)
 class EffectiveMargin(MeasureBase):
-    """Average the effective margin of the correctly classified images, in pixels (EMR, Table 1).
+    """Average the effective margin of correctly classified images, in pixels (EMR, Tables 1, 2).
 
     m = min_{j != y} (z_y - z_j) / ||grad_x (z_y - z_j)||_q over all other classes (EMR, eq. 3), on
     images as they are, training images too: not augmented, not attacked. The tables do not say

@@ -241,3 +241,16 @@ def test_a_new_black_box_attack_is_compared_with_the_gradient_attacks():
     # Two of them have no gradient attack to be compared with, and no probe either.
     alone = run(Centroids(), {"spsa": Spsa(2, 1), "corners": Corners()})
     assert {check(alone, name).outcome for name in ("black_box", "zero_radius")} == {"not run"}
+
+
+def test_attacks_that_state_no_steps_are_ordered_by_their_radius():
+    class Stay(AttackBase):
+        kind: ClassVar[str] = "stay"
+        family: ClassVar[Family] = "fixed steps"
+
+        def __call__(self, predict, x, y, eps, norm, rng):
+            return x
+
+    found = run(Centroids(), {"near": Stay(), "far": Stay(eps=2 * EPS), "fgsm": Fgsm()})
+    ordering = check(found, "ordering")
+    assert (ordering.outcome, ordering.values) == ("passed", {"excess": 0.0})
