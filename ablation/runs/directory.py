@@ -12,6 +12,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
-from ablation.runs.checkpoint import Checkpoints
+from ablation.runs.checkpoint import Checkpoints, Snapshot
 from ablation.runs.files import (
     atomic_write_bytes,
     atomic_write_text,
@@ -37,6 +38,7 @@ from ablation.runs.provenance import git_state, versions
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
 
 State = Literal["running", "done", "failed", "interrupted"]
@@ -99,7 +101,9 @@ class Status:
 
 
 class Run:
-    """One run directory. Reading needs no lock; writing happens inside ``open`` or ``reopen``.
+    """One run directory, and the engine's ``Store``.
+
+    Reading needs no lock; writing happens inside ``open`` or ``reopen``.
 
     Args:
         path: the directory; made by ``open``.
@@ -237,14 +241,41 @@ class Run:
         """
         self._record({**self._recorded(), **facts})
 
-    def heartbeat(self) -> None:
-        """A sign of life; may be called every step, writes at most every 15 seconds."""
+    def beat(self) -> None:
+        """Record a heartbeat; may be called every step, writes at most every 15 seconds."""
         now = time.monotonic()
         if now - self._last_beat < HEARTBEAT_SECONDS:
             return
         self._last_beat = now
         with suppress(InputError):  # a missed beat must not end training; a lost checkpoint does
             self._record({**self._recorded(), "heartbeat": utc_now()})
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a resumable checkpoint; see ``Checkpoints.save`` for errors."""
+        self.checkpoints.save(snapshot)
+
+    def load(self) -> Snapshot | None:
+        """Read the newest intact checkpoint; a damaged one is named on stderr and passed over.
+
+        Raises:
+            InputError: none is intact, or one belongs to another run or a newer program.
+        """
+        snapshot, warnings = self.checkpoints.load_latest() or (None, ())
+        for warning in warnings:
+            sys.stderr.write(f"warning: {warning}\n")
+        return snapshot
+
+    def keep_weights(
+        self, name: str, net: nn.Module, average: nn.Module | None, epoch: int, step: int
+    ) -> None:
+        """Write the weights ``best_robust``, ``best_clean`` or ``last``, and their average.
+
+        Raises:
+            InputError: the disk is full or cannot be written; the old files are untouched.
+        """
+        averaged = None if average is None else average.state_dict()
+        meta = {"epoch": str(epoch), "step": str(step), "run": self.path.name}
+        self.checkpoints.save_weights(name, net.state_dict(), averaged, meta=meta)
 
     def check_data(self, fingerprint: str) -> None:
         """Make sure that the images are those of the run's first start; the first call notes them.
@@ -265,7 +296,7 @@ class Run:
                 f"restore the files in data_dir, or set runs_dir=... to train anew"
             )
 
-    def log_metrics(self, row: Mapping[str, float | int | str | None]) -> None:
+    def log(self, row: Mapping[str, float | int | str | None]) -> None:
         """Append the line of an epoch, durably. NaN and Inf become null with a ``_reason``.
 
         Raises:
@@ -304,7 +335,7 @@ class Run:
             rows.append(row)
         return rows
 
-    def truncate_metrics(self, epoch: int) -> None:
+    def rewind_metrics(self, epoch: int) -> None:
         """Drop the lines of this epoch (of the whole run) and later ones, and a torn one.
 
         Raises:

@@ -72,7 +72,7 @@ def fake_run(
     run = Run(config.run_dir, config.train_id)
     with run.open(yaml.safe_dump(config.container())):
         for row in rows:
-            run.log_metrics(row)
+            run.log(row)
         if seconds is not None:
             entries = [
                 {
