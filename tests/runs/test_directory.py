@@ -22,8 +22,9 @@ import torch
 import yaml
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
-from ablation.runs import directory as runs
-from ablation.runs.directory import Run, find_runs, finite, first_difference
+from ablation.runs import status as runs
+from ablation.runs.directory import Run, find_runs, first_difference
+from ablation.runs.files import finite
 from ablation.runs.signals import stop_on_signals
 
 TRAIN_ID = "0123456789"
