@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +20,6 @@ from ablation.jobs.monitor import Monitor, fixed_subset
 from ablation.models import Net, build_model
 from ablation.numerics.modes import buffers, mode, restore_buffers
 from ablation.numerics.precision import fastest_exact_matmul
-from ablation.runs.checkpoint import Snapshot
 from ablation.runs.directory import Run
 from ablation.runs.launches import recorded_launches
 from ablation.runs.state_dicts import load_into, load_weights_file
@@ -117,47 +114,6 @@ def build_net(config: Config, images: ImageSet, method: Method, device: torch.de
     if config.runtime.channels_last:
         net = net.to(memory_format=torch.channels_last)
     return net
-
-
-class RunStore:
-    """``engine.Store`` in a run directory."""
-
-    def __init__(self, run: Run, model: str) -> None:
-        self._run, self._model = run, model
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Make a resumable checkpoint durable."""
-        self._run.checkpoints.save(snapshot)
-
-    def load(self) -> Snapshot | None:
-        """The newest intact one; says so if it had to fall back."""
-        found = self._run.checkpoints.load_latest()
-        if found is None:
-            return None
-        snapshot, warnings = found
-        for warning in warnings:
-            sys.stderr.write(f"warning: {warning}\n")
-        return snapshot
-
-    def keep_weights(
-        self, name: str, net: Net, average: torch.nn.Module | None, epoch: int, step: int
-    ) -> None:
-        """Write ``best_robust``, ``best_clean`` or ``last``."""
-        averaged = None if average is None else average.state_dict()
-        meta = {"epoch": str(epoch), "step": str(step), "model": self._model}
-        self._run.checkpoints.save_weights(name, net.state_dict(), averaged, meta=meta)
-
-    def rewind_metrics(self, epoch: int) -> None:
-        """Drop the lines of this epoch and later ones."""
-        self._run.truncate_metrics(epoch)
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Write the line of an epoch."""
-        self._run.log_metrics(row)
-
-    def beat(self) -> None:
-        """A sign of life."""
-        self._run.heartbeat()
 
 
 def validator(config: Config, images: Images) -> Validate:

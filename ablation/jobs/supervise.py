@@ -14,8 +14,9 @@ from ablation.errors import (
     InterruptedRunError,
     NonFiniteError,
 )
-from ablation.runs.directory import Run, State
+from ablation.runs.directory import Run
 from ablation.runs.signals import stop_on_signals
+from ablation.runs.status import State
 
 
 def supervised(

@@ -22,7 +22,6 @@ from ablation.errors import DONE, JOB_FAILED, ConfigError, InputError
 from ablation.jobs.attack import evaluate_checkpoint, show_examples
 from ablation.jobs.setup import (
     Images,
-    RunStore,
     build_net,
     check_last_batch,
     check_split,
@@ -180,5 +179,4 @@ def fit(
         if watch is not None and "margin_split" in row:
             tracker.histogram("margins", watch.margins, epoch=row["epoch"])
 
-    store = RunStore(run, config.model.name)
-    Engine(net, loader, recipe, look, store, Progress(), stop, on_epoch).fit()
+    Engine(net, loader, recipe, look, run, Progress(), stop, on_epoch).fit()

@@ -17,7 +17,8 @@ from ablation.errors import InputError
 from ablation.reports.comparison import Absence
 from ablation.reports.deviations import mismatches
 from ablation.runs.columns import Column
-from ablation.runs.directory import Run, State
+from ablation.runs.directory import Run
+from ablation.runs.status import State
 
 COLLAPSED = 1.25
 """Clean accuracy up to so many times chance, and two standard errors, is chance: a network that

@@ -173,7 +173,7 @@ class Checkpoints:
             name: ``best_robust``, ``best_clean`` or ``last``.
             weights: a state dict.
             average: the averaged network's.
-            meta: goes into the files' metadata: epoch, step, model (JSON).
+            meta: goes into the files' metadata: epoch, step, run.
 
         Raises:
             InputError: the disk is full or cannot be written; the old files are untouched.

@@ -8,50 +8,33 @@ but ``metrics.jsonl`` is replaced atomically; that one is appended to, a line at
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import socket
-import time
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
-from ablation.runs.checkpoint import Checkpoints
+from ablation.runs.checkpoint import Checkpoints, Snapshot
+from ablation.runs.evaluations import EvaluationRecords
 from ablation.runs.files import (
     atomic_write_bytes,
     atomic_write_text,
+    finite,
     make_folder,
     storage_error,
     sweep_temporaries,
 )
-from ablation.runs.provenance import git_state, versions
+from ablation.runs.status import LOCK_SECONDS, RunStatus, State, utc_now
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-
-State = Literal["running", "done", "failed", "interrupted"]
-
-
-HEARTBEAT_SECONDS = 15.0
-"""Least time between two heartbeats on disk."""
-
-
-STALE_SECONDS = 120.0
-"""A run on another machine whose heartbeat is older than this is taken for dead."""
-
-
-LOCK_SECONDS = 0.5
-"""How long a start waits for the lock: longer than a ``status`` of another process holds it."""
+    from torch import nn
 
 
 VOLATILE = (
@@ -62,44 +45,13 @@ VOLATILE = (
 trained, or act through other keys that are compared."""
 
 
-ENTRY_FIELDS = frozenset(
-    ("checkpoint", "weights", "metric", "split", "value", "unit", "n", "params")
-)
-"""What every entry of a result says."""
-
-
 _NAME = re.compile(r".+-([0-9a-f]{10})")
 
 
-@dataclass(frozen=True)
-class Status:
-    """What ``status.json`` says, read tolerantly.
+class Run(RunStatus, EvaluationRecords):
+    """One run directory, and the engine's ``Store``.
 
-    Attributes:
-        state: a run that claims to be running while nobody holds its lock was killed: interrupted.
-        pid: process that wrote it, on ``host``.
-        host: name of its machine.
-        started: UTC, ISO 8601, when that process began.
-        heartbeat: likewise, its last sign of life.
-        finished: likewise; ``None`` while running.
-        error: what went wrong, one line.
-        term: the loss term, or ``gradient``, that was not finite.
-        facts: everything else: versions, device, git, data.
-    """
-
-    state: State
-    pid: int = 0
-    host: str = ""
-    started: str = ""
-    heartbeat: str = ""
-    finished: str | None = None
-    error: str | None = None
-    term: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Run:
-    """One run directory. Reading needs no lock; writing happens inside ``open`` or ``reopen``.
+    Reading needs no lock; writing happens inside ``open`` or ``reopen``.
 
     Args:
         path: the directory; made by ``open``.
@@ -107,10 +59,9 @@ class Run:
     """
 
     def __init__(self, path: Path, train_id: str) -> None:
-        self.path, self.train_id = path, train_id
+        super().__init__(path)
+        self.train_id = train_id
         self.checkpoints = Checkpoints(path / "checkpoints", train_id)
-        self._started: str | None = None
-        self._last_beat = -math.inf
 
     @classmethod
     def at(cls, path: Path) -> Run:
@@ -131,20 +82,6 @@ class Run:
     def split_path(self) -> Path:
         """The train and validation indices."""
         return self.path / "split.npz"
-
-    @property
-    def result_path(self) -> Path:
-        """All entries of the run."""
-        return self.path / "result.json"
-
-    @property
-    def evaluations(self) -> Path:
-        """Folder with two files per evaluation."""
-        return self.path / "evaluations"
-
-    @property
-    def _status_path(self) -> Path:
-        return self.path / "status.json"
 
     @contextmanager
     def open(self, config_yaml: str, ignore: Sequence[str] = VOLATILE) -> Iterator[None]:
@@ -186,91 +123,34 @@ class Run:
             self._sweep()
             yield
 
-    def status(self) -> Status | None:
-        """What is known of the run; ``None`` if nothing is, or ``status.json`` cannot be read."""
-        found = self._recorded()
-        state = found.pop("state", None)
-        if state not in get_args(State):
-            return None
-        if state == "running" and not self._alive(found):
-            state = "interrupted"
-            found["error"] = "the process was killed"
-        names = ("host", "started", "heartbeat", "finished", "error", "term")
-        texts = {name: found.pop(name, None) for name in names}
-        texts |= {name: str(texts[name] or "") for name in ("host", "started", "heartbeat")}
-        pid = found.pop("pid", 0)
-        return Status(state, pid if isinstance(pid, int) else 0, **texts, facts=found)
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a resumable checkpoint; see ``Checkpoints.save`` for errors."""
+        self.checkpoints.save(snapshot)
 
-    def set_status(
-        self, state: State, error: str | None = None, *, term: str | None = None, **facts: Any
+    def load(self) -> Snapshot | None:
+        """Read the newest intact checkpoint; a damaged one is named on stderr and passed over.
+
+        Raises:
+            InputError: none is intact, or one belongs to another run or a newer program.
+        """
+        snapshot, warnings = self.checkpoints.load_latest() or (None, ())
+        for warning in warnings:
+            sys.stderr.write(f"warning: {warning}\n")
+        return snapshot
+
+    def keep_weights(
+        self, name: str, net: nn.Module, average: nn.Module | None, epoch: int, step: int
     ) -> None:
-        """Record the state, who and when; facts of earlier calls stay.
-
-        Args:
-            state: the new one.
-            error: one line for the user.
-            term: the loss term that was not finite.
-            **facts: plain data to keep, for example ``device="cuda:0"``.
+        """Write the weights ``best_robust``, ``best_clean`` or ``last``, and their average.
 
         Raises:
-            InputError: the directory cannot be written.
+            InputError: the disk is full or cannot be written; the old files are untouched.
         """
-        now = utc_now()
-        self._record(
-            {
-                **self._recorded(),
-                **facts,
-                "state": state,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "started": self._started or now,
-                "heartbeat": now,
-                "finished": None if state == "running" else now,
-                "error": error,
-                "term": term,
-                "versions": dict(versions()),
-                "git": git_state(),
-            }
-        )
-        self._last_beat = time.monotonic()
+        averaged = None if average is None else average.state_dict()
+        meta = {"epoch": str(epoch), "step": str(step), "run": self.path.name}
+        self.checkpoints.save_weights(name, net.state_dict(), averaged, meta=meta)
 
-    def note(self, **facts: Any) -> None:
-        """Keep plain data in ``status.json``; the state stays.
-
-        Raises:
-            InputError: the directory cannot be written.
-        """
-        self._record({**self._recorded(), **facts})
-
-    def heartbeat(self) -> None:
-        """A sign of life; may be called every step, writes at most every 15 seconds."""
-        now = time.monotonic()
-        if now - self._last_beat < HEARTBEAT_SECONDS:
-            return
-        self._last_beat = now
-        with suppress(InputError):  # a missed beat must not end training; a lost checkpoint does
-            self._record({**self._recorded(), "heartbeat": utc_now()})
-
-    def check_data(self, fingerprint: str) -> None:
-        """Make sure that the images are those of the run's first start; the first call notes them.
-
-        Args:
-            fingerprint: hash of images and labels.
-
-        Raises:
-            InputError: they are others.
-        """
-        found = self._recorded()
-        before = found.get("data")
-        if before is None:
-            self._record({**found, "data": fingerprint})
-        elif before != fingerprint:
-            raise InputError(
-                f"{self.path} was trained on other data (fingerprint {before}, now {fingerprint}): "
-                f"restore the files in data_dir, or set runs_dir=... to train anew"
-            )
-
-    def log_metrics(self, row: Mapping[str, float | int | str | None]) -> None:
+    def log(self, row: Mapping[str, float | int | str | None]) -> None:
         """Append the line of an epoch, durably. NaN and Inf become null with a ``_reason``.
 
         Raises:
@@ -309,7 +189,7 @@ class Run:
             rows.append(row)
         return rows
 
-    def truncate_metrics(self, epoch: int) -> None:
+    def rewind_metrics(self, epoch: int) -> None:
         """Drop the lines of this epoch (of the whole run) and later ones, and a torn one.
 
         Raises:
@@ -319,96 +199,6 @@ class Run:
         content = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept).encode()
         if self.metrics_path.is_file() and self.metrics_path.read_bytes() != content:
             atomic_write_bytes(self.metrics_path, content)
-
-    def add_evaluation(
-        self,
-        checkpoint: str,
-        eval_id: str,
-        entries: Sequence[Mapping[str, Any]],
-        examples: pd.DataFrame,
-        flags: Sequence[str] = (),
-        meta: Mapping[str, Any] | None = None,
-        checks: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        """Keep one evaluation and rebuild ``result.json``. One that is there already stays.
-
-        Args:
-            checkpoint: the weights that were attacked.
-            eval_id: hash of the evaluation.
-            entries: numbers; each has the fields of ``ENTRY_FIELDS``.
-            examples: one row per example.
-            flags: warnings about the evaluation.
-            meta: plain data; ``scale`` and ``deviations`` reach ``result.json``.
-            checks: of the evaluation, as plain data.
-
-        Raises:
-            InputError: the disk is full or cannot be written; earlier results are untouched.
-            ValueError: an entry lacks a field.
-        """
-        for entry in entries:
-            if missing := sorted(ENTRY_FIELDS - entry.keys()):
-                raise ValueError(f"entry {dict(entry)} lacks {', '.join(missing)}")
-        if not self.has_evaluation(checkpoint, eval_id):
-            record = {
-                "checkpoint": checkpoint,
-                "eval_id": eval_id,
-                "entries": [dict(entry) for entry in entries],
-                "flags": list(flags),
-                "checks": [dict(check) for check in checks],
-                "meta": dict(meta or {}),
-            }
-            buffer = BytesIO()
-            examples.to_parquet(buffer, index=False)
-            path = self._evaluation_path(checkpoint, eval_id)
-            # The JSON last: it says that the evaluation is complete.
-            atomic_write_bytes(path.with_name(f"{path.stem}.parquet"), buffer.getvalue())
-            atomic_write_text(path, _json(record))
-        self._rebuild_result()
-
-    def has_evaluation(self, checkpoint: str, eval_id: str) -> bool:
-        """Is this evaluation complete and on disk?"""
-        path = self._evaluation_path(checkpoint, eval_id)
-        return path.is_file() and path.with_name(f"{path.stem}.parquet").is_file()
-
-    def result(self) -> dict[str, Any] | None:
-        """All entries of the run, put together from its evaluations; ``None`` if it has none.
-
-        ``checks`` is missing where no evaluation has any: those before there were checks.
-
-        Raises:
-            InputError: an evaluation's file is damaged.
-        """
-        records = []
-        for path in sorted(self.evaluations.glob("*.json")):
-            try:
-                records.append(json.loads(path.read_bytes()))
-            except ValueError as error:
-                raise InputError(f"{path} is damaged: move it away and evaluate again") from error
-        if not records:
-            return None
-        metas = [record["meta"] for record in records]
-        scales = {str(meta["scale"]) for meta in metas if "scale" in meta}
-        checks = [check for record in records for check in record.get("checks", ())]
-        return {
-            "run": self.path.name,
-            "train_id": self.train_id,
-            "scale": "smoke" if "smoke" in scales else next(iter(scales), None),
-            "flags": _unique(record["flags"] for record in records),
-            "deviations": _unique(meta.get("deviations", ()) for meta in metas),
-            **({"checks": checks} if checks else {}),
-            "entries": [entry for record in records for entry in record["entries"]],
-        }
-
-    def _evaluation_path(self, checkpoint: str, eval_id: str) -> Path:
-        return self.evaluations / f"{checkpoint}-{eval_id}.json"
-
-    def _rebuild_result(self) -> None:
-        result = self.result()
-        if result is None:
-            return
-        text = _json(result)
-        if not self.result_path.is_file() or self.result_path.read_text("utf-8") != text:
-            atomic_write_text(self.result_path, text)
 
     @contextmanager
     def _locked(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -438,22 +228,6 @@ class Run:
             f"{since}; wait for it or stop it"
         )
 
-    def _alive(self, found: Mapping[str, Any]) -> bool:
-        """Does the process that claims to be running still hold the lock?"""
-        elsewhere = found.get("host") != socket.gethostname()
-        if elsewhere and seconds_since(str(found.get("heartbeat"))) < STALE_SECONDS:
-            return True  # not every network file system carries locks from machine to machine
-        path = self.path / ".lock"
-        if not path.is_file():
-            return False
-        try:
-            with FileLock(path).acquire(timeout=LOCK_SECONDS / 5, poll_interval=0.01):
-                return False
-        except Timeout:
-            return True
-        except OSError:  # somebody else's directory, read-only: only the heartbeat can tell
-            return seconds_since(str(found.get("heartbeat"))) < STALE_SECONDS
-
     def _sweep(self) -> None:
         for folder in (self.path, self.evaluations):
             sweep_temporaries(folder)
@@ -482,16 +256,6 @@ class Run:
                 f"{self.config_path} is of another run: {key} is {old!r} there and {new!r} in this "
                 f"command; move the directory away or set runs_dir=..."
             )
-
-    def _recorded(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self._status_path.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def _record(self, status: Mapping[str, Any]) -> None:
-        atomic_write_text(self._status_path, _json(status))
 
 
 def find_runs(runs_dir: Path) -> Iterator[Run]:
@@ -538,38 +302,6 @@ def first_difference(
     return None if same or repr(old) == repr(new) else (key, old, new)
 
 
-def finite(value: Any) -> Any:
-    """Plain data fit for strict JSON: a NaN or infinite number becomes null.
-
-    In a mapping a sibling ``<key>_reason`` says what it was: ``nan``, ``inf`` or ``-inf``.
-    """
-    if isinstance(value, Mapping):
-        found: dict[str, Any] = {}
-        for key, entry in value.items():
-            entry = _scalar(entry)
-            found[str(key)] = finite(entry)
-            if isinstance(entry, float) and not math.isfinite(entry):
-                found[f"{key}_reason"] = str(entry)
-        return found
-    if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
-    value = _scalar(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def utc_now() -> str:
-    """For example ``2025-03-01T12:00:00+00:00``."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def seconds_since(moment: str) -> float:
-    """Seconds from an ISO 8601 moment until now; infinite if it is none."""
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
-    except (TypeError, ValueError):
-        return math.inf
-
-
 def _ending(error: BaseException) -> tuple[State, str]:
     """How a run ended that an exception left."""
     text = " ".join(f"{error}".split())
@@ -599,18 +331,3 @@ def _append(path: Path, line: bytes) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def _scalar(value: Any) -> Any:
-    """A NumPy or torch scalar as a Python number."""
-    item: Callable[[], Any] | None = getattr(value, "item", None)
-    return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
-
-
-def _unique(lists: Iterator[Sequence[str]]) -> list[str]:
-    """All entries in order, each once."""
-    return list(dict.fromkeys(entry for entries in lists for entry in entries))

@@ -1,13 +1,17 @@
-"""Files that hold their old or their new content whatever happens."""
+"""Write files that hold their old or their new content whatever happens, and strict JSON."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ablation.errors import InputError
 
@@ -156,3 +160,33 @@ def read_bytes(path: Path) -> bytes:
 def sha256(content: bytes) -> str:
     """Hexadecimal digest."""
     return hashlib.sha256(content).hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """Plain data fit for strict JSON: a NaN or infinite number becomes null.
+
+    In a mapping a sibling ``<key>_reason`` says what it was: ``nan``, ``inf`` or ``-inf``.
+    """
+    if isinstance(value, Mapping):
+        found: dict[str, Any] = {}
+        for key, entry in value.items():
+            entry = _scalar(entry)
+            found[str(key)] = finite(entry)
+            if isinstance(entry, float) and not math.isfinite(entry):
+                found[f"{key}_reason"] = str(entry)
+        return found
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    value = _scalar(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Strict, indented JSON of plain data; see ``finite``."""
+    return json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
+
+
+def _scalar(value: Any) -> Any:
+    """A NumPy or torch scalar as a Python number."""
+    item: Callable[[], Any] | None = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", None) == 0 else value

@@ -20,8 +20,12 @@ from ablation.errors import InputError
 from ablation.runs.files import DamagedError, read_bytes
 from ablation.text import first_line
 
+RECORD = "ablation"
+"""Metadata key of all that a file of weights says of itself, as JSON."""
+
+
 DIGEST = "ablation_sha256"
-"""Metadata key of our own checksum of a file of weights."""
+"""Key of the checksum in it."""
 
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -97,51 +101,41 @@ def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> Non
 
 
 def encode(weights: Mapping[str, Tensor], meta: Mapping[str, str]) -> bytes:
-    """Safetensors on the CPU; contiguous copies, for it takes no shared or strided memory."""
-    tensors = {
+    """Write a state dict as safetensors; equal weights and metadata give equal bytes.
+
+    All metadata, with a checksum of the whole, are one JSON under ``RECORD``: the library writes
+    several keys in an order that changes from call to call.
+    """
+    tensors = {  # copies: the format takes no shared or strided memory
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in weights.items()
     }
-    content = safetensors.torch.save(tensors)
-    # The library writes metadata in an order that changes from call to call; equal weights shall
-    # be equal files, so the header is completed here.
-    header, data = _header_and_data(content)
-    head = {
-        "__metadata__": {**dict(sorted(meta.items())), DIGEST: _digest(tensors, meta)},
-        **header,
-    }
-    text = json.dumps(head, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, data])
-
-
-def _header_and_data(content: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Header and data of a safetensors file: its first 8 bytes say where one ends."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header: dict[str, Any] = json.loads(content[8:end])
-    return header, memoryview(content)[end:]
+    record = json.dumps({**meta, DIGEST: _digest(tensors, meta)}, sort_keys=True)
+    content: bytes = safetensors.torch.save(tensors, {RECORD: record})
+    return content
 
 
 def decode(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Read tensors and metadata of a safetensors file, of this or an earlier version or others.
 
     Raises:
         DamagedError: it is not what was written.
     """
     try:
         tensors = safetensors.torch.load(content)
-        header, _ = _header_and_data(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        meta = header.get("__metadata__", {})
+        meta = json.loads(meta[RECORD]) if RECORD in meta else meta  # earlier: a key per entry
+        expected = meta.pop(DIGEST, None)
     except Exception as error:
         raise DamagedError(first_line(error)) from error
-    meta = {str(key): str(value) for key, value in header.get("__metadata__", {}).items()}
-    expected = meta.pop(DIGEST, None)
     if expected is not None and expected != _digest(tensors, meta):
         raise DamagedError("it does not match its sha256")
     return tensors, meta
 
 
 def _digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
-    """Of names, types, shapes, bytes and metadata."""
+    """SHA-256 of names, types, shapes, bytes and metadata."""
     found = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
     for key in sorted(tensors):
         value = tensors[key]

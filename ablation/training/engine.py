@@ -61,7 +61,7 @@ validation images in percent, choose the best epochs; whatever else is there is 
 
 
 class Store(Protocol):
-    """Where a run keeps what must survive: runs.py and checkpoint.py."""
+    """Where a run keeps checkpoints, weights and metrics: ``ablation.runs.directory.Run``."""
 
     def save(self, snapshot: Snapshot) -> None:
         """Make a resumable checkpoint durable."""

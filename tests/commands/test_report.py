@@ -84,7 +84,7 @@ def test_margins_over_epochs_are_drawn_where_runs_have_them(go, runs, tmp_path, 
     assert "not drawn: effective_margins: " in out
     run = next(run for run in find_runs(runs) if "trades" in run.path.name)
     quantiles = {f"margin_q{q}": q / 1000 for q in (0, 25, 50, 75, 100)}
-    run.log_metrics({"epoch": 0, "margin_split": "val", "margin_norm": "linf", **quantiles})
+    run.log({"epoch": 0, "margin_split": "val", "margin_norm": "linf", **quantiles})
     assert go(*arguments) == DONE
     assert curves() == {"margin_quantiles.png"}
     out = capsys.readouterr().out

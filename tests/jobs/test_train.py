@@ -352,10 +352,8 @@ def test_init_from_survives_a_kill_before_the_first_snapshot(tmp_path, monkeypat
     job.train(first)
     source = run_of(first)
     warm = plain(tmp_path, f"init_from={source.path}", "epochs=1", "lr=1e-9", "evaluation=none")
-    from ablation.jobs.setup import RunStore
-
     with monkeypatch.context() as patch:
-        patch.setattr(RunStore, "save", lambda *_: (_ for _ in ()).throw(InputError("disk full")))
+        patch.setattr(Run, "save", lambda *_: (_ for _ in ()).throw(InputError("disk full")))
         with pytest.raises(InputError, match="disk full"):
             job.train(warm)
     assert job.train(warm) == DONE

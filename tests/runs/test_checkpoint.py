@@ -363,6 +363,35 @@ def test_foreign_safetensors_are_read(tmp_path):
     assert meta == {"sha256": "theirs"}
 
 
+def test_weights_of_earlier_versions_are_read_and_their_checksum_is_checked(tmp_path):
+    """A metadata key per entry, among them the checksum."""
+    header = (
+        b'{"__metadata__":{"epoch":"4","format":"1","ablation_sha256":'
+        b'"ff89f622e9cb6770f5f2ac88413f3b1e04bd8047dc91e4f54da697cd6a87e53f"},'
+        b'"n":{"dtype":"I64","shape":[],"data_offsets":[0,8]},'
+        b'"w":{"dtype":"F32","shape":[1,2],"data_offsets":[8,16]}}    '
+    )
+    data = b"\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\xc0?\x00\x00\x00\xc0"
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    weights, meta = load_weights_file(path)
+    assert same(weights, {"w": torch.tensor([[1.5, -2.0]]), "n": torch.tensor(3)})
+    assert meta == {"epoch": "4", "format": "1"}
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[:-1] + b"\xc1")
+    with pytest.raises(InputError, match="sha256"):
+        load_weights_file(path)
+
+
+def test_equal_weights_are_equal_files_with_one_key_of_metadata(tmp_path, store):
+    meta = dict.fromkeys("abcdefgh", "1")
+    for name in ("last", "best_clean"):
+        store.save_weights(name, {"w": torch.ones(2)}, meta=meta)
+    contents = [path.read_bytes() for path in store.folder.glob("*.safetensors")]
+    assert contents[0] == contents[1]
+    header = json.loads(contents[0][8 : 8 + int.from_bytes(contents[0][:8], "little")])
+    assert list(header["__metadata__"]) == ["ablation"]
+
+
 class Malicious:
     def __reduce__(self):
         return (os.system, ("echo owned > owned",))

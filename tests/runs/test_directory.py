@@ -22,8 +22,9 @@ import torch
 import yaml
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
-from ablation.runs import directory as runs
-from ablation.runs.directory import Run, find_runs, finite, first_difference
+from ablation.runs import status as runs
+from ablation.runs.directory import Run, find_runs, first_difference
+from ablation.runs.files import finite
 from ablation.runs.signals import stop_on_signals
 
 TRAIN_ID = "0123456789"
@@ -249,11 +250,11 @@ def test_a_heartbeat_is_written_now_and_then(run, monkeypatch):
         for second, written in ((5, False), (14, False), (16, True), (20, False), (32, True)):
             stamp[0] = f"2030-01-01T00:00:{second:02d}+00:00"
             clock[0] = 1000.0 + second
-            run.heartbeat()
+            run.beat()
             assert (run.status().heartbeat == stamp[0]) is written
         clock[0] += 100
         monkeypatch.setattr(os, "write", fail_with(errno.ENOSPC))
-        run.heartbeat()
+        run.beat()
 
 
 def test_other_data_are_refused(run):
@@ -298,11 +299,11 @@ def test_a_file_as_runs_dir_is_named(run):
 
 
 def test_a_full_disk_during_training_leaves_the_run_resumable(run, monkeypatch):
-    run.log_metrics({"epoch": 0})
+    run.log({"epoch": 0})
 
     def fill() -> None:
         monkeypatch.setattr(os, "write", fail_with(errno.ENOSPC))
-        run.log_metrics({"epoch": 1})
+        run.log({"epoch": 1})
 
     with pytest.raises(InputError, match="no space left"), run.open(CONFIG):
         fill()
@@ -317,7 +318,7 @@ def test_a_full_disk_during_training_leaves_the_run_resumable(run, monkeypatch):
 def test_metrics_are_lines_and_never_hold_a_nan(run):
     assert run.read_metrics() == []
     row = {"epoch": 0, "loss": math.nan, "grad": -math.inf, "lr": np.float32(0.5), "phase": "main"}
-    run.log_metrics(row)
+    run.log(row)
     text = run.metrics_path.read_text()
     assert text.count("\n") == 1
     assert json.loads(text, parse_constant=pytest.fail) == {
@@ -337,40 +338,40 @@ def test_a_resumed_run_has_one_line_per_epoch_like_an_uninterrupted_one(run):
         {"epoch": epoch, "loss": 1 / (epoch + 3), "phase": "main"} for epoch in range(5)
     ]
     for row in rows:
-        straight.log_metrics(row)
+        straight.log(row)
     for row in rows[:4]:
-        run.log_metrics(row)
+        run.log(row)
     with run.metrics_path.open("ab") as file:
         file.write(b'{"epoch": 4, "lo')
     assert run.read_metrics() == rows[:4]
-    run.truncate_metrics(2)
+    run.rewind_metrics(2)
     assert run.read_metrics() == rows[:2]
     for row in rows[2:]:
-        run.log_metrics(row)
+        run.log(row)
     assert run.metrics_path.read_bytes() == straight.metrics_path.read_bytes()
 
 
 def test_a_torn_line_goes_when_the_next_is_written(run):
-    run.log_metrics({"epoch": 0})
+    run.log({"epoch": 0})
     with run.metrics_path.open("ab") as file:
         file.write(b'{"epoch": 1}')
     assert run.read_metrics() == [{"epoch": 0}]
-    run.log_metrics({"epoch": 1})
+    run.log({"epoch": 1})
     assert run.metrics_path.read_bytes() == b'{"epoch": 0}\n{"epoch": 1}\n'
 
 
 def test_truncating_nothing_writes_nothing(run, monkeypatch):
-    run.truncate_metrics(0)
-    run.log_metrics({"epoch": 0})
+    run.rewind_metrics(0)
+    run.log({"epoch": 0})
     monkeypatch.setattr(os, "replace", fail_with(errno.ENOSPC))
-    run.truncate_metrics(1)
+    run.rewind_metrics(1)
     with pytest.raises(InputError, match="no space left"):
-        run.truncate_metrics(0)
+        run.rewind_metrics(0)
     assert run.read_metrics() == [{"epoch": 0}]
 
 
 def test_a_half_written_line_is_taken_back(run, monkeypatch):
-    run.log_metrics({"epoch": 0})
+    run.log({"epoch": 0})
     write = os.write
 
     def half(handle: int, content: bytes) -> int:
@@ -380,7 +381,7 @@ def test_a_half_written_line_is_taken_back(run, monkeypatch):
 
     monkeypatch.setattr(os, "write", half)
     with pytest.raises(InputError, match=r"no space left on .* while writing metrics.jsonl"):
-        run.log_metrics({"epoch": 1})
+        run.log({"epoch": 1})
     monkeypatch.undo()
     assert run.metrics_path.read_bytes() == b'{"epoch": 0}\n'
 

@@ -1,4 +1,4 @@
-"""The settings of ``hydra/launcher=...``, and which extra a launcher needs.
+"""The settings of ``hydra/launcher=...``: the YAML files beside this one, and extras they need.
 
 Imports no torch: it runs before every command.
 """
@@ -12,8 +12,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-import hydra_plugins.ablation_plugins as plugins
-
 EXTRAS = {
     "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
     "submitit_local": ("hydra_submitit_launcher", "slurm"),
@@ -23,13 +21,13 @@ EXTRAS = {
 
 
 def register_launchers() -> None:
-    """Put our settings of launchers in the place of those that Hydra and its plugins bring.
+    """Register our launcher settings in place of those that Hydra and its plugins bring.
 
     YAML files in ``conf`` could not do that: Hydra would take what its store has under the same
     name for their schema.
     """
     Plugins.instance()  # plugins store theirs now, not later
-    for path in sorted((Path(plugins.__file__).parent / "launchers").glob("*.yaml")):
+    for path in sorted(Path(__file__).parent.glob("*.yaml")):
         node = OmegaConf.load(path)
         ConfigStore.instance().store(path.stem, node, group="hydra/launcher", provider="ablation")
 

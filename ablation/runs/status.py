@@ -1,0 +1,202 @@
+"""``status.json`` of a run: its state, who works on it, and when it was last alive."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from filelock import FileLock, Timeout
+
+from ablation.errors import InputError
+from ablation.runs.files import atomic_write_text, json_text
+from ablation.runs.provenance import git_state, versions
+
+State = Literal["running", "done", "failed", "interrupted"]
+
+
+HEARTBEAT_SECONDS = 15.0
+"""Least time between two heartbeats on disk."""
+
+
+STALE_SECONDS = 120.0
+"""A run on another machine whose heartbeat is older than this is taken for dead."""
+
+
+LOCK_SECONDS = 0.5
+"""How long a start waits for the lock: longer than a ``status`` of another process holds it."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What ``status.json`` says, read tolerantly.
+
+    Attributes:
+        state: a run that claims to be running while nobody holds its lock was killed: interrupted.
+        pid: process that wrote it, on ``host``.
+        host: name of its machine.
+        started: UTC, ISO 8601, when that process began.
+        heartbeat: likewise, its last sign of life.
+        finished: likewise; ``None`` while running.
+        error: what went wrong, one line.
+        term: the loss term, or ``gradient``, that was not finite.
+        facts: everything else: versions, device, git, data.
+    """
+
+    state: State
+    pid: int = 0
+    host: str = ""
+    started: str = ""
+    heartbeat: str = ""
+    finished: str | None = None
+    error: str | None = None
+    term: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunStatus:
+    """Read and write the status of a run.
+
+    Args:
+        path: the run's directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._started: str | None = None
+        self._last_beat = -math.inf
+
+    @property
+    def _status_path(self) -> Path:
+        return self.path / "status.json"
+
+    def status(self) -> Status | None:
+        """What is known of the run; ``None`` if nothing is, or ``status.json`` cannot be read."""
+        found = self._recorded()
+        state = found.pop("state", None)
+        if state not in get_args(State):
+            return None
+        if state == "running" and not self._alive(found):
+            state = "interrupted"
+            found["error"] = "the process was killed"
+        names = ("host", "started", "heartbeat", "finished", "error", "term")
+        texts = {name: found.pop(name, None) for name in names}
+        texts |= {name: str(texts[name] or "") for name in ("host", "started", "heartbeat")}
+        pid = found.pop("pid", 0)
+        return Status(state, pid if isinstance(pid, int) else 0, **texts, facts=found)
+
+    def set_status(
+        self, state: State, error: str | None = None, *, term: str | None = None, **facts: Any
+    ) -> None:
+        """Record the state, who and when; facts of earlier calls stay.
+
+        Args:
+            state: the new one.
+            error: one line for the user.
+            term: the loss term that was not finite.
+            **facts: plain data to keep, for example ``device="cuda:0"``.
+
+        Raises:
+            InputError: the directory cannot be written.
+        """
+        now = utc_now()
+        self._record(
+            {
+                **self._recorded(),
+                **facts,
+                "state": state,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "started": self._started or now,
+                "heartbeat": now,
+                "finished": None if state == "running" else now,
+                "error": error,
+                "term": term,
+                "versions": dict(versions()),
+                "git": git_state(),
+            }
+        )
+        self._last_beat = time.monotonic()
+
+    def note(self, **facts: Any) -> None:
+        """Keep plain data in ``status.json``; the state stays.
+
+        Raises:
+            InputError: the directory cannot be written.
+        """
+        self._record({**self._recorded(), **facts})
+
+    def beat(self) -> None:
+        """Record a heartbeat; may be called every step, writes at most every 15 seconds."""
+        now = time.monotonic()
+        if now - self._last_beat < HEARTBEAT_SECONDS:
+            return
+        self._last_beat = now
+        with suppress(InputError):  # a missed beat must not end training; a lost checkpoint does
+            self._record({**self._recorded(), "heartbeat": utc_now()})
+
+    def check_data(self, fingerprint: str) -> None:
+        """Make sure that the images are those of the run's first start; the first call notes them.
+
+        Args:
+            fingerprint: hash of images and labels.
+
+        Raises:
+            InputError: they are others.
+        """
+        found = self._recorded()
+        before = found.get("data")
+        if before is None:
+            self._record({**found, "data": fingerprint})
+        elif before != fingerprint:
+            raise InputError(
+                f"{self.path} was trained on other data (fingerprint {before}, now {fingerprint}): "
+                f"restore the files in data_dir, or set runs_dir=... to train anew"
+            )
+
+    def _alive(self, found: Mapping[str, Any]) -> bool:
+        """Does the process that claims to be running still hold the lock?"""
+        elsewhere = found.get("host") != socket.gethostname()
+        if elsewhere and seconds_since(str(found.get("heartbeat"))) < STALE_SECONDS:
+            return True  # not every network file system carries locks from machine to machine
+        path = self.path / ".lock"
+        if not path.is_file():
+            return False
+        try:
+            with FileLock(path).acquire(timeout=LOCK_SECONDS / 5, poll_interval=0.01):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # somebody else's directory, read-only: only the heartbeat can tell
+            return seconds_since(str(found.get("heartbeat"))) < STALE_SECONDS
+
+    def _recorded(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._status_path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _record(self, status: Mapping[str, Any]) -> None:
+        atomic_write_text(self._status_path, json_text(status))
+
+
+def utc_now() -> str:
+    """For example ``2025-03-01T12:00:00+00:00``."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def seconds_since(moment: str) -> float:
+    """Seconds from an ISO 8601 moment until now; infinite if it is none."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+    except (TypeError, ValueError):
+        return math.inf
