@@ -110,8 +110,22 @@ class DecayingGate(Gate):
         return super().__call__(clock) * clock.decay
 
 
-class Memory(dict[str, Tensor]):
-    """Tensors a part remembers between steps (per example or per position); checkpointed."""
+@dataclass(frozen=True)
+class MemorySpec:
+    """Declares one tensor that is remembered between steps.
+
+    Attributes:
+        scope: a row for each ``example`` of the training set, found by ``Batch.index``; or for
+            each ``position`` in the batch, whatever sample stands there.
+        shape: of a row; ``classes`` stands for K.
+        dtype: kept whatever the run's precision.
+        initial: every entry's value until it is written.
+    """
+
+    scope: Literal["example", "position"]
+    shape: tuple[int | Literal["classes"], ...] = ()
+    dtype: torch.dtype = torch.float32
+    initial: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -191,6 +205,9 @@ class Views(Protocol):
     def rng(self, stream: str) -> torch.Generator:
         """Random numbers of a stream: the same whenever the step is computed anew (AWP)."""
 
+    def memory(self, name: str) -> Tensor:
+        """The batch's rows [N, ...] of a memory, as they stood before the step."""
+
 
 class Crafter(Protocol):
     """Where to look in input space."""
@@ -254,14 +271,23 @@ class Weight(Protocol):
 
 @runtime_checkable
 class Remembers(Protocol):
-    """A part with memory: written once per step by ``commit``, never inside the closure."""
+    """A part with memory, also one nested in another part, as a loss in a crafter.
+
+    It declares the memory, reads it by ``views.memory(name)`` and hands back new rows once per
+    step. The engine owns the tensors, and checkpoints those of all phases by name. Parts that
+    declare one name alike share the memory; of several that write it, the last one counts.
+    """
 
     @property
-    def memory(self) -> Memory:
-        """Tensors to checkpoint."""
+    def memory(self) -> Mapping[str, MemorySpec]:
+        """Name -> what is remembered."""
 
-    def commit(self, views: Views) -> None:
-        """Store what the next step needs (detached); runs once, after the optimiser step."""
+    def commit(self, views: Views) -> Mapping[str, Tensor]:
+        """Return new rows [N, ...] of the memories to write.
+
+        Runs once, after the optimiser step and without gradients. It sees the training pass that
+        the loss was taken of, and every memory as it stood before the step.
+        """
 
 
 class Closure(Protocol):

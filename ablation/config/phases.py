@@ -14,6 +14,7 @@ from ablation.config.parser import Parser
 from ablation.errors import InputError
 from ablation.models import HEADS, ModelSpec, build_model
 from ablation.text import did_you_mean
+from ablation.training.memory import memory_problems
 from ablation.training.method import Component, Method, Phase
 from ablation.training.step import check_layers
 
@@ -53,6 +54,12 @@ def _eager_problems(method: Method) -> list[str]:
         for name, why in found.items()
         if why
     ]
+
+
+def _memory_problems(methods: Sequence[Method]) -> list[str]:
+    """Memories that two phases declare differently; each phase's own are ``Method.problems``."""
+    own = {problem for method in methods for problem in memory_problems(method)}
+    return [f"method.{p}" for p in memory_problems(methods) if p not in own]
 
 
 def _switched(config: Config, phases: list[Phase], problems: list[str]) -> list[Phase]:
@@ -127,4 +134,5 @@ def built_phases(
             problems += _eager_problems(phase.method)
         prefix = "method" if phase.name == "main" else f"phase {phase.name}"
         problems += [f"{prefix}.{problem}" for problem in phase.method.problems()]
+    problems += _memory_problems([phase.method for phase in phases])
     return tuple(phases)

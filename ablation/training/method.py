@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+from ablation.training.memory import memory_problems
 from ablation.types import (
     Ascent,
     Budget,
@@ -200,7 +201,7 @@ class Method:
             for role, name in self.roles.items()
             if name not in self.terms
         ]
-        return found
+        return found + memory_problems(self)
 
 
 def _needs(slot: Slot) -> tuple[str, ...]:

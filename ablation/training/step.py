@@ -17,6 +17,7 @@ from ablation.numerics.modes import buffers, restore_buffers
 from ablation.numerics.precision import Precision
 from ablation.random import generator
 from ablation.text import did_you_mean
+from ablation.training.memory import Memories
 from ablation.training.method import CLEAN, CRAFT, REPLAY, STEP, Method
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock
@@ -102,6 +103,7 @@ def train_step(
     precision: Precision = contextlib.nullcontext,
     clip: float | None = None,
     folded: Folded | None = None,
+    memories: Memories | None = None,
 ) -> tuple[StepLog, StepViews]:
     """Run one step of a method.
 
@@ -115,13 +117,15 @@ def train_step(
         precision: context of every forward.
         clip: largest norm of the gradient, or ``None``.
         folded: copy of ``net`` for searches in evaluation mode; ``None`` searches on ``net``.
+        memories: what parts remember of earlier steps; read here, committed by the caller.
 
     Returns:
         What to log, and the views for parts that remember.
     """
     at = list(method.passes).index(STEP)
     passes, trailing = method.passes[:at], method.passes[at + 1 :]
-    views = StepViews(net, batch, clock, precision, observed=method.observed(), seed=seed)
+    observed = method.observed()
+    views = StepViews(net, batch, clock, precision, None, observed, seed, memories)
     with torch.no_grad():
         eps = method.budget(views)
     last_craft = max((i for i, t in enumerate(passes) if t.startswith(CRAFT)), default=-1)

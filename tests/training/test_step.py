@@ -15,6 +15,7 @@ from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
 from ablation.numerics.modes import BatchNormReplay, buffers, crafting
 from ablation.terms import KL, CrossEntropy
+from ablation.training.memory import Memories
 from ablation.training.method import Method, Slot
 from ablation.training.optim import LightSgd
 from ablation.training.step import total_loss, train_step
@@ -126,12 +127,13 @@ def test_memory_is_written_once_per_step_and_not_by_the_ascent():
 
     part = LogitMemory()
     method = at(terms={"m": Slot(part)}, passes=("nat", "step"), crafters={}, ascent=ascent)
-    _, log, views = step(method)
+    memories = Memories([method], n_train=8, batch_size=8, classes=3, device=torch.device("cpu"))
+    _, log, views = step(method, memories=memories)
     assert calls == pytest.approx([log.loss.item()])
-    assert part.memory == {}
-    part.commit(views)
-    assert torch.equal(part.memory["z"], views.logits("nat"))
-    assert not part.memory["z"].requires_grad
+    assert not memories.state_dict()["z"].any()
+    memories.commit([part], views)
+    assert torch.equal(memories.state_dict()["z"], views.logits("nat"))
+    assert not memories.state_dict()["z"].requires_grad
 
 
 def test_an_ascent_moves_the_weights_for_the_gradient_only():
