@@ -43,7 +43,8 @@ class StepLog:
         loss: total loss, scalar.
         parts: weighted terms, scalars.
         grad_norm: norm of the whole gradient before clipping, scalar.
-        correct: view -> number of correct predictions of the training pass.
+        correct: view -> number of correct predictions of the training pass, or of the pass after
+            ``step`` where a view has no other.
         facts: what crafters say of their searches, scalars.
     """
 
@@ -162,10 +163,12 @@ def train_step(
         loss.backward()  # type: ignore[no-untyped-call]
         norm = _grad_norm(net, clip)
         optimizer.step()
+    after = views.on(net)  # fresh: parts that remember see the passes the loss was taken of
     with torch.no_grad():
         for token in trailing:
-            _pass(views, token, trailing)
-    return StepLog(loss.detach(), _detached(parts), norm, _correct(latest), _facts(views)), latest
+            _pass(after, token, trailing)
+    correct = _correct(after) | _correct(latest)
+    return StepLog(loss.detach(), _detached(parts), norm, correct, _facts(views)), latest
 
 
 def _pass(views: StepViews, token: str, passes: Sequence[str]) -> None:
