@@ -8,7 +8,7 @@ from typing import Literal
 
 from ablation.schedules import Constant
 from ablation.terms import CrossEntropy
-from ablation.training.method import CLEAN, STEP, Method, Phase, Slot
+from ablation.training.method import CLEAN, STEP, Method, Pass, Phase, Slot
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BurnIn:
         standard = replace(
             first.method,
             crafters={},
-            passes=(CLEAN, STEP),
+            passes=(Pass("view", CLEAN), STEP),
             terms={"ce": Slot(CrossEntropy(CLEAN))},
             roles={"classify": "ce"},
             ascent=None,

@@ -43,7 +43,7 @@ from ablation.numerics.modes import evaluating
 from ablation.numerics.precision import exact_arithmetic, precision_context
 from ablation.random import generator
 from ablation.runs.directory import Run, find_runs
-from ablation.training.method import CRAFT, REPLAY, STEP, Phase
+from ablation.training.method import Phase
 from ablation.types import Norm
 
 BASES = ("measured", "probed", "scaled", "assumed")
@@ -235,17 +235,16 @@ def _size(count: float) -> str:
 def step_passes(phase: Phase) -> Passes:
     """Of one image in one step; the mean over the phase if its ascent starts late."""
     method = phase.method
-    at = list(method.passes).index(STEP)
-    views = [t for t in method.passes[:at] if not t.startswith((CRAFT, REPLAY))]
+    views = [entry for entry in method.training_passes if entry.kind == "view"]
     steps = [
-        getattr(method.crafters[token.removeprefix(CRAFT)], "steps", UNKNOWN_STEPS)
-        for token in method.passes
-        if token.startswith(CRAFT)
+        getattr(method.crafters[entry.view], "steps", UNKNOWN_STEPS)
+        for entry in method.passes
+        if entry.kind == "craft"
     ]
     ascents = 0.0
     if method.ascent is not None:
         ascents = max(0, phase.epochs - getattr(method.ascent, "start", 0)) / phase.epochs
-    trailing = len(method.passes) - at - 1
+    trailing = len(method.trailing_passes)
     return Passes(forward=trailing, search=sum(steps), train=len(views) * (1 + ascents))
 
 

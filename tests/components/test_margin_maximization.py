@@ -41,7 +41,7 @@ from ablation.numerics.modes import buffers
 from ablation.numerics.precision import precision_context
 from ablation.random import generator
 from ablation.terms import CrossEntropy
-from ablation.training.method import Component, Method, Slot
+from ablation.training.method import Component, Method, Pass, Slot, parse_passes
 from ablation.training.optim import Sgd
 from ablation.training.step import craft, total_loss, train_step
 from ablation.training.views import StepViews
@@ -53,7 +53,9 @@ from tests.support.linear import B3, CIRC, GAMMA, W3, X0, array, close
 from tests.support.parts import largest_difference, small_batch, small_net
 
 CLOCK = Clock(0, 0)
-STANDARD = Method({}, Fixed(8 / 255), ("nat", "step"), {"ce": Slot(CrossEntropy("nat"))})
+STANDARD = Method(
+    {}, Fixed(8 / 255), parse_passes("nat", "step"), {"ce": Slot(CrossEntropy("nat"))}
+)
 R0 = 0.36 / 5.2
 """The linf margin of L3's x0, to class 2."""
 FOUND = 1.0052133
@@ -76,10 +78,10 @@ def seen(method: Method, net: Net, batch: Batch, step: int = 0, seed: int = 0) -
     clock = Clock(0, step)
     views = StepViews(net, batch, clock, nullcontext, observed=method.observed(), seed=seed)
     for entry in method.passes:
-        if entry.startswith("craft:"):
-            craft(method, views, entry.removeprefix("craft:"), method.budget(views), seed, None)
-        elif entry != "step":
-            views.run(entry)
+        if entry.kind == "craft":
+            craft(method, views, entry.view, method.budget(views), seed, None)
+        elif entry.kind != "step":
+            views.run(entry.view)
     return views
 
 
@@ -601,7 +603,7 @@ def test_starts_are_keyed_by_seed_and_step():
 def test_a_search_moves_nobody_elses_draws():
     plain = composed("method=at").phases[-1].method
     more = arm(MarginMaximization(), FabMargin(steps=2), method=plain)
-    assert more.passes == ("craft:adv", "craft:boundary", "nat", "adv", "step")
+    assert more.passes == parse_passes("craft:adv", "craft:boundary", "nat", "adv", "step")
     one, other = (seen(m, small_net(), small_batch()).x("adv") for m in (plain, more))
     assert torch.equal(one, other)
 
@@ -1121,7 +1123,7 @@ def test_dyart_has_the_settings_that_its_header_says():
     assert crafter.filtered
     assert crafter.surface == Soft(5.0)
     assert crafter.search == FabSearch(steps=20, start="random")
-    assert main.method.passes == ("craft:boundary", "boundary", "nat", "step")
+    assert main.method.passes == parse_passes("craft:boundary", "boundary", "nat", "step")
 
 
 # Refusals and switches
@@ -1292,10 +1294,10 @@ def test_an_exponential_does_not_overrule_the_reduction_that_was_asked_for():
 
 def test_a_clean_pass_of_the_method_itself_stays_when_the_margin_leaves_it():
     at = composed("method=at").phases[-1].method
-    own = replace(at, passes=("craft:adv", "nat", "adv", "step"))
+    own = replace(at, passes=parse_passes("craft:adv", "nat", "adv", "step"))
     for method, clean in ((at, 0), (own, 1)):
         changed = arm(MarginMaximization(), ClosedFormGradient(), method=method)
-        assert changed.passes.count("nat") == clean
+        assert changed.passes.count(Pass("view", "nat")) == clean
 
 
 @pytest.mark.parametrize("terms", [(), ("margin",)])

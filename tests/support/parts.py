@@ -12,7 +12,7 @@ from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.numerics.functional import cross_entropy, per_sample
 from ablation.random import generator
-from ablation.training.method import Method, Phase, Slot
+from ablation.training.method import Method, Phase, Slot, parse_passes
 from ablation.types import AttackMode, Batch, Crafted, MemorySpec, Views
 
 
@@ -157,7 +157,10 @@ class Prelude:
         from ablation.terms import CrossEntropy
 
         plain = Method(
-            {}, phases[0].method.budget, ("nat", "step"), {"ce": Slot(CrossEntropy("nat"))}
+            {},
+            phases[0].method.budget,
+            parse_passes("nat", "step"),
+            {"ce": Slot(CrossEntropy("nat"))},
         )
         return (Phase("prelude", self.epochs, plain, "keep", selectable=False), *phases)
 

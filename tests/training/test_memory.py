@@ -20,7 +20,7 @@ from ablation.runs.checkpoint import Snapshot
 from ablation.terms import CrossEntropy
 from ablation.training.engine import Engine
 from ablation.training.memory import Memories, memory_problems, remembering
-from ablation.training.method import Method, Phase, Slot
+from ablation.training.method import Method, Phase, Slot, parse_passes
 from ablation.training.step import total_loss, train_step
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, MemorySpec, Views
@@ -82,7 +82,7 @@ def method(**changes: Any) -> Method:
     whole = Method(
         {"adv": Pgd(losses, steps=1, step_size=0.5)},
         Radii(),
-        ("craft:adv", "nat", "adv", "step"),
+        parse_passes("craft:adv", "nat", "adv", "step"),
         {
             "ce": Slot(CrossEntropy("adv"), weight=RememberingWeight()),
             "m": Slot(LogitMemory(), coef=0.1),
@@ -119,7 +119,9 @@ def test_parts_are_found_wherever_they_are_nested():
 
 def test_a_part_in_two_places_commits_once():
     part = LogitMemory()
-    twice = method(terms={"a": Slot(part), "b": Slot(part)}, crafters={}, passes=("nat", "step"))
+    twice = method(
+        terms={"a": Slot(part), "b": Slot(part)}, crafters={}, passes=parse_passes("nat", "step")
+    )
     stepped(memories(twice), twice, small_batch())
     assert part.calls == [0]
 
