@@ -210,7 +210,10 @@ class Views(Protocol):
 
 
 class Crafter(Protocol):
-    """Where to look in input space."""
+    """Where to look in input space.
+
+    Traits it may declare: ``SearchesExactly``, ``CraftsSubset``.
+    """
 
     @property
     def bn(self) -> AttackMode:
@@ -235,11 +238,7 @@ class Budget(Protocol):
 
 
 class Term(Protocol):
-    """What is minimised.
-
-    It may say of itself: ``whole = True``, the views it reads must hold every sample of the batch
-    (a weight, too); ``eager = "<reason>"``, torch.compile cannot have it.
-    """
+    """What is minimised. Traits it may declare: ``NeedsWholeBatch``, ``RunsEagerly``."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -258,8 +257,44 @@ class Differentiates(Protocol):
         """View -> layers of the network's body to keep the output of; "" is the input."""
 
 
+@runtime_checkable
+class NeedsWholeBatch(Protocol):
+    """A term or weight with a say on whether its views must hold every sample of the batch."""
+
+    @property
+    def whole(self) -> bool:
+        """True if a view of a subset is refused; the default is False."""
+
+
+@runtime_checkable
+class RunsEagerly(Protocol):
+    """A term with a say on torch.compile."""
+
+    @property
+    def eager(self) -> str | None:
+        """Why the network cannot be compiled, for a message; ``None``, the default, if it can."""
+
+
+@runtime_checkable
+class SearchesExactly(Protocol):
+    """A crafter with a say on the precision of its search."""
+
+    @property
+    def exact(self) -> bool:
+        """True for full precision, whatever the run's; the default is False."""
+
+
+@runtime_checkable
+class CraftsSubset(Protocol):
+    """A crafter that may return points for some samples of the batch alone."""
+
+    @property
+    def subset(self) -> bool:
+        """True if it does; the default is False."""
+
+
 class Weight(Protocol):
-    """How much each example counts in a term."""
+    """How much each example counts in a term. Trait it may declare: ``NeedsWholeBatch``."""
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from ablation.components.fab_margin import searchable
 from ablation.components.margin_maximization import POINTS, margin_term, reading_points
 from ablation.crafters import BoundarySearch, LinearSearch
-from ablation.training.method import Method
+from ablation.training.method import Component, Method
 
 
 @dataclass(frozen=True)
-class ClosedFormGradient:
+class ClosedFormGradient(Component):
     """grad R = grad phi(p) / ||grad_x phi(p)||_q at the boundary point p (DyART; DOSE, eq. 9).
 
     The points are FAB's if ``fab_margin`` is enabled, else those of one linear step, at the cost

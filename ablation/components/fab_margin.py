@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ablation.components.margin_maximization import margin_term, reading_points
 from ablation.crafters import BoundarySearch, FabSearch
 from ablation.numerics.boundary import SearchStart
-from ablation.training.method import Method
+from ablation.training.method import Component, Method
 from ablation.types import Norm
 
 CARRIERS: dict[str, Literal["rescaled", "straight_through", "at_points"]] = {
@@ -19,7 +19,7 @@ CARRIERS: dict[str, Literal["rescaled", "straight_through", "at_points"]] = {
 
 
 @dataclass(frozen=True)
-class FabMargin:
+class FabMargin(Component):
     """The margin is the distance of the boundary point that FAB finds (DOSE, section 3.2).
 
     The paper does not say how such a distance, in which the weights do not occur, is

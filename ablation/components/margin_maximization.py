@@ -9,7 +9,7 @@ from typing import Literal
 from ablation import terms
 from ablation.crafters import BoundarySearch
 from ablation.numerics.boundary import AnyNorm
-from ablation.training.method import Method, Pass, Slot
+from ablation.training.method import Component, Method, Pass, Slot
 from ablation.types import Fraction
 
 TERM, POINTS = "margin", "boundary"
@@ -17,7 +17,7 @@ TERM, POINTS = "margin", "boundary"
 
 
 @dataclass(frozen=True)
-class MarginMaximization:
+class MarginMaximization(Component):
     """Adds ``terms.MarginMaximization`` to any method: Elsayed et al.'s margin as DOSE has it.
 
     Args:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from ablation.training.memory import memory_problems
 from ablation.types import (
@@ -21,9 +21,11 @@ from ablation.types import (
     Budget,
     Clock,
     Crafter,
+    CraftsSubset,
     Differentiates,
     Gate,
     HeadFactory,
+    NeedsWholeBatch,
     Schedule,
     Term,
     Weight,
@@ -249,13 +251,21 @@ class Method:
             if Pass("view", view) not in self.training_passes:
                 yield f"terms.{name} needs the view {view}: add it to passes, or remove the term"
         for part in (slot.term, slot.weight):
-            if part and getattr(part, "whole", False):
+            if part and _needs_whole_batch(part):
                 for view in part.needs:
-                    if getattr(self.crafters.get(view), "subset", False):
+                    if _crafts_subset(self.crafters.get(view)):
                         yield (
                             f"terms.{name} needs every sample, but the view {view} holds those "
                             f"only whose point was found; choose another view"
                         )
+
+
+def _needs_whole_batch(part: object) -> bool:
+    return isinstance(part, NeedsWholeBatch) and part.whole
+
+
+def _crafts_subset(crafter: object) -> bool:
+    return isinstance(crafter, CraftsSubset) and crafter.subset
 
 
 def _needs(slot: Slot) -> tuple[str, ...]:
@@ -293,12 +303,16 @@ class Phase:
 
 
 class Component(Protocol):
-    """What a user switches: a dataclass of hyperparameters with one pure function.
+    """What a user switches: a dataclass of hyperparameters, derived from this class.
 
-    A component that adds phases also has ``arrange(phases) -> phases``, called once all are
-    applied. ``requires`` names components that must be enabled, ``after`` others that are applied
-    earlier if they are enabled (those it requires are, anyway); else the order is alphabetical.
+    Components are applied in alphabetical order, but each after those in ``requires`` and
+    ``after``; then each may arrange the phases.
     """
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Components that must be enabled."""
+    after: ClassVar[tuple[str, ...]] = ()
+    """Components that are applied earlier if they are enabled."""
 
     def apply(self, method: Method) -> Method:
         """The method with the component in it.
@@ -306,3 +320,11 @@ class Component(Protocol):
         Raises:
             ValueError: it does not fit; the message says why.
         """
+
+    def arrange(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """Add or change phases, once all components are applied to each phase's method.
+
+        Raises:
+            ValueError: it does not fit; the message says why.
+        """
+        return phases

@@ -20,7 +20,7 @@ from ablation.text import did_you_mean
 from ablation.training.memory import Memories
 from ablation.training.method import CLEAN, Method, Pass, after_crafts
 from ablation.training.views import StepViews
-from ablation.types import Batch, Clock
+from ablation.types import Batch, Clock, SearchesExactly
 
 
 def check_layers(method: Method, net: Net) -> None:
@@ -89,7 +89,8 @@ def craft(
     """``craft:<name>``: search in the crafter's mode, with its own random stream."""
     crafter, batch = method.crafters[name], views.batch
     rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device)
-    with views.searching(crafter.bn, folded, exact=getattr(crafter, "exact", False)):
+    exact = isinstance(crafter, SearchesExactly) and crafter.exact
+    with views.searching(crafter.bn, folded, exact):
         views.add(name, crafter(views, eps, rng))
 
 

@@ -12,7 +12,7 @@ from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.numerics.functional import cross_entropy, per_sample
 from ablation.random import generator
-from ablation.training.method import Method, Phase, Slot, parse_passes
+from ablation.training.method import Component, Method, Phase, Slot, parse_passes
 from ablation.types import AttackMode, Batch, Crafted, MemorySpec, Views
 
 
@@ -145,7 +145,7 @@ class ShiftedHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class Prelude:
+class Prelude(Component):
     """A component with ``arrange``: a phase of plain training in front."""
 
     epochs: int = 1
