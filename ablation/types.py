@@ -110,8 +110,22 @@ class DecayingGate(Gate):
         return super().__call__(clock) * clock.decay
 
 
-class Memory(dict[str, Tensor]):
-    """Tensors a part remembers between steps (per example or per position); checkpointed."""
+@dataclass(frozen=True)
+class MemorySpec:
+    """Declares one tensor that is remembered between steps.
+
+    Attributes:
+        scope: a row for each ``example`` of the training set, found by ``Batch.index``; or for
+            each ``position`` in the batch, whatever sample stands there.
+        shape: of a row; ``classes`` stands for K.
+        dtype: kept whatever the run's precision.
+        initial: every entry's value until it is written.
+    """
+
+    scope: Literal["example", "position"]
+    shape: tuple[int | Literal["classes"], ...] = ()
+    dtype: torch.dtype = torch.float32
+    initial: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -191,9 +205,15 @@ class Views(Protocol):
     def rng(self, stream: str) -> torch.Generator:
         """Random numbers of a stream: the same whenever the step is computed anew (AWP)."""
 
+    def memory(self, name: str) -> Tensor:
+        """The batch's rows [N, ...] of a memory, as they stood before the step."""
+
 
 class Crafter(Protocol):
-    """Where to look in input space."""
+    """Where to look in input space.
+
+    Traits it may declare: ``SearchesExactly``, ``CraftsSubset``.
+    """
 
     @property
     def bn(self) -> AttackMode:
@@ -218,11 +238,7 @@ class Budget(Protocol):
 
 
 class Term(Protocol):
-    """What is minimised.
-
-    It may say of itself: ``whole = True``, the views it reads must hold every sample of the batch
-    (a weight, too); ``eager = "<reason>"``, torch.compile cannot have it.
-    """
+    """What is minimised. Traits it may declare: ``NeedsWholeBatch``, ``RunsEagerly``."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -241,8 +257,44 @@ class Differentiates(Protocol):
         """View -> layers of the network's body to keep the output of; "" is the input."""
 
 
+@runtime_checkable
+class NeedsWholeBatch(Protocol):
+    """A term or weight with a say on whether its views must hold every sample of the batch."""
+
+    @property
+    def whole(self) -> bool:
+        """True if a view of a subset is refused; the default is False."""
+
+
+@runtime_checkable
+class RunsEagerly(Protocol):
+    """A term with a say on torch.compile."""
+
+    @property
+    def eager(self) -> str | None:
+        """Why the network cannot be compiled, for a message; ``None``, the default, if it can."""
+
+
+@runtime_checkable
+class SearchesExactly(Protocol):
+    """A crafter with a say on the precision of its search."""
+
+    @property
+    def exact(self) -> bool:
+        """True for full precision, whatever the run's; the default is False."""
+
+
+@runtime_checkable
+class CraftsSubset(Protocol):
+    """A crafter that may return points for some samples of the batch alone."""
+
+    @property
+    def subset(self) -> bool:
+        """True if it does; the default is False."""
+
+
 class Weight(Protocol):
-    """How much each example counts in a term."""
+    """How much each example counts in a term. Trait it may declare: ``NeedsWholeBatch``."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -254,14 +306,23 @@ class Weight(Protocol):
 
 @runtime_checkable
 class Remembers(Protocol):
-    """A part with memory: written once per step by ``commit``, never inside the closure."""
+    """A part with memory, also one nested in another part, as a loss in a crafter.
+
+    It declares the memory, reads it by ``views.memory(name)`` and hands back new rows once per
+    step. The engine owns the tensors, and checkpoints those of all phases by name. Parts that
+    declare one name alike share the memory; of several that write it, the last one counts.
+    """
 
     @property
-    def memory(self) -> Memory:
-        """Tensors to checkpoint."""
+    def memory(self) -> Mapping[str, MemorySpec]:
+        """Name -> what is remembered."""
 
-    def commit(self, views: Views) -> None:
-        """Store what the next step needs (detached); runs once, after the optimiser step."""
+    def commit(self, views: Views) -> Mapping[str, Tensor]:
+        """Return new rows [N, ...] of the memories to write.
+
+        Runs once, after the optimiser step and without gradients. It sees the training pass that
+        the loss was taken of, and every memory as it stood before the step.
+        """
 
 
 class Closure(Protocol):

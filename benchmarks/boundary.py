@@ -35,7 +35,7 @@ from ablation.numerics.functional import cross_entropy, lp_norm, pgd
 from ablation.numerics.modes import evaluating
 from ablation.random import generator
 from ablation.terms import CrossEntropy
-from ablation.training.method import Method, Slot
+from ablation.training.method import Method, Slot, parse_passes
 from ablation.training.optim import Sgd
 from ablation.training.step import train_step
 from ablation.types import Batch, Clock
@@ -58,7 +58,7 @@ RATIOS = {
 
 def standard() -> Method:
     """Cross-entropy."""
-    return Method({}, Fixed(EPS), ("nat", "step"), {"ce": Slot(CrossEntropy("nat"))})
+    return Method({}, Fixed(EPS), parse_passes("nat", "step"), {"ce": Slot(CrossEntropy("nat"))})
 
 
 def methods() -> dict[str, Method]:
@@ -74,7 +74,10 @@ def methods() -> dict[str, Method]:
         dyart = part.apply(dyart)
     attack = Pgd({"loss": Ascended(AttackCrossEntropy())}, PGD_STEPS, 0.25)
     at = Method(
-        {"adv": attack}, Fixed(EPS), ("craft:adv", "adv", "step"), {"ce": Slot(CrossEntropy("adv"))}
+        {"adv": attack},
+        Fixed(EPS),
+        parse_passes("craft:adv", "adv", "step"),
+        {"ce": Slot(CrossEntropy("adv"))},
     )
     return {
         "standard step": standard(),

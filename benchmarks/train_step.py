@@ -34,7 +34,7 @@ from ablation.numerics.modes import BatchNormReplay
 from ablation.numerics.precision import precision_context
 from ablation.random import generator
 from ablation.terms import KL, BoostedCrossEntropy, CrossEntropy
-from ablation.training.method import Method, Slot
+from ablation.training.method import Method, Slot, parse_passes
 from ablation.training.step import train_step
 from ablation.types import Batch, Clock
 from ablation.weights import OneMinusTrueProbability
@@ -65,7 +65,7 @@ def method(name: str) -> Method:
             },
         ),
     }[name]
-    return Method(crafters, Fixed(EPS), ("craft:adv", *passes, "step"), terms)
+    return Method(crafters, Fixed(EPS), parse_passes("craft:adv", *passes, "step"), terms)
 
 
 def start(batch: Batch, seed: int) -> Tensor:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ablation.ascents import AdversarialWeightPerturbation
-from ablation.training.method import Method
+from ablation.training.method import Component, Method
 
 
 @dataclass(frozen=True)
-class Awp:
+class Awp(Component):
     """Add ``AdversarialWeightPerturbation`` to any method; refused beside another ascent.
 
     Args:

@@ -8,11 +8,11 @@ from typing import Literal
 
 from ablation.schedules import Constant
 from ablation.terms import CrossEntropy
-from ablation.training.method import CLEAN, STEP, Method, Phase, Slot
+from ablation.training.method import CLEAN, STEP, Component, Method, Pass, Phase, Slot
 
 
 @dataclass(frozen=True)
-class BurnIn:
+class BurnIn(Component):
     """Add a phase of standard training before the method: margins then start on correct samples.
 
     DOSE, sections 2.4 and 3.2; DyART. Its epochs come on top of ``epochs`` and are never selected.
@@ -58,7 +58,7 @@ class BurnIn:
         standard = replace(
             first.method,
             crafters={},
-            passes=(CLEAN, STEP),
+            passes=(Pass("view", CLEAN), STEP),
             terms={"ce": Slot(CrossEntropy(CLEAN))},
             roles={"classify": "ce"},
             ascent=None,

@@ -14,7 +14,7 @@ from ablation.components.margin_maximization import (
 )
 from ablation.crafters import BoundarySearch, LinearSearch
 from ablation.terms import SearchedMargin, TaylorMargin
-from ablation.training.method import Method
+from ablation.training.method import Component, Method
 from ablation.types import Norm
 
 REPLACED = ("rescaled", "exclude")
@@ -22,7 +22,7 @@ REPLACED = ("rescaled", "exclude")
 
 
 @dataclass(frozen=True)
-class ClosedFormGradient:
+class ClosedFormGradient(Component):
     """grad R = grad phi(p) / ||grad_x phi(p)||_q at the boundary point p (DyART; DOSE, eq. 9).
 
     The points are FAB's if ``fab_margin`` is enabled, else those of one linear step, at the cost

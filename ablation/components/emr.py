@@ -7,7 +7,7 @@ from typing import Literal
 
 from ablation import terms
 from ablation.terms.effective_margin import EffectiveNorm, Scale
-from ablation.training.method import CLEAN, Method, Slot
+from ablation.training.method import CLEAN, Component, Method, Slot
 from ablation.types import DecayingGate, Fraction, Gate
 
 TERM = "emr"
@@ -15,7 +15,7 @@ TERM = "emr"
 
 
 @dataclass(frozen=True)
-class Emr:
+class Emr(Component):
     """Add ``terms.EffectiveWeightNorm`` to any method, exact: a backward pass per class (eq. 5).
 
     Args:

@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 from ablation import terms
 from ablation.components.margin_maximization import TERM, taylor_margin
-from ablation.training.method import Method
+from ablation.training.method import Component, Method
 from ablation.types import Fraction
 
 
 @dataclass(frozen=True)
-class ExponentialLoss:
+class ExponentialLoss(Component):
     """Small margins of correct samples first: exp(-alpha R) / alpha below gamma (DOSE, eq. 6-7).
 
     Over [0, 16/255] and with the papers' alpha of 3 the weight only falls from 1 to 0.83; what

@@ -14,12 +14,12 @@ from ablation.components.margin_maximization import (
 from ablation.crafters import BoundarySearch, FabSearch
 from ablation.numerics.boundary import SearchStart
 from ablation.terms import MarginTerm, SearchedMargin, TaylorMargin
-from ablation.training.method import Method
+from ablation.training.method import Component, Method
 from ablation.types import Norm
 
 
 @dataclass(frozen=True)
-class FabMargin:
+class FabMargin(Component):
     """The margin is the distance of the boundary point that FAB finds (DOSE, section 3.2).
 
     The paper does not say how such a distance, in which the weights do not occur, is

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ablation import models
-from ablation.training.method import Method
+from ablation.training.method import Component, Method
 from ablation.types import HeadFactory
 
 
 @dataclass(frozen=True)
-class Hypersphere(models.Hypersphere):
+class Hypersphere(models.Hypersphere, Component):
     """Set the head of ``models.Hypersphere``, with its settings, on any method.
 
     Attacks, KL terms and evaluation see s cos, without the margin (AT+HE and TRADES+HE).

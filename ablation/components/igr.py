@@ -7,7 +7,7 @@ from typing import Literal
 
 from ablation import terms
 from ablation.components.emr import check_coef, points_of
-from ablation.training.method import Method, Slot
+from ablation.training.method import Component, Method, Slot
 from ablation.types import Fraction
 
 TERM = "igr"
@@ -15,7 +15,7 @@ TERM = "igr"
 
 
 @dataclass(frozen=True)
-class Igr:
+class Igr(Component):
     """Add ``terms.InputGradient`` to any method (Ross and Doshi-Velez, 2018).
 
     Args:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from ablation import models
 from ablation.components.hypersphere import with_head
-from ablation.training.method import Method
+from ablation.training.method import Component, Method
 
 
 @dataclass(frozen=True)
-class LargeMarginSoftmax(models.LargeMargin):
+class LargeMarginSoftmax(models.LargeMargin, Component):
     """Set the head of ``models.LargeMargin``, with its settings, on any method.
 
     Attacks, KL terms and evaluation see the plain logits. What the attack of AT + L-Softmax sees

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ablation.training.method import Method, Phase, Slot
+from ablation.training.method import Component, Method, Phase, Slot
 from ablation.types import Fraction
 from ablation.weights import ProbabilisticMargin
 
 
 @dataclass(frozen=True)
-class Mail:
+class Mail(Component):
     """Weight the term in the role ``robust`` by ``weights.ProbabilisticMargin``.
 
     That is CE under AT (MAIL-AT), KL under TRADES (MAIL-TRADES) and BCE under MART (MAIL-MART).

@@ -9,7 +9,7 @@ from typing import Literal
 from ablation import terms
 from ablation.crafters import BoundarySearch
 from ablation.numerics.boundary import AnyNorm
-from ablation.training.method import CLEAN, CRAFT, Method, Slot
+from ablation.training.method import CLEAN, Component, Method, Pass, Slot
 from ablation.types import Fraction
 
 TERM, POINTS = "margin", "boundary"
@@ -17,7 +17,7 @@ TERM, POINTS = "margin", "boundary"
 
 
 @dataclass(frozen=True)
-class MarginMaximization:
+class MarginMaximization(Component):
     """Adds ``terms.TaylorMargin`` to any method: Elsayed et al.'s margin as DOSE has it.
 
     Args:
@@ -134,7 +134,7 @@ def reading_points(method: Method, term: terms.MarginTerm, crafter: BoundarySear
     needed = {view for slot in slots for part in (slot.term, slot.weight) if part
               for view in part.needs} | set(term.needs)  # fmt: skip
     idle = (set(former.needs) & method.added) - needed
-    passes = [token for token in method.passes if token not in idle]
-    if crafter.subset and POINTS not in passes:
-        passes.insert(passes.index(CRAFT + POINTS) + 1, POINTS)
+    passes = [entry for entry in method.passes if entry.kind != "view" or entry.view not in idle]
+    if crafter.subset and Pass("view", POINTS) not in passes:
+        passes.insert(passes.index(Pass("craft", POINTS)) + 1, Pass("view", POINTS))
     return replace(method, passes=tuple(passes)).with_changed_term(TERM, term)

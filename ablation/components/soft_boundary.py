@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from ablation.components.margin_maximization import TERM, taylor_margin
 from ablation.numerics.boundary import Soft
-from ablation.training.method import Method
+from ablation.training.method import Component, Method
 
 
 @dataclass(frozen=True)
-class SoftBoundary:
+class SoftBoundary(Component):
     """Margins to z_y = (1/beta) log sum_{j != y} exp(beta z_j), which lies within the true region.
 
     DyART; DOSE, eq. 8. Samples between the two boundaries count as wrong.

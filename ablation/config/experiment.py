@@ -21,7 +21,7 @@ from ablation.evaluation import Attack, Measure, SplitName
 from ablation.models import ModelSpec
 from ablation.runs.launches import Launch
 from ablation.runs.tracking import TrackingConfig
-from ablation.training.method import Component, Method, Phase, Slot
+from ablation.training.method import Component, Method, Phase, Slot, parse_passes
 from ablation.training.optim import Sgd
 from ablation.types import (
     Ascent,
@@ -238,7 +238,12 @@ class MethodConfig:
     def build(self) -> Method:
         """The composition, before components."""
         return Method(
-            self.crafters, self.budget, tuple(self.passes), self.terms, self.roles, self.ascent
+            self.crafters,
+            self.budget,
+            parse_passes(*self.passes),
+            self.terms,
+            self.roles,
+            self.ascent,
         )
 
 

@@ -14,8 +14,10 @@ from ablation.config.parser import Parser
 from ablation.errors import InputError
 from ablation.models import HEADS, ModelSpec, build_model
 from ablation.text import did_you_mean
+from ablation.training.memory import memory_problems
 from ablation.training.method import Component, Method, Phase
 from ablation.training.step import check_layers
+from ablation.types import RunsEagerly
 
 
 def head_problems(name: str, phases: Sequence[Phase]) -> list[str]:
@@ -46,13 +48,18 @@ def layer_problems(spec: ModelSpec, phases: Sequence[Phase]) -> list[str]:
 
 
 def _eager_problems(method: Method) -> list[str]:
-    found = {name: getattr(slot.term, "eager", None) for name, slot in method.terms.items()}
     return [
-        f"runtime.compile=true: terms.{name} {why}, which torch.compile cannot; set "
+        f"runtime.compile=true: terms.{name} {term.eager}, which torch.compile cannot; set "
         f"runtime.compile=false"
-        for name, why in found.items()
-        if why
+        for name, term in ((name, slot.term) for name, slot in method.terms.items())
+        if isinstance(term, RunsEagerly) and term.eager
     ]
+
+
+def _memory_problems(methods: Sequence[Method]) -> list[str]:
+    """Memories that two phases declare differently; each phase's own are ``Method.problems``."""
+    own = {problem for method in methods for problem in memory_problems(method)}
+    return [f"method.{p}" for p in memory_problems(methods) if p not in own]
 
 
 def _switched(config: Config, phases: list[Phase], problems: list[str]) -> list[Phase]:
@@ -61,10 +68,10 @@ def _switched(config: Config, phases: list[Phase], problems: list[str]) -> list[
     broken: set[str] = set()
     for name in (ordered := _in_order(enabled)):
         part = enabled[name]
-        if broken & {*getattr(part, "requires", ()), *getattr(part, "after", ())}:
+        if broken & {*part.requires, *part.after}:
             broken.add(name)  # it would change what is not there
             continue
-        lacking = [other for other in getattr(part, "requires", ()) if other not in enabled]
+        lacking = [other for other in part.requires if other not in enabled]
         if lacking:
             problems.append(
                 f"component.{name}: has nothing to change without {', '.join(lacking)}; set "
@@ -77,9 +84,8 @@ def _switched(config: Config, phases: list[Phase], problems: list[str]) -> list[
             problems.append(f"component.{name}: {error}")
             broken.add(name)
     for name in ordered:
-        arrange = getattr(enabled[name], "arrange", None)
         try:
-            phases = list(arrange(tuple(phases))) if arrange else phases
+            phases = list(enabled[name].arrange(tuple(phases)))
         except ValueError as error:
             problems.append(f"component.{name}: {error}")
     return phases
@@ -92,7 +98,7 @@ def _in_order(enabled: Mapping[str, Component]) -> list[str]:
     def place(name: str) -> None:
         if name in enabled and name not in order:
             part = enabled[name]
-            for other in (*getattr(part, "requires", ()), *getattr(part, "after", ())):
+            for other in (*part.requires, *part.after):
                 place(other)
             order.append(name)
 
@@ -127,4 +133,5 @@ def built_phases(
             problems += _eager_problems(phase.method)
         prefix = "method" if phase.name == "main" else f"phase {phase.name}"
         problems += [f"{prefix}.{problem}" for problem in phase.method.problems()]
+    problems += _memory_problems([phase.method for phase in phases])
     return tuple(phases)

@@ -98,6 +98,16 @@ class DeviceLoader:
         self._seed, self._augment = seed, augment
         self._dtype, self._channels_last = dtype, channels_last
 
+    @property
+    def n_train(self) -> int:
+        """Images of the full training set, which ``Batch.index`` counts."""
+        return len(self._data.labels)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a whole batch."""
+        return self._batch_size
+
     def __len__(self) -> int:
         whole, rest = divmod(len(self._index), self._batch_size)
         return whole + (rest > 0 and not self._drop_last)

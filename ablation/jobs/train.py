@@ -163,6 +163,7 @@ def fit(
         average=config.average,
         seed=config.seed,
         precision=precision_context(config.runtime.precision, device),
+        classes=config.data.classes,
         select_every=config.selection.every,
         compile=config.runtime.compile,
     )

@@ -18,11 +18,11 @@ from ablation.models.net import Net
 from ablation.numerics.precision import Precision
 from ablation.runs.checkpoint import Snapshot
 from ablation.runs.state_dicts import load_into
+from ablation.training.memory import Memories, remembering
 from ablation.training.method import Phase
 from ablation.training.optim import Sgd
 from ablation.training.step import StepLog, train_step
-from ablation.training.views import StepViews
-from ablation.types import Average, AverageSpec, Clock, Remembers, Schedule
+from ablation.types import Average, AverageSpec, Clock, Schedule
 
 SYNC_EVERY = 50
 """Steps between two looks at the finite flags on an accelerator: a look waits for the device."""
@@ -40,6 +40,7 @@ class Recipe:
         average: which weights are evaluated; ``None`` means the raw ones.
         seed: keys every random draw.
         precision: context of every training forward.
+        classes: K, for memories of logits.
         select_every: epochs between two validations; the last epoch is always validated.
         compile: torch.compile the body, and its folded copy that attacks search on.
     """
@@ -51,6 +52,7 @@ class Recipe:
     average: AverageSpec | None
     seed: int
     precision: Precision
+    classes: int
     select_every: int
     compile: bool = False
 
@@ -178,6 +180,13 @@ class Engine:
                 body.compile()
         self._sums: EpochSums | None = None
         self._device = next(net.parameters()).device
+        self._memories = Memories(
+            [phase.method for phase in recipe.phases],
+            n_train=loader.n_train,
+            batch_size=loader.batch_size,
+            classes=recipe.classes,
+            device=self._device,
+        )
 
     @property
     def evaluated(self) -> torch.nn.Module:
@@ -250,6 +259,7 @@ class Engine:
     def _epoch(self) -> None:
         started, first = time.perf_counter(), self.position.step_in_epoch
         phase, place = self._phase, self.position
+        parts = remembering(phase.method)
         self.net.train()
         for batch in self.loader.epoch(self._total_epoch, start=first):
             lr, momentum = self._rates(place.step_in_epoch)
@@ -266,13 +276,13 @@ class Engine:
                 precision=self.recipe.precision,
                 clip=self._clip,
                 folded=self._folded,
+                memories=self._memories,
             )
-            self._after_step(log, views, clock, len(batch.y))
+            self._memories.commit(parts, views)
+            self._after_step(log, clock, len(batch.y))
         self._end_of_epoch(started, first)
 
-    def _after_step(self, log: StepLog, views: StepViews, clock: Clock, count: int) -> None:
-        for part in self._parts():
-            part.commit(views)
+    def _after_step(self, log: StepLog, clock: Clock, count: int) -> None:
         if self.average is not None:
             self.average.update(self.net, clock)
         names = [*log.parts, "gradient", "loss", *(f"correct_{n}" for n in log.correct), "images"]
@@ -383,19 +393,6 @@ class Engine:
         average = None if self.average is None else self.average.model
         self._store.keep_weights(name, self.net, average, epoch, self.position.step)
 
-    def _parts(self) -> list[Remembers]:
-        """Parts of the present method that remember, in a fixed order."""
-        method = self._phase.method
-        slots = method.terms.values()
-        every: list[object] = [
-            *method.crafters.values(),
-            method.budget,
-            *(slot.term for slot in slots),
-            *(slot.weight for slot in slots),
-        ]
-        unique = {id(part): part for part in every}.values()
-        return [part for part in unique if isinstance(part, Remembers)]
-
     def _check_weights(self) -> None:
         """A step can ruin the weights after its own loss was fine."""
         for name, value in self.net.state_dict().items():
@@ -411,7 +408,7 @@ class Engine:
         sums = self._sums
         train = {
             "optimizer": self._optimizer.state_dict(),
-            "memory": [dict(part.memory) for part in self._parts()],
+            "memory": self._memories.state_dict(),
             "average_count": 0 if self.average is None else self.average.count,
             "position": {
                 "phase": place.phase,
@@ -438,8 +435,7 @@ class Engine:
             self.average.count = state["average_count"]
         self.position = Position(**state["position"])
         self._optimizer.load_state_dict(state["optimizer"])
-        for part, memory in zip(self._parts(), state["memory"], strict=True):
-            part.memory.update({k: v.to(self._device) for k, v in memory.items()})
+        self._memories.load_state_dict(state["memory"])
         if state["sums"] is not None:
             self._sums = EpochSums(state["sums"]["names"], self._device)
             self._sums.total += state["sums"]["total"].to(self._device)

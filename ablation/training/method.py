@@ -11,24 +11,65 @@ move BatchNorm's statistics and so belong to the published method:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
+from ablation.training.memory import memory_problems
 from ablation.types import (
     Ascent,
     Budget,
     Clock,
     Crafter,
+    CraftsSubset,
     Differentiates,
     Gate,
     HeadFactory,
+    NeedsWholeBatch,
     Schedule,
     Term,
     Weight,
 )
 
-CRAFT, REPLAY, STEP, CLEAN = "craft:", "bn:", "step", "nat"
+CLEAN = "nat"
+"""The view of the clean images."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One entry of ``passes``; ``str`` gives it as it is written in YAML.
+
+    Attributes:
+        kind: ``craft`` runs a crafter, ``view`` is a train-mode forward, ``replay`` feeds a view's
+            batch statistics again, ``step`` is loss, backward and optimiser step.
+        view: crafted, forwarded or replayed; "" for ``step``.
+    """
+
+    kind: Literal["craft", "view", "replay", "step"]
+    view: str = ""
+
+    @staticmethod
+    def parse(text: str) -> Pass:
+        """Read an entry as it is written in YAML: ``craft:adv``, ``adv``, ``bn:adv``, ``step``."""
+        if text == "step":
+            return STEP
+        if text.startswith("craft:"):
+            return Pass("craft", text.removeprefix("craft:"))
+        if text.startswith("bn:"):
+            return Pass("replay", text.removeprefix("bn:"))
+        return Pass("view", text)
+
+    def __str__(self) -> str:
+        prefix = {"craft": "craft:", "view": "", "replay": "bn:", "step": "step"}[self.kind]
+        return prefix + self.view
+
+
+STEP = Pass("step")
+
+
+def parse_passes(*texts: str) -> tuple[Pass, ...]:
+    """Read the entries of ``passes`` as they are written in YAML."""
+    return tuple(Pass.parse(text) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -70,19 +111,30 @@ class Method:
 
     crafters: Mapping[str, Crafter]
     budget: Budget
-    passes: Sequence[str]
+    passes: tuple[Pass, ...]
     terms: Mapping[str, Slot]
     roles: Mapping[str, str] = field(default_factory=dict)
     ascent: Ascent | None = None
     head: HeadFactory | None = None
     added: frozenset[str] = frozenset()
 
+    @property
+    def training_passes(self) -> tuple[Pass, ...]:
+        """The passes before ``step``, or all if there is none."""
+        return self.passes[: self.passes.index(STEP)] if STEP in self.passes else self.passes
+
+    @property
+    def trailing_passes(self) -> tuple[Pass, ...]:
+        """The passes after ``step``: forwards for BatchNorm alone."""
+        return self.passes[len(self.training_passes) + 1 :]
+
     def with_crafter(self, name: str, crafter: Crafter) -> Method:
         """Add a crafter; its pass goes after the last one, or first."""
-        crafts = [i for i, token in enumerate(self.passes) if token.startswith(CRAFT)]
-        place = crafts[-1] + 1 if crafts else 0
-        passes = [*self.passes[:place], CRAFT + name, *self.passes[place:]]
-        return replace(self, crafters={**self.crafters, name: crafter}, passes=tuple(passes))
+        passes = self._inserted(Pass("craft", name), after_crafts(self.passes))
+        return replace(self, crafters={**self.crafters, name: crafter}, passes=passes)
+
+    def _inserted(self, new: Pass, place: int) -> tuple[Pass, ...]:
+        return (*self.passes[:place], new, *self.passes[place:])
 
     def with_view(self, name: str) -> Method:
         """Make sure that a train-mode pass of a view exists.
@@ -90,13 +142,11 @@ class Method:
         A missing ``nat`` goes after the last craft, before the other views; a crafted view goes
         right before ``step``.
         """
-        if name in self.passes:
+        view = Pass("view", name)
+        if view in self.passes:
             return self
-        crafts = [i for i, token in enumerate(self.passes) if token.startswith(CRAFT)]
-        after_craft = crafts[-1] + 1 if crafts else 0
-        place = after_craft if name == CLEAN else list(self.passes).index(STEP)
-        passes = (*self.passes[:place], name, *self.passes[place:])
-        return replace(self, passes=passes, added=self.added | {name})
+        place = after_crafts(self.passes) if name == CLEAN else self.passes.index(STEP)
+        return replace(self, passes=self._inserted(view, place), added=self.added | {name})
 
     def with_term(self, name: str, slot: Slot) -> Method:
         """Add a term and the views it needs.
@@ -154,57 +204,77 @@ class Method:
 
     def problems(self) -> list[str]:
         """What does not fit together, one line each; empty if it can train."""
-        found = []
-        known = {CLEAN, *self.crafters}
-        passes = list(self.passes)
-        if passes.count(STEP) != 1:
-            found.append(f"passes={passes}: exactly one {STEP} is needed")
-        done: set[str] = set()
-        found += [
+        problems = (
+            []
+            if self.passes.count(STEP) == 1
+            else [f"passes={[str(entry) for entry in self.passes]}: exactly one {STEP} is needed"]
+        )
+        problems += [
             f"terms.{name}: the name is taken by the log; choose another"
             for name in self.terms
             if name in ("loss", "gradient", "images") or name.startswith(("correct_", "craft_"))
         ]
-        before = passes[: passes.index(STEP)] if STEP in passes else passes
-        for token in passes:
-            view = token.removeprefix(CRAFT).removeprefix(REPLAY)
-            if token != STEP and (view not in known or token == CRAFT + CLEAN):
-                found.append(
-                    f"passes: {token} names no view; choose from {', '.join(sorted(known))}"
-                )
-            if token.startswith(REPLAY) and view not in done:
-                found.append(f"passes: {token} comes before the pass {view}")
-            if token.startswith(REPLAY) and STEP in done:
-                found.append(f"passes: {token} comes after {STEP}; put {view} there instead")
-            if view != CLEAN and token in self.crafters and CRAFT + view not in done:
-                found.append(f"passes: {token} comes before {CRAFT}{view}")
-            done.add(token)
+        problems += self._pass_problems()
         if not self.terms:
-            found.append("terms is empty: there is nothing to minimise")
+            problems.append("terms is empty: there is nothing to minimise")
         for name, slot in self.terms.items():
-            found += [
-                f"terms.{name} needs the view {view}: add it to passes, or remove the term"
-                for view in _needs(slot)
-                if view not in before
-            ]
-            found += [
-                f"terms.{name} needs every sample, but the view {view} holds those only whose "
-                f"point was found; choose another view"
-                for part in (slot.term, slot.weight)
-                if part and getattr(part, "whole", False)
-                for view in part.needs
-                if getattr(self.crafters.get(view), "subset", False)
-            ]
-        found += [
+            problems += self._term_problems(name, slot)
+        problems += [
             f"roles.{role}={name}: there is no such term; choose from {', '.join(self.terms)}"
             for role, name in self.roles.items()
             if name not in self.terms
         ]
-        return found
+        return problems + memory_problems(self)
+
+    def _pass_problems(self) -> Iterator[str]:
+        """Yield what is wrong with each pass, by its own name and by what comes before it."""
+        known = {CLEAN, *self.crafters}
+        done: set[Pass] = set()
+        for entry in self.passes:
+            kind, view = entry.kind, entry.view
+            if kind != "step" and (view not in known or entry == Pass("craft", CLEAN)):
+                yield f"passes: {entry} names no view; choose from {', '.join(sorted(known))}"
+            if kind == "replay" and Pass("view", view) not in done:
+                yield f"passes: {entry} comes before the pass {view}"
+            if kind == "replay" and STEP in done:
+                yield f"passes: {entry} comes after {STEP}; put {view} there instead"
+            if kind == "craft" and STEP in done:
+                yield f"passes: {entry} comes after {STEP}, where no term sees its points"
+            crafted = kind == "view" and view != CLEAN and view in self.crafters
+            if crafted and Pass("craft", view) not in done:
+                yield f"passes: {entry} comes before {Pass('craft', view)}"
+            done.add(entry)
+
+    def _term_problems(self, name: str, slot: Slot) -> Iterator[str]:
+        """Yield the views that a term or its weight misses, or that hold too few samples."""
+        for view in _needs(slot):
+            if Pass("view", view) not in self.training_passes:
+                yield f"terms.{name} needs the view {view}: add it to passes, or remove the term"
+        for part in (slot.term, slot.weight):
+            if part and _needs_whole_batch(part):
+                for view in part.needs:
+                    if _crafts_subset(self.crafters.get(view)):
+                        yield (
+                            f"terms.{name} needs every sample, but the view {view} holds those "
+                            f"only whose point was found; choose another view"
+                        )
+
+
+def _needs_whole_batch(part: object) -> bool:
+    return isinstance(part, NeedsWholeBatch) and part.whole
+
+
+def _crafts_subset(crafter: object) -> bool:
+    return isinstance(crafter, CraftsSubset) and crafter.subset
 
 
 def _needs(slot: Slot) -> tuple[str, ...]:
     return slot.term.needs + (slot.weight.needs if slot.weight else ())
+
+
+def after_crafts(passes: Sequence[Pass]) -> int:
+    """Find the place behind the last ``craft``; 0 if there is none."""
+    return max((i + 1 for i, entry in enumerate(passes) if entry.kind == "craft"), default=0)
 
 
 @dataclass(frozen=True)
@@ -233,12 +303,16 @@ class Phase:
 
 
 class Component(Protocol):
-    """What a user switches: a dataclass of hyperparameters with one pure function.
+    """What a user switches: a dataclass of hyperparameters, derived from this class.
 
-    A component that adds phases also has ``arrange(phases) -> phases``, called once all are
-    applied. ``requires`` names components that must be enabled, ``after`` others that are applied
-    earlier if they are enabled (those it requires are, anyway); else the order is alphabetical.
+    Components are applied in alphabetical order, but each after those in ``requires`` and
+    ``after``; then each may arrange the phases.
     """
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Components that must be enabled."""
+    after: ClassVar[tuple[str, ...]] = ()
+    """Components that are applied earlier if they are enabled."""
 
     def apply(self, method: Method) -> Method:
         """The method with the component in it.
@@ -246,3 +320,11 @@ class Component(Protocol):
         Raises:
             ValueError: it does not fit; the message says why.
         """
+
+    def arrange(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """Add or change phases, once all components are applied to each phase's method.
+
+        Raises:
+            ValueError: it does not fit; the message says why.
+        """
+        return phases

@@ -17,9 +17,10 @@ from ablation.numerics.modes import buffers, restore_buffers
 from ablation.numerics.precision import Precision
 from ablation.random import generator
 from ablation.text import did_you_mean
-from ablation.training.method import CLEAN, CRAFT, REPLAY, STEP, Method
+from ablation.training.memory import Memories
+from ablation.training.method import CLEAN, Method, Pass, after_crafts
 from ablation.training.views import StepViews
-from ablation.types import Batch, Clock
+from ablation.types import Batch, Clock, SearchesExactly
 
 
 def check_layers(method: Method, net: Net) -> None:
@@ -42,7 +43,8 @@ class StepLog:
         loss: total loss, scalar.
         parts: weighted terms, scalars.
         grad_norm: norm of the whole gradient before clipping, scalar.
-        correct: view -> number of correct predictions of the training pass.
+        correct: view -> number of correct predictions of the training pass, or of the pass after
+            ``step`` where a view has no other.
         facts: what crafters say of their searches, scalars.
     """
 
@@ -87,7 +89,8 @@ def craft(
     """``craft:<name>``: search in the crafter's mode, with its own random stream."""
     crafter, batch = method.crafters[name], views.batch
     rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device)
-    with views.searching(crafter.bn, folded, exact=getattr(crafter, "exact", False)):
+    exact = isinstance(crafter, SearchesExactly) and crafter.exact
+    with views.searching(crafter.bn, folded, exact):
         views.add(name, crafter(views, eps, rng))
 
 
@@ -102,6 +105,7 @@ def train_step(
     precision: Precision = contextlib.nullcontext,
     clip: float | None = None,
     folded: Folded | None = None,
+    memories: Memories | None = None,
 ) -> tuple[StepLog, StepViews]:
     """Run one step of a method.
 
@@ -115,24 +119,25 @@ def train_step(
         precision: context of every forward.
         clip: largest norm of the gradient, or ``None``.
         folded: copy of ``net`` for searches in evaluation mode; ``None`` searches on ``net``.
+        memories: what parts remember of earlier steps; read here, committed by the caller.
 
     Returns:
         What to log, and the views for parts that remember.
     """
-    at = list(method.passes).index(STEP)
-    passes, trailing = method.passes[:at], method.passes[at + 1 :]
-    views = StepViews(net, batch, clock, precision, observed=method.observed(), seed=seed)
+    passes = method.training_passes
+    observed = method.observed()
+    views = StepViews(net, batch, clock, precision, None, observed, seed, memories)
     with torch.no_grad():
         eps = method.budget(views)
-    last_craft = max((i for i, t in enumerate(passes) if t.startswith(CRAFT)), default=-1)
-    for token in passes[: last_craft + 1]:
-        if token.startswith(CRAFT):
-            craft(method, views, token.removeprefix(CRAFT), eps, seed, folded)
+    crafted = after_crafts(passes)
+    for entry in passes[:crafted]:
+        if entry.kind == "craft":
+            craft(method, views, entry.view, eps, seed, folded)
         elif method.ascent is None:
-            _pass(views, token, passes)
+            _pass(views, entry, passes)
         else:  # the crafter needs it now; the closure makes it again, and that one counts
             statistics = buffers(net)
-            _pass(views, token, passes)
+            _pass(views, entry, passes)
             restore_buffers(net, statistics)
     latest = views
 
@@ -141,12 +146,12 @@ def train_step(
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         nonlocal latest
         if method.ascent is None:
-            remaining = passes[last_craft + 1 :]
+            remaining = passes[crafted:]
         else:  # the weights moved since the passes before the last craft: make them anew
             latest, remaining = views.on(cast(Net, net)), passes
-        for token in remaining:
-            if not token.startswith(CRAFT):
-                _pass(latest, token, passes)
+        for entry in remaining:
+            if entry.kind != "craft":
+                _pass(latest, entry, passes)
         return total_loss(method, latest, terms)
 
     moved = (
@@ -158,17 +163,19 @@ def train_step(
         loss.backward()  # type: ignore[no-untyped-call]
         norm = _grad_norm(net, clip)
         optimizer.step()
+    after = views.on(net)  # fresh: parts that remember see the passes the loss was taken of
     with torch.no_grad():
-        for token in trailing:
-            _pass(views, token, trailing)
-    return StepLog(loss.detach(), _detached(parts), norm, _correct(latest), _facts(views)), latest
+        for entry in method.trailing_passes:
+            _pass(after, entry, method.trailing_passes)
+    correct = _correct(after) | _correct(latest)
+    return StepLog(loss.detach(), _detached(parts), norm, correct, _facts(views)), latest
 
 
-def _pass(views: StepViews, token: str, passes: Sequence[str]) -> None:
-    if token.startswith(REPLAY):
-        views.replay(token.removeprefix(REPLAY))
+def _pass(views: StepViews, entry: Pass, passes: Sequence[Pass]) -> None:
+    if entry.kind == "replay":
+        views.replay(entry.view)
     else:
-        views.run(token, remember=REPLAY + token in passes)
+        views.run(entry.view, remember=Pass("replay", entry.view) in passes)
 
 
 def _grad_norm(net: nn.Module, clip: float | None) -> Tensor:

@@ -15,6 +15,7 @@ from ablation.numerics.double_backward import TwiceDifferentiable
 from ablation.numerics.modes import BatchNormReplay, crafting, mode
 from ablation.numerics.precision import Precision, full_precision
 from ablation.random import generator
+from ablation.training.memory import Memories
 from ablation.training.method import CLEAN
 from ablation.types import AttackMode, Batch, Clock, Crafted, EvalView, Output
 
@@ -30,6 +31,7 @@ class StepViews:
         crafted: points found so far, shared between the networks of a step.
         observed: views to differentiate with respect to, and their layers (``Method.observed``).
         seed: of the run; keys what terms draw.
+        memories: what parts remember of earlier steps.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class StepViews:
         crafted: dict[str, Crafted] | None = None,
         observed: Mapping[str, Sequence[str]] | None = None,
         seed: int = 0,
+        memories: Memories | None = None,
     ) -> None:
         self.net, self.batch, self.clock = net, batch, clock
         self._observed, self._seed = observed or {}, seed
+        self._memories = memories
         self._seen: dict[tuple[str, str], Tensor] = {}
         self._precision = precision
         self._searched = net
@@ -55,7 +59,14 @@ class StepViews:
     def on(self, net: Net) -> StepViews:
         """The same points seen by other weights: no pass is done yet."""
         return StepViews(
-            net, self.batch, self.clock, self._precision, self._crafted, self._observed, self._seed
+            net,
+            self.batch,
+            self.clock,
+            self._precision,
+            self._crafted,
+            self._observed,
+            self._seed,
+            self._memories,
         )
 
     def add(self, name: str, crafted: Crafted) -> None:
@@ -145,6 +156,16 @@ class StepViews:
     def rng(self, stream: str) -> torch.Generator:
         """Random numbers of a stream, keyed by seed and step."""
         return generator(self._seed, stream, self.clock.step, self.batch.x.device)
+
+    def memory(self, name: str) -> Tensor:
+        """The batch's rows [N, ...] of a memory, as they stood before the step.
+
+        Raises:
+            ValueError: no part declares it, or nobody keeps memories for these views.
+        """
+        if self._memories is None:
+            raise ValueError(f"memory {name}: this step was given no memories")
+        return self._memories.read(name, self.batch)
 
     def nothing(self) -> Tensor:
         """A loss of 0 that still reaches the parameters: all gates are closed."""

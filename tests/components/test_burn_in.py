@@ -18,7 +18,7 @@ from ablation.jobs import train as job
 from ablation.runs.state_dicts import load_weights_file
 from ablation.schedules import Constant
 from ablation.training.engine import Engine
-from ablation.training.method import CLEAN
+from ablation.training.method import CLEAN, parse_passes
 from tests.support.configs import compose_config
 from tests.support.jobs import finish_interrupted, metrics, plain, run_of, weights
 
@@ -248,7 +248,7 @@ def test_a_burn_in_is_part_of_a_runs_identity(tmp_path):
 
 def test_nothing_but_the_clean_pass_runs_before_dyart():
     before = config("method=dyart").phases[0].method
-    assert list(before.passes) == [CLEAN, "step"]
+    assert before.passes == parse_passes(CLEAN, "step")
     assert before.observed() == {}
 
 

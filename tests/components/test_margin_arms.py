@@ -14,6 +14,7 @@ from ablation.crafters import BoundarySearch, FabSearch
 from ablation.models.net import Net
 from ablation.numerics.boundary import Soft, fab
 from ablation.random import generator
+from ablation.training.method import parse_passes
 from ablation.training.step import train_step
 from ablation.types import Batch, Clock
 from tests.support.margins import composed, confident_net, hard, margin_batch, soft
@@ -225,4 +226,4 @@ def test_dyart_has_the_settings_that_its_header_says():
     assert crafter.filtered
     assert crafter.surface == Soft(5.0)
     assert crafter.search == FabSearch(steps=20, start="random")
-    assert main.method.passes == ("craft:boundary", "boundary", "nat", "step")
+    assert main.method.passes == parse_passes("craft:boundary", "boundary", "nat", "step")

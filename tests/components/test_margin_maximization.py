@@ -23,6 +23,7 @@ from ablation.config.validation import load
 from ablation.crafters import BoundarySearch, FabSearch
 from ablation.numerics.boundary import Hard, Soft
 from ablation.terms import BoundaryPointMargin, Exponential, Hinge, SearchedMargin, TaylorMargin
+from ablation.training.method import Pass, parse_passes
 from ablation.training.step import train_step
 from tests.support.linear import GAMMA
 from tests.support.margins import (
@@ -234,10 +235,10 @@ def test_a_search_is_around_the_clean_images(part):
 
 def test_a_clean_pass_of_the_method_itself_stays_when_the_margin_leaves_it():
     at = composed("method=at").phases[-1].method
-    own = replace(at, passes=("craft:adv", "nat", "adv", "step"))
+    own = replace(at, passes=parse_passes("craft:adv", "nat", "adv", "step"))
     for method, clean in ((at, 0), (own, 1)):
         changed = arm(MarginMaximization(), ClosedFormGradient(), method=method)
-        assert changed.passes.count("nat") == clean
+        assert changed.passes.count(Pass("view", "nat")) == clean
 
 
 def test_fab_starts_at_the_image_except_in_dyart():

@@ -12,6 +12,7 @@ from ablation.config.phases import built_phases
 from ablation.config.validation import load
 from ablation.errors import DONE
 from ablation.jobs import train as job
+from ablation.training.method import parse_passes
 from tests.support.configs import compose_config, compose_plain
 from tests.support.jobs import finish_interrupted, metrics, plain, run_of, weights
 from tests.support.parts import Prelude
@@ -84,7 +85,7 @@ def test_a_component_arranges_phases():
         ("prelude", 3, False),
         ("main", 30, True),
     ]
-    assert built[0].method.passes == ("nat", "step")
+    assert built[0].method.passes == parse_passes("nat", "step")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from ablation.config.validation import load
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.terms import CrossEntropy
-from ablation.training.method import Component, Method, Slot
+from ablation.training.method import Component, Method, Slot, parse_passes
 from ablation.training.optim import Sgd
 from ablation.training.step import craft
 from ablation.training.views import StepViews
@@ -37,7 +37,9 @@ from tests.support.linear import B3, W3, X0, array
 from tests.support.parts import small_batch, small_net
 
 CLOCK = Clock(0, 0)
-STANDARD = Method({}, Fixed(8 / 255), ("nat", "step"), {"ce": Slot(CrossEntropy("nat"))})
+STANDARD = Method(
+    {}, Fixed(8 / 255), parse_passes("nat", "step"), {"ce": Slot(CrossEntropy("nat"))}
+)
 R0 = 0.36 / 5.2
 """The linf margin of L3's x0, to class 2."""
 FOUND = 1.0052133
@@ -60,10 +62,10 @@ def seen(method: Method, net: Net, batch: Batch, step: int = 0, seed: int = 0) -
     clock = Clock(0, step)
     views = StepViews(net, batch, clock, nullcontext, observed=method.observed(), seed=seed)
     for entry in method.passes:
-        if entry.startswith("craft:"):
-            craft(method, views, entry.removeprefix("craft:"), method.budget(views), seed, None)
-        elif entry != "step":
-            views.run(entry)
+        if entry.kind == "craft":
+            craft(method, views, entry.view, method.budget(views), seed, None)
+        elif entry.kind == "view":
+            views.run(entry.view)
     return views
 
 

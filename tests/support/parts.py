@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.numerics.functional import cross_entropy, per_sample
 from ablation.random import generator
-from ablation.training.method import Method, Phase, Slot
-from ablation.types import AttackMode, Batch, Crafted, Memory, Views
+from ablation.training.method import Component, Method, Phase, Slot, parse_passes
+from ablation.types import AttackMode, Batch, Crafted, MemorySpec, Views
 
 
 class Body(nn.Module):
@@ -89,9 +90,17 @@ class InputGradient:
 
 @dataclass(frozen=True)
 class LogitMemory:
-    """(z - remembered z)^2 by position, remembering once per step."""
+    """(z - remembered z)^2, remembering once per step; ``shape`` and ``dtype`` are the logits'."""
 
-    memory: Memory = field(default_factory=Memory)
+    scope: Literal["example", "position"] = "position"
+    dtype: torch.dtype = torch.float64
+    name: str = "z"
+    calls: list[int] = field(default_factory=list)
+    """Steps of the commits."""
+
+    @property
+    def memory(self) -> dict[str, MemorySpec]:
+        return {self.name: MemorySpec(self.scope, ("classes",), self.dtype)}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -99,10 +108,11 @@ class LogitMemory:
 
     def __call__(self, views: Views) -> Tensor:
         z = views.logits("nat")
-        return (z - self.memory.get("z", torch.zeros_like(z))).square().sum(1)
+        return (z - views.memory(self.name)).square().sum(1)
 
-    def commit(self, views: Views) -> None:
-        self.memory["z"] = views.logits("nat").detach()
+    def commit(self, views: Views) -> dict[str, Tensor]:
+        self.calls.append(views.clock.step)
+        return {self.name: views.logits("nat")}
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ class ShiftedHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class Prelude:
+class Prelude(Component):
     """A component with ``arrange``: a phase of plain training in front."""
 
     epochs: int = 1
@@ -147,7 +157,10 @@ class Prelude:
         from ablation.terms import CrossEntropy
 
         plain = Method(
-            {}, phases[0].method.budget, ("nat", "step"), {"ce": Slot(CrossEntropy("nat"))}
+            {},
+            phases[0].method.budget,
+            parse_passes("nat", "step"),
+            {"ce": Slot(CrossEntropy("nat"))},
         )
         return (Phase("prelude", self.epochs, plain, "keep", selectable=False), *phases)
 

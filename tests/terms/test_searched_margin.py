@@ -20,6 +20,7 @@ from ablation.numerics.boundary import Soft, fab
 from ablation.numerics.modes import buffers
 from ablation.numerics.precision import precision_context
 from ablation.random import generator
+from ablation.training.method import parse_passes
 from ablation.training.step import craft, train_step
 from ablation.training.views import StepViews
 from ablation.types import Crafted
@@ -147,7 +148,7 @@ def test_starts_are_keyed_by_seed_and_step():
 def test_a_search_moves_nobody_elses_draws():
     plain = composed("method=at").phases[-1].method
     more = arm(MarginMaximization(), FabMargin(steps=2), method=plain)
-    assert more.passes == ("craft:adv", "craft:boundary", "nat", "adv", "step")
+    assert more.passes == parse_passes("craft:adv", "craft:boundary", "nat", "adv", "step")
     one, other = (seen(m, small_net(), small_batch()).x("adv") for m in (plain, more))
     assert torch.equal(one, other)
 

@@ -197,6 +197,24 @@ def test_rice_et_al_switches_attack_in_train_mode_and_forward_clean_after_the_st
     assert largest_difference(ours, theirs) < 1e-12
 
 
+@pytest.mark.parametrize("awp", ["disabled", "enabled"])
+def test_passes_after_the_step_do_not_change_what_commit_sees(awp):
+    passes = "method.passes=[craft:adv,nat,adv,step,nat]"
+    method = preset("trades", passes, f"component/awp={awp}")
+    net = small_net()
+    log, views = train_step(method, net, sgd(net), small_batch(), Clock(0, 0), seed=0)
+    assert total_loss(method, views)[0].item() == log.loss.item()
+    assert log.correct["nat"] == (views.logits("nat").argmax(1) == views.y("nat")).sum()
+
+
+def test_a_clean_pass_after_the_step_alone_counts_as_the_clean_accuracy():
+    method = preset("at", "method.passes=[craft:adv,adv,step,nat]")
+    net = small_net()
+    log, views = train_step(method, net, sgd(net), small_batch(), Clock(0, 0), seed=0)
+    assert sorted(log.correct) == ["adv", "nat"]
+    assert not views.done("nat")
+
+
 def test_awp_with_gamma_zero_and_at_without_it_are_the_same():
     nets = []
     for overrides in ([], ["component/awp=enabled", "component.awp.gamma=0.0"]):

@@ -15,7 +15,8 @@ from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
 from ablation.numerics.modes import BatchNormReplay, buffers, crafting
 from ablation.terms import KL, CrossEntropy
-from ablation.training.method import Method, Slot
+from ablation.training.memory import Memories
+from ablation.training.method import Method, Pass, Slot, parse_passes
 from ablation.training.optim import LightSgd
 from ablation.training.step import total_loss, train_step
 from ablation.training.views import StepViews
@@ -34,12 +35,16 @@ from tests.support.parts import (
 )
 
 CLOCK = Clock(0, 0)
+CLEAN_ONLY = parse_passes("nat", "step")
 
 
 def at(**changes: Any) -> Method:
     pgd = Pgd({"ce": Ascended(AttackCrossEntropy())}, steps=2, step_size=0.5)
     method = Method(
-        {"adv": pgd}, Fixed(0.1), ("craft:adv", "adv", "step"), {"ce": Slot(CrossEntropy("adv"))}
+        {"adv": pgd},
+        Fixed(0.1),
+        parse_passes("craft:adv", "adv", "step"),
+        {"ce": Slot(CrossEntropy("adv"))},
     )
     return replace(method, **changes)
 
@@ -53,7 +58,7 @@ def step(method: Method, net=None, batch=None, clock=CLOCK, **options):
 def test_a_subset_is_scattered_to_the_batch_and_divided_by_all_of_it():
     method = at().with_crafter("boundary", Boundary())
     method = method.with_term("bdr", Slot(CrossEntropy("boundary"), coef=3.0))
-    assert method.passes == ("craft:adv", "craft:boundary", "adv", "boundary", "step")
+    assert method.passes == parse_passes("craft:adv", "craft:boundary", "adv", "boundary", "step")
     _, log, views = step(method)
     rows = views.crafted("boundary").rows
     loss = CrossEntropy("boundary")(views)
@@ -110,7 +115,7 @@ def test_the_evaluation_forward_is_computed_once_per_gradient_mode():
 
 
 def test_a_penalty_on_the_input_gradient_reaches_the_parameters():
-    method = at(terms={"igr": Slot(InputGradient())}, passes=("nat", "step"), crafters={})
+    method = at(terms={"igr": Slot(InputGradient())}, passes=CLEAN_ONLY, crafters={})
     net, log, _ = step(method)
     assert log.parts["igr"] > 0
     assert largest_difference(net, small_net()) > 1e-6
@@ -125,13 +130,14 @@ def test_memory_is_written_once_per_step_and_not_by_the_ascent():
         yield
 
     part = LogitMemory()
-    method = at(terms={"m": Slot(part)}, passes=("nat", "step"), crafters={}, ascent=ascent)
-    _, log, views = step(method)
+    method = at(terms={"m": Slot(part)}, passes=CLEAN_ONLY, crafters={}, ascent=ascent)
+    memories = Memories([method], n_train=8, batch_size=8, classes=3, device=torch.device("cpu"))
+    _, log, views = step(method, memories=memories)
     assert calls == pytest.approx([log.loss.item()])
-    assert part.memory == {}
-    part.commit(views)
-    assert torch.equal(part.memory["z"], views.logits("nat"))
-    assert not part.memory["z"].requires_grad
+    assert not memories.state_dict()["z"].any()
+    memories.commit([part], views)
+    assert torch.equal(memories.state_dict()["z"], views.logits("nat"))
+    assert not memories.state_dict()["z"].requires_grad
 
 
 def test_an_ascent_moves_the_weights_for_the_gradient_only():
@@ -169,7 +175,7 @@ def test_gates_open_close_and_ramp():
     gate = Gate(start=2, stop=6, ramp=2)
     assert [gate(Clock(e, 0)) for e in range(7)] == [0, 0, 0.5, 1, 1, 1, 0]
     method = at().with_term("kl", Slot(KL(), coef=6.0, gate=Gate(start=1)))
-    assert method.passes == ("craft:adv", "nat", "adv", "step")
+    assert method.passes == parse_passes("craft:adv", "nat", "adv", "step")
     assert "kl" not in step(method)[1].parts
     assert "kl" in step(method, clock=Clock(1, 0))[1].parts
 
@@ -268,7 +274,11 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
     for b in (batch, twice):
         views = StepViews(small_net(), b, CLOCK, nullcontext)
         views.run("nat")
-        method = at(terms={"ce": Slot(CrossEntropy("nat"))}, passes=("nat", "step"), crafters={})
+        method = at(
+            terms={"ce": Slot(CrossEntropy("nat"))},
+            passes=CLEAN_ONLY,
+            crafters={},
+        )
         losses.append(total_loss(method, views)[0].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
@@ -276,11 +286,18 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"passes": ("craft:adv", "adv")}, "exactly one step"),
-        ({"passes": ("adv", "craft:adv", "step")}, "adv comes before craft:adv"),
-        ({"passes": ("craft:adv", "bn:adv", "adv", "step")}, "bn:adv comes before the pass"),
-        ({"passes": ("craft:adv", "adversarial", "adv", "step")}, "names no view"),
-        ({"passes": ("craft:adv", "step", "adv")}, "terms.ce needs the view adv"),
+        ({"passes": parse_passes("craft:adv", "adv")}, "exactly one step"),
+        ({"passes": parse_passes("adv", "craft:adv", "step")}, "adv comes before craft:adv"),
+        (
+            {"passes": parse_passes("craft:adv", "bn:adv", "adv", "step")},
+            "bn:adv comes before the pass",
+        ),
+        ({"passes": parse_passes("craft:adv", "adversarial", "adv", "step")}, "names no view"),
+        ({"passes": parse_passes("craft:adv", "step", "adv")}, "terms.ce needs the view adv"),
+        (
+            {"passes": parse_passes("craft:adv", "adv", "step", "craft:adv")},
+            "craft:adv comes after step",
+        ),
         ({"terms": {}}, "nothing to minimise"),
         ({"roles": {"robust": "kl"}}, "roles.robust=kl"),
     ],
@@ -288,6 +305,21 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
 def test_what_does_not_fit_together_is_named(changes, message):
     assert not at().problems()
     assert any(message in problem for problem in at(**changes).problems())
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "view"),
+    [
+        ("craft:adv", "craft", "adv"),
+        ("adv", "view", "adv"),
+        ("bn:adv", "replay", "adv"),
+        ("step", "step", ""),
+    ],
+)
+def test_a_pass_is_parsed_and_written_back(text, kind, view):
+    parsed = Pass.parse(text)
+    assert (parsed.kind, parsed.view) == (kind, view)
+    assert str(parsed) == text
 
 
 def test_our_sgd_is_torchs_bit_for_bit():
