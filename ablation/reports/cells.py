@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ablation.reports.comparison import Absence, Cell, Sample
 from ablation.reports.deviations import attack_key
-from ablation.reports.records import Found
+from ablation.reports.records import Measurement
 from ablation.sweeps.published import Published
 
 
@@ -16,7 +16,7 @@ from ablation.sweeps.published import Published
 class Number:
     """A run's number on its way into a cell."""
 
-    found: Found
+    measurement: Measurement
     sample: Sample
     tags: tuple[str, ...]
     mismatch: tuple[str, ...]
@@ -26,7 +26,7 @@ def one_attack(numbers: Sequence[Number]) -> list[Number]:
     """Numbers that may be averaged: of the attack nearest to the wanted one, then most frequent."""
     groups: dict[str, list[Number]] = {}
     for number in numbers:
-        groups.setdefault(attack_key(number.found.params), []).append(number)
+        groups.setdefault(attack_key(number.measurement.params), []).append(number)
     return min(groups.values(), key=lambda g: (len(g[0].mismatch), -len(g)), default=[])
 
 
@@ -42,15 +42,15 @@ def filled(
     without["not evaluated"] += len(numbers) - len(kept)
     cell = Cell(
         column,
-        kept[0].found.unit if kept else "percent",
+        kept[0].measurement.unit if kept else "percent",
         tuple(number.sample for number in kept),
         {reason: count for reason, count in without.items() if count},
         published,
         unique(number.tags for number in kept),
         unique(number.mismatch for number in kept),
-        {**kept[0].found.params, "split": kept[0].found.split} if kept else {},
+        {**kept[0].measurement.params, "split": kept[0].measurement.split} if kept else {},
     )
-    return cell, unique(number.found.flags for number in kept)
+    return cell, unique(number.measurement.flags for number in kept)
 
 
 def unique(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:

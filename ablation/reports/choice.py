@@ -105,13 +105,13 @@ def choose(
 
 def recorded(runs: Iterable[Run], table: str) -> Launches:
     """What a table asked for, by the overrides of the command line."""
-    found: dict[tuple[str, ...], dict[str, tuple[Run, set[str]]]] = {}
+    launched: dict[tuple[str, ...], dict[str, tuple[Run, set[str]]]] = {}
     for run in runs:
         for entry in launches.recorded_launches(run):
             if entry["table"] == table:
-                served = found.setdefault(_without_scale(entry["overrides"]), {})
+                served = launched.setdefault(_without_scale(entry["overrides"]), {})
                 served.setdefault(run.path.name, (run, set()))[1].update(entry["arms"])
-    return found
+    return launched
 
 
 def config_of(point: Point) -> Config:
@@ -179,14 +179,14 @@ class _Request:
         open_axes = {key: own for key, own in self.table.axes.items() if key not in given}
         launched = self.launched.get(tuple(self.variant), {}) if open_axes else {}
         configs = [saved_config(run) for run, _ in launched.values()]
-        found = {}
+        beyond = {}
         for key, own in open_axes.items():
             seen = {value_at(config, key) for config in configs}
             numbers = {value for value in seen if type(value) in (int, float)}
             more = numbers - {_number(value) for value in own}
             if more:
-                found[key] = [str(value) for value in sorted(more)]
-        return found
+                beyond[key] = [str(value) for value in sorted(more)]
+        return beyond
 
     def plan(self, more: Mapping[str, Sequence[str]]) -> Plan:
         """The table's runs, with more values of its axes.

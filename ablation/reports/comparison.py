@@ -1,7 +1,7 @@
 """What a report shows: rows of cells, each a measured number beside a published one.
 
-Plain values without torch: ``report`` fills them from run directories, ``render`` prints them,
-``plots`` draws them.
+Plain values without torch: ``table`` and ``groups`` fill them from run directories,
+``text_tables`` and ``latex`` print them, ``plots`` and ``curves`` draw them.
 """
 
 from __future__ import annotations

@@ -109,14 +109,14 @@ class _Band:
 
 def _curve(history: History, names: Sequence[str]) -> tuple[Array, Array]:
     """Epochs [E], from 1, and the means over runs [len(names), E] of what was measured then."""
-    found: dict[int, list[list[float]]] = {}
+    by_epoch: dict[int, list[list[float]]] = {}
     for row in (row for run in history.runs for row in run):
         values = [row.get(name) for name in names]
         numbers = [float(value) for value in values if value is not None]
         if len(numbers) == len(names):
-            found.setdefault(int(row["epoch"]) + 1, []).append(numbers)
-    epochs = sorted(found)
-    means = [np.mean(found[epoch], axis=0) for epoch in epochs]
+            by_epoch.setdefault(int(row["epoch"]) + 1, []).append(numbers)
+    epochs = sorted(by_epoch)
+    means = [np.mean(by_epoch[epoch], axis=0) for epoch in epochs]
     return np.array(epochs, dtype=np.float64), np.array(means).reshape(-1, len(names)).T
 
 

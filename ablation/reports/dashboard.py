@@ -116,7 +116,7 @@ def filters(comparison: Comparison) -> list[Any]:
 def sections(comparison: Comparison) -> list[Any]:
     """What the workspace shows, from top to bottom; a table has no empty section."""
     ws, wr = library()
-    found = {
+    panels_of = {
         "Table": [wr.MarkdownPanel(markdown=summary(comparison))],
         "Curves": curves(),
         "Final metrics": bars(comparison, ("percent",)),
@@ -125,7 +125,7 @@ def sections(comparison: Comparison) -> list[Any]:
     }
     return [
         ws.Section(name=name, panels=panels, is_open=True, layout_settings=layout(len(panels)))
-        for name, panels in found.items()
+        for name, panels in panels_of.items()
         if panels
     ]
 
@@ -196,7 +196,7 @@ def unit(comparison: Comparison, column: str) -> str:
 
 
 def summary_keys(comparison: Comparison, column: str) -> list[str]:
-    """Where runs keep a column's number, by ``job.evaluate_checkpoint``: a key per checkpoint."""
+    """Keys of W&B summaries with a column's number, as ``jobs.attack`` logs it, per checkpoint."""
     return [f"{checkpoint}/{column}" for checkpoint in checkpoints(comparison)]
 
 

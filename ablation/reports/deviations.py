@@ -1,4 +1,4 @@
-"""How two attacks, and two configs, differ: why a cell is tagged, or not compared."""
+"""Differences between two attacks or two configs: why a cell is tagged, or not compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMMATERIAL = (
 
 
 def mismatches(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where an attack's parameters are not those of the table."""
+    """Name the parameters in which an attack is not that of the table: ``steps 10, not 20``."""
     return tuple(
         f"{key} {short(params.get(key))}, not {short(value)}"
         for key, value in wanted.items()
@@ -89,22 +89,22 @@ def _setting(key: str, value: Any) -> str:
 
 
 def within(key: str, parents: Iterable[str]) -> bool:
-    """Is a dotted key one of the parents, or below one?"""
+    """Tell whether a dotted key is one of the parents, or below one."""
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
 def deviations(recipe: Config, config: Config) -> tuple[str, ...]:
     """How a run's training departs from its recipe, in a few words each."""
     before, after = recipe.container(), config.container()
-    found = dict(differences(before, after))
+    changed = dict(differences(before, after))
     hidden = {"seed", "scale", *VOLATILE} - {"init_from"}
-    if "data" in found:
+    if "data" in changed:
         hidden.add("augment")
-    if "epochs" in found:
+    if "epochs" in changed:
         hidden.add("schedule.milestones")
-    replaced = [key for key in ("data", "model", "method") if key in found]
-    tags = [f"{key} {found.pop(key)['name']}" for key in replaced]
-    if found.get("epochs", math.inf) < before["epochs"]:
-        tags.append(f"{found.pop('epochs')} of {before['epochs']} epochs")
-    tags += [_setting(key, value) for key, value in found.items() if not within(key, hidden)]
+    replaced = [key for key in ("data", "model", "method") if key in changed]
+    tags = [f"{key} {changed.pop(key)['name']}" for key in replaced]
+    if changed.get("epochs", math.inf) < before["epochs"]:
+        tags.append(f"{changed.pop('epochs')} of {before['epochs']} epochs")
+    tags += [_setting(key, value) for key, value in changed.items() if not within(key, hidden)]
     return tuple(tags)

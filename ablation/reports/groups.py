@@ -19,7 +19,7 @@ from ablation.reports.deviations import (
     short,
     within,
 )
-from ablation.reports.records import Directory, Found, collapsed, read, saved_config, value_at
+from ablation.reports.records import Directory, Measurement, collapsed, read, saved_config, value_at
 from ablation.runs.directory import VOLATILE, Run
 from ablation.text import did_you_mean
 
@@ -34,7 +34,7 @@ class _Trained:
     path: Path
     config: Mapping[str, Any]
     directory: Directory
-    numbers: Mapping[str, Sequence[Found]]
+    numbers: Mapping[str, Sequence[Measurement]]
 
     @property
     def is_smoke(self) -> bool:
@@ -87,7 +87,7 @@ def compare_runs(paths: Iterable[Path], by: Sequence[str], title: str = "runs") 
 
 
 def _group_name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """``dyart``, ``elsayed burn_in coef=1000``: what is switched off goes without saying."""
+    """Name a group by its keys' values: ``elsayed burn_in coef=1000``; nothing if disabled."""
     names, tails = [], Counter(key.rpartition(".")[2] for key in keys)
     for key in keys:
         value, tail = absent_as_none(value_at(config, key)), key.rpartition(".")[2]
@@ -114,15 +114,15 @@ def _trained(path: Path) -> _Trained | None:
         return None
     checkpoint, weights = _stands_for(config)
     directory = read(path)
-    numbers: dict[str, list[Found]] = {}
-    for number in directory.found:
+    numbers: dict[str, list[Measurement]] = {}
+    for number in directory.measurements:
         if (number.checkpoint, number.weights) == (checkpoint, weights):
             numbers.setdefault(number.column, []).append(number)
     return _Trained(path, {**config, "weights": f"{checkpoint} {weights}"}, directory, numbers)
 
 
 def _stands_for(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Checkpoint and weights, as ``job.checkpoints`` and ``job.chosen_weights`` choose them."""
+    """Checkpoint and weights, as ``config.evaluations`` chooses them from a parsed config."""
     selected = {"robust": "best_robust", "clean": "best_clean"}
     checkpoints = value_at(config, "evaluation.checkpoints")
     usual = selected.get(value_at(config, "selection.metric"), "last")
@@ -189,8 +189,8 @@ def _mixed(label: str, group: Sequence[_Trained]) -> list[str]:
     """A note if the runs of a group differ in more than their seed."""
     first = group[0].config
     hidden = {"seed", "scale", *VOLATILE}
-    found = {key for run in group[1:] for key, _ in differences(first, run.config)}
-    keys = sorted(key for key in found if not within(key, hidden))
+    differing = {key for run in group[1:] for key, _ in differences(first, run.config)}
+    keys = sorted(key for key in differing if not within(key, hidden))
     if not keys:
         return []
     more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""

@@ -251,7 +251,7 @@ def _point(row: Row, metric: str, strict: bool) -> _Point:
 
 def _lines(comparison: Comparison, sweep: Sweep, strict: bool) -> dict[str, list[_Dot]]:
     """Accuracies by radius of each row that has two; of a radius the first column's."""
-    found = {}
+    lines = {}
     for row in comparison.rows:
         dots: dict[float, _Dot] = {}
         sizes: set[int] = set()
@@ -266,8 +266,8 @@ def _lines(comparison: Comparison, sweep: Sweep, strict: bool) -> dict[str, list
             # Clean accuracy of other images than the attacked ones would be a step in the line.
             if clean and _sizes(clean) == sizes and (value := _shown(clean, strict)):
                 dots.setdefault(0.0, _Dot(0.0, value, bool(clean.tags or clean.mismatch)))
-            found[row.key] = [dots[eps] for eps in sorted(dots)]
-    return found
+            lines[row.key] = [dots[eps] for eps in sorted(dots)]
+    return lines
 
 
 def _sizes(cell: Cell) -> set[int]:

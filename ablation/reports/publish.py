@@ -146,11 +146,11 @@ def _sweeps(comparison: Comparison) -> list[Sweep]:
             if cell.unit == "percent" and "attack" in params and params["split"] == "test":
                 for key in _but_for_eps(params):
                     groups.setdefault((key, params["norm"]), {})[row.key, column] = params["eps"]
-    found = []
+    sweeps = []
     for (_, norm), eps in groups.items():
         shortest = min((column for _, column in eps), key=len)
-        found.append(Sweep(shortest.rpartition("_eps")[0] or shortest, norm, eps))
-    return found
+        sweeps.append(Sweep(shortest.rpartition("_eps")[0] or shortest, norm, eps))
+    return sweeps
 
 
 def _but_for_eps(params: Mapping[str, Any]) -> list[str]:

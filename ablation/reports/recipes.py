@@ -10,7 +10,7 @@ from ablation.config import evaluations
 from ablation.config.experiment import Config
 from ablation.evaluation import describe
 from ablation.reports.deviations import deviations, mismatches
-from ablation.reports.records import Found
+from ablation.reports.records import Measurement
 from ablation.runs.columns import Column
 
 
@@ -33,29 +33,31 @@ class Recipe:
         eps = config.eps if node.eps is None else node.eps
         return describe(attack, eps, node.norm or config.norm, config.data.classes)
 
-    def mismatches(self, found: Found) -> tuple[str, ...]:
+    def mismatches(self, measurement: Measurement) -> tuple[str, ...]:
         """Why a number cannot stand beside the published one."""
         if self.config.scale == "smoke":
             return ("scale smoke, not full",)
-        wanted = self.attack(found.column)
+        wanted = self.attack(measurement.column)
         if wanted is None:
             return ("not in the table's evaluation",)
-        return mismatches(found.params, wanted)
+        return mismatches(measurement.params, wanted)
 
-    def tags(self, config: Config, found: Found) -> tuple[str, ...]:
+    def tags(self, config: Config, measurement: Measurement) -> tuple[str, ...]:
         """How a run departs from the recipe, weights and images of its evaluation included."""
         tags = list(deviations(self.config, config))
         before, after = self.config.evaluation, config.evaluation
         if (before.checkpoints, before.weights) != (after.checkpoints, after.weights):
-            tags.append(f"weights {found.checkpoint} ({found.weights})")
-        asked = self._images(found)
-        if not found.whole and (asked is None or found.n < asked):
-            tags.append(f"n={found.n}")
+            tags.append(f"weights {measurement.checkpoint} ({measurement.weights})")
+        asked = self._images(measurement)
+        if not measurement.whole and (asked is None or measurement.n < asked):
+            tags.append(f"n={measurement.n}")
         return tuple(tags)
 
-    def _images(self, found: Found) -> int | None:
+    def _images(self, measurement: Measurement) -> int | None:
         """How many images the table asks for; ``None`` means all."""
-        nodes = [node for node in evaluations.evaluations(self.config) if node.split == found.split]
-        attacks = [node.attacks.get(found.metric) for node in nodes]
+        nodes = [
+            node for node in evaluations.evaluations(self.config) if node.split == measurement.split
+        ]
+        attacks = [node.attacks.get(measurement.metric) for node in nodes]
         sizes = [node.n for node in nodes] + [attack.n for attack in attacks if attack is not None]
         return min((size for size in sizes if size is not None), default=None)

@@ -29,21 +29,21 @@ FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One number in a run directory.
+class Measurement:
+    """One measured number: an entry of an evaluation in a run directory.
 
     Attributes:
-        metric: its name.
-        split: whose images.
-        checkpoint: whose weights.
+        metric: name, for example ``pgd20``.
+        split: ``test``, ``val`` or ``train``.
+        checkpoint: name of the weights.
         weights: raw or average.
         value: in ``unit``.
         unit: percent, margin or radius.
-        n: examples.
+        n: examples it is taken over.
         params: of the attack.
-        flags: of its evaluation.
-        eval_id: likewise.
-        examples: likewise, the Parquet file; ``None`` if it is gone.
+        flags: warnings of the evaluation.
+        eval_id: hash of the evaluation.
+        examples: Parquet file of the evaluation, a line per example; ``None`` if it is gone.
     """
 
     metric: str
@@ -65,7 +65,7 @@ class Found:
 
     @property
     def whole(self) -> bool:
-        """Is it over its whole split? A random subset hardly ever is the first n images."""
+        """Whether it is over the whole split: a random subset is hardly ever the first n images."""
         return self.examples is not None and _last_index(self.examples) == self.n - 1
 
 
@@ -76,12 +76,12 @@ class Directory:
     Attributes:
         name: of the run.
         state: ``None`` if the run never started.
-        found: all its numbers.
+        measurements: all its numbers.
     """
 
     name: str
     state: State | None
-    found: tuple[Found, ...]
+    measurements: tuple[Measurement, ...]
 
     @property
     def absence(self) -> Absence:
@@ -101,17 +101,17 @@ def read(path: Path) -> Directory:
     status = run.status()
     lost: State | None = "interrupted" if run.config_path.is_file() else None
     files = sorted(run.evaluations.glob("*.json"))
-    found = tuple(number for file in files for number in _numbers(file))
-    return Directory(path.name, lost if status is None else status.state, found)
+    measurements = tuple(number for file in files for number in _numbers(file))
+    return Directory(path.name, lost if status is None else status.state, measurements)
 
 
-def _numbers(file: Path) -> Iterator[Found]:
+def _numbers(file: Path) -> Iterator[Measurement]:
     table = file.with_suffix(".parquet")
     try:
         record = json.loads(file.read_bytes())
         for entry in record["entries"]:
             if entry["value"] is not None:
-                yield Found(
+                yield Measurement(
                     metric=entry["metric"],
                     split=entry["split"],
                     checkpoint=entry["checkpoint"],
@@ -143,9 +143,9 @@ def _last_index(examples: Path) -> int | None:
         return None
 
 
-def collapsed(found: Iterable[Found], classes: int) -> bool:
-    """Is the network no better than guessing, by its accuracy on most clean images?"""
-    clean = [number for number in found if number.metric == "clean"]
+def collapsed(measurements: Iterable[Measurement], classes: int) -> bool:
+    """Tell whether the clean accuracy on most images is at chance level."""
+    clean = [number for number in measurements if number.metric == "clean"]
     if not clean:
         return False
     best = max(clean, key=lambda number: (number.split == "test", number.n))
@@ -156,32 +156,34 @@ def collapsed(found: Iterable[Found], classes: int) -> bool:
 
 def measured(
     config: Config, directory: Directory, column: str, wanted: Mapping[str, Any]
-) -> Found | Absence:
-    """A run's number for a column, or why there is none.
+) -> Measurement | Absence:
+    """Find a run's number for a column, or why there is none.
 
-    Its own evaluation's if it is there; else, of what else was run on the same weights, the attack
-    that is nearest to the wanted one, on most images.
+    The run's own evaluation comes first; then, of others of the same weights, that with the attack
+    nearest to the wanted one, on most images.
     """
     place = (evaluations.checkpoints(config)[0], evaluations.chosen_weights(config))
-    mine = [number for number in directory.found if (number.checkpoint, number.weights) == place]
-    found = [number for number in mine if number.column == column]
+    mine = [
+        number for number in directory.measurements if (number.checkpoint, number.weights) == place
+    ]
+    candidates = [number for number in mine if number.column == column]
     if directory.state == "failed":
         return "failed"
     if collapsed(mine, config.data.classes):
         return "collapsed"
-    if not found:
+    if not candidates:
         return directory.absence
     own = own_evaluations(config)
     return min(
-        found, key=lambda f: (f.eval_id not in own, len(mismatches(f.params, wanted)), -f.n)
+        candidates, key=lambda f: (f.eval_id not in own, len(mismatches(f.params, wanted)), -f.n)
     )  # fmt: skip
 
 
 def own_evaluations(config: Config) -> tuple[str, ...]:
     """Ids of the evaluations that a config asks for itself."""
     weights = evaluations.chosen_weights(config)
-    nodes = evaluations.evaluations(config)
-    return tuple(evaluations.eval_id(node, config.eps, config.norm, weights) for node in nodes)
+    asked = evaluations.evaluations(config)
+    return tuple(evaluations.eval_id(each, config.eps, config.norm, weights) for each in asked)
 
 
 def asked_columns(config: Config) -> list[str]:
@@ -198,16 +200,16 @@ def saved_config(run: Run) -> Mapping[str, Any]:
         InputError: it cannot be read.
     """
     try:
-        found = yaml.load(run.config_path.read_text("utf-8"), Loader=FAST)  # noqa: S506
+        config = yaml.load(run.config_path.read_text("utf-8"), Loader=FAST)  # noqa: S506
     except (OSError, ValueError, yaml.YAMLError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"{run.config_path} cannot be read ({text}): move it away") from error
-    return found if isinstance(found, Mapping) else {}
+    return config if isinstance(config, Mapping) else {}
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:
     """A dotted key's value; ``None`` if it is not there."""
-    node: Any = config
+    value: Any = config
     for name in key.split("."):
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return node
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

@@ -33,15 +33,15 @@ def interval(values: Sequence[float]) -> Interval:
     Raises:
         ValueError: no value, or one that is not finite.
     """
-    found = np.asarray(values, dtype=np.float64)
-    n = found.size
+    array = np.asarray(values, dtype=np.float64)
+    n = array.size
     if n == 0:
         raise ValueError("no values, so no mean")
-    if not np.isfinite(found).all():
-        raise ValueError(f"values must be finite: {found[~np.isfinite(found)].tolist()}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"values must be finite: {array[~np.isfinite(array)].tolist()}")
     # Around the first value, because the mean of equal floats can differ from them in the last bit.
-    shifted = found - found[0]
-    mean = float(found[0] + shifted.mean())
+    shifted = array - array[0]
+    mean = float(array[0] + shifted.mean())
     if n == 1:
         return Interval(mean, None, 1)
     quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
@@ -88,13 +88,13 @@ def contrasts(comparison: Comparison, against: str) -> tuple[Contrast, ...]:
 
 
 def _row(rows: Sequence[Row], against: str) -> Row:
-    found = [row for row in rows if row.key == against]
-    found = found or [row for row in rows if row.arm == against]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        keys = ", ".join(row.key for row in found)
-        raise InputError(f"{against!r} is the arm of {len(found)} rows; give a key: {keys}")
+    matching = [row for row in rows if row.key == against]
+    matching = matching or [row for row in rows if row.arm == against]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        keys = ", ".join(row.key for row in matching)
+        raise InputError(f"{against!r} is the arm of {len(matching)} rows; give a key: {keys}")
     keys = ", ".join(row.key for row in rows)
     raise InputError(f"{against!r} is no row of the table; give one of: {keys}")
 
@@ -118,9 +118,9 @@ def _by_example(pairs: Iterable[tuple[Sample, Sample]], column: str) -> Interval
     """Over the examples of every pair; ``None`` if a file or its column is missing."""
     import pandas as pd
 
-    found = [_difference_per_example(a, b, column) for a, b in pairs]
-    present = [each for each in found if each is not None]
-    if len(present) < len(found):
+    differences = [_difference_per_example(a, b, column) for a, b in pairs]
+    present = [each for each in differences if each is not None]
+    if len(present) < len(differences):
         return None
     per_example = pd.concat(present, axis=1, join="inner").mean(axis=1)
     return interval(per_example.to_list()) if len(per_example) else None

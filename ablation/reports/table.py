@@ -16,7 +16,7 @@ from ablation.reports.choice import Choice, choose, config_of, grids
 from ablation.reports.comparison import Absence, Cell, Comparison, Row, Sample
 from ablation.reports.deviations import deviations
 from ablation.reports.recipes import Recipe
-from ablation.reports.records import Found, asked_columns, measured, own_evaluations
+from ablation.reports.records import Measurement, asked_columns, measured, own_evaluations
 from ablation.sweeps.planning import Point
 from ablation.sweeps.published import PRINTED_AS, Published, PublishedTable
 from ablation.sweeps.tables import RowSpec, Table
@@ -224,14 +224,16 @@ def _cell(
     numbers = []
     for point, recipe in pairs:
         config, directory = config_of(point), sheet.choice.directory(point)
-        found = measured(config, directory, column, recipe.attack(column) or {})
-        if not isinstance(found, Found):
-            absent[sheet.why(found, point)] += 1
+        measurement = measured(config, directory, column, recipe.attack(column) or {})
+        if not isinstance(measurement, Measurement):
+            absent[sheet.why(measurement, point)] += 1
             continue
         axis = " ".join(point.axis)
-        sample = Sample(axis, found.value, found.n, config.run_name, found.examples)
-        tags = (*recipe.tags(config, found), *_stand_ins(sheet, spec, config), *pinned)
-        numbers.append(Number(found, sample, tags, recipe.mismatches(found)))
+        sample = Sample(
+            axis, measurement.value, measurement.n, config.run_name, measurement.examples
+        )
+        tags = (*recipe.tags(config, measurement), *_stand_ins(sheet, spec, config), *pinned)
+        numbers.append(Number(measurement, sample, tags, recipe.mismatches(measurement)))
     return filled(column, numbers, absent, sheet.number(spec.key, column))
 
 

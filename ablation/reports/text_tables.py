@@ -250,10 +250,10 @@ def _main_table(comparison: Comparison, strict: bool) -> Table:
 
 def _alike(flags: Sequence[str]) -> list[str]:
     """Of warnings that differ in numbers only the first: seeds and splits mostly say the same."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for flag in flags:
-        found.setdefault(re.sub(r"(?<!\w)\d[\d.]*", "0", flag), []).append(flag)
-    more = ((first, len(rest)) for first, *rest in found.values())
+        groups.setdefault(re.sub(r"(?<!\w)\d[\d.]*", "0", flag), []).append(flag)
+    more = ((first, len(rest)) for first, *rest in groups.values())
     return [f"{first} (and {count} more like it)" if count else first for first, count in more]
 
 
@@ -273,14 +273,14 @@ def _metric(cells: Sequence[Cell], strict: bool, marks: Mapping[str, str]) -> Gr
 
 
 def _measured(cell: Cell, strict: bool) -> str:
-    found = cell_interval(cell)
-    if found is None:
+    mean = cell_interval(cell)
+    if mean is None:
         return _reasons(cell) or "-"
     if _hidden(cell, strict):
         return HIDDEN
     planned = _planned(cell)
-    runs = str(found.n) if found.n == planned else f"{found.n}/{planned}"
-    return _interval(found, _decimals(cell), runs)
+    runs = str(mean.n) if mean.n == planned else f"{mean.n}/{planned}"
+    return _interval(mean, _decimals(cell), runs)
 
 
 def _published(cell: Cell, marks: Mapping[str, str]) -> Text:
@@ -289,13 +289,13 @@ def _published(cell: Cell, marks: Mapping[str, str]) -> Text:
 
 
 def _signed_difference(cell: Cell, strict: bool) -> str:
-    found = None if _hidden(cell, strict) else difference(cell)
-    return "-" if found is None else f"{found:+z.{_decimals(cell)}f}"
+    value = None if _hidden(cell, strict) else difference(cell)
+    return "-" if value is None else f"{value:+z.{_decimals(cell)}f}"
 
 
-def _interval(found: Interval, decimals: int, runs: str, sign: str = "") -> str:
-    half = "" if found.half is None else f" ±{found.half:.{decimals}f}"
-    return f"{found.mean:{sign}z.{decimals}f}{half} ({runs})"
+def _interval(interval: Interval, decimals: int, runs: str, sign: str = "") -> str:
+    half = "" if interval.half is None else f" ±{interval.half:.{decimals}f}"
+    return f"{interval.mean:{sign}z.{decimals}f}{half} ({runs})"
 
 
 def _decimals(cell: Cell) -> int:
@@ -325,15 +325,15 @@ def _reasons(cell: Cell) -> str:
 
 def _remarks(cell: Cell, strict: bool) -> list[str]:
     """Footnotes of a measured number."""
-    found = ["; ".join(cell.tags)] if cell.samples and cell.tags else []
+    remarks = ["; ".join(cell.tags)] if cell.samples and cell.tags else []
     if not cell.samples or _hidden(cell, strict):
-        return found
+        return remarks
     n, planned = len(cell.samples), _planned(cell)
     if n < planned:
-        found.append(f"{n} of {planned} planned runs; the others: {_reasons(cell)}")
+        remarks.append(f"{n} of {planned} planned runs; the others: {_reasons(cell)}")
     if cell.mismatch:
-        found.append(f"not compared, the attack differs: {'; '.join(cell.mismatch)}")
-    return found
+        remarks.append(f"not compared, the attack differs: {'; '.join(cell.mismatch)}")
+    return remarks
 
 
 def _published_remarks(cell: Cell) -> list[str]:
@@ -380,34 +380,34 @@ def _contrast_table(
 
 
 def _contrast(
-    row: Row, base: Row, contrast: Contrast, found: Interval | None, strict: bool
+    row: Row, base: Row, contrast: Contrast, interval: Interval | None, strict: bool
 ) -> Text:
     ours, theirs = row.cells[contrast.column], base.cells[contrast.column]
     if _hidden(ours, strict) or _hidden(theirs, strict):
         return Text(HIDDEN)
-    if found is None:
+    if interval is None:
         return Text("-")
     decimals = min(_decimals(ours), _decimals(theirs))
-    apart = found.half is not None and abs(found.mean) > found.half
-    return Text(_interval(found, decimals, str(found.n), "+") + (" *" if apart else ""))
+    apart = interval.half is not None and abs(interval.mean) > interval.half
+    return Text(_interval(interval, decimals, str(interval.n), "+") + (" *" if apart else ""))
 
 
 def _pair_remarks(row: Row, base: Row, column: str) -> list[str]:
     """Tags of both cells, with the row's label unless they are the same; why there is no number."""
     ours, theirs = row.cells[column], base.cells[column]
     if ours.tags == theirs.tags:
-        found = ["; ".join(ours.tags)] if ours.tags else []
+        remarks = ["; ".join(ours.tags)] if ours.tags else []
     else:
-        found = [
+        remarks = [
             f"{each.label}: {'; '.join(each.cells[column].tags)}"
             for each in (row, base)
             if each.cells[column].tags
         ]
     if set(ours.mismatch) != set(theirs.mismatch):
-        found.append("not compared, the two rows' attacks differ")
+        remarks.append("not compared, the two rows' attacks differ")
     elif not {s.axis for s in ours.samples} & {s.axis for s in theirs.samples}:
-        found.append("no repetition in common")
-    return found
+        remarks.append("no repetition in common")
+    return remarks
 
 
 def between_banners(comparison: Comparison, parts: Sequence[str], banner: str) -> str:

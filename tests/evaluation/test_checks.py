@@ -519,7 +519,7 @@ def test_a_tripped_check_reaches_the_result_the_report_and_the_terminal(run_dir)
     assert first.items() >= {**place, "name": "logit_gap", "outcome": "tripped"}.items()
     assert first["values"]["mean"] > 1000
     assert result["flags"] == list(found.flags)
-    assert all(number.flags == found.flags for number in read(run_dir.path).found)
+    assert all(number.flags == found.flags for number in read(run_dir.path).measurements)
     lines = summary.result_table(run_dir).splitlines()
     assert "checks: 1 passed, 4 tripped, 7 not run" in lines
     assert [line for line in lines if line.startswith("warning: ")] == [
@@ -540,7 +540,7 @@ def test_records_without_checks_are_read_as_before(run_dir):
     assert result is not None
     assert "checks" not in result
     assert "checks" not in summary.result_table(run_dir)
-    assert len(read(run_dir.path).found) == 1
+    assert len(read(run_dir.path).measurements) == 1
 
 
 def test_selection_is_not_diagnosed_and_results_reach_the_tracker(tmp_path, monkeypatch):

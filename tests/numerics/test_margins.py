@@ -20,7 +20,7 @@ from ablation.numerics.boundary import dual_norm
 from ablation.numerics.functional import margin
 from ablation.numerics.margins import effective_margin, summarise, survey, top_margin
 from ablation.reports.deviations import IMMATERIAL, mismatches
-from ablation.reports.records import Found
+from ablation.reports.records import Measurement
 from tests.support.configs import compose_config, compose_plain
 from tests.support.parts import small_batch, small_net
 
@@ -328,7 +328,7 @@ def test_what_a_measure_found_does_not_tell_its_numbers_apart():
      ("margin_adv_train", "train", "margin_adv_train")],
 )  # fmt: skip
 def test_a_column_names_the_split_once(metric, split, column):
-    found = Found(metric, split, "last", "raw", 1.0, "margin", 3, {}, (), "0", None)
+    found = Measurement(metric, split, "last", "raw", 1.0, "margin", 3, {}, (), "0", None)
     assert found.column == column
 
 

@@ -14,7 +14,7 @@ from matplotlib.container import ErrorbarContainer
 from ablation.reports import plots
 from ablation.reports.comparison import Cell, Comparison, Row, Sample
 from ablation.reports.statistics import interval
-from ablation.reports.style import COLOURS, FAINT, save
+from ablation.reports.style import COLOURS, FAINT, paper_name, save
 from ablation.sweeps.published import Published
 
 
@@ -90,6 +90,15 @@ def test_the_largest_deviations_are_named():
     ]
     figure = compared(comparison(*rows))
     assert sorted(texts(figure)) == [f"M{i}, AutoAttack" for i in (5, 6, 7, 8)]
+
+
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [("pgd20", "PGD-20"), ("pgd20_train", "PGD-20 (train)"), ("clean_val", "clean (val.)"),
+     ("aa", "AutoAttack"), ("aa_val", "AutoAttack (val.)"), ("margin_train", "margin_train")],
+)  # fmt: skip
+def test_a_column_is_named_as_papers_write_it_with_its_split(column, name):
+    assert paper_name(column) == name
 
 
 def test_only_numbers_of_the_same_attack_and_unit_are_compared():
