@@ -32,7 +32,7 @@ class Subject:
         checkpoint: name in the records.
         weights: raw or average.
         eps: radius unless the evaluation has its own.
-        norm: of the perturbation.
+        norm: of the perturbation, unless the evaluation has its own.
         evaluation: the attacks.
         scale: full or smoke.
         deviations: what the run's command line changed in its table.
