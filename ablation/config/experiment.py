@@ -204,27 +204,13 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class PhaseConfig:
-    """A stretch of training before or besides ``main``, in a method preset.
+class MethodConfig:
+    """A method preset; see ``ablation.training.method``.
 
     Attributes:
-        name: ``main`` changes the phase that ``epochs`` counts.
-        epochs: its length; not for ``main``.
-        overrides: merged into the method.
-        optim: keep the optimiser or start fresh.
-        selectable: may its epochs be chosen as best?
+        phases: always empty: only components add phases. Part of every run's identity, from when
+            presets had them.
     """
-
-    name: str
-    epochs: int | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    optim: Literal["keep", "fresh"] = "keep"
-    selectable: bool = True
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """A method preset; see ``ablation.training.method``."""
 
     name: str
     crafters: Mapping[str, Crafter]
@@ -233,7 +219,14 @@ class MethodConfig:
     terms: Mapping[str, Slot]
     roles: Mapping[str, str]
     ascent: Ascent | None = None
-    phases: list[PhaseConfig] = field(default_factory=list)
+    phases: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.phases:
+            raise ValueError(
+                "phases: a method has one phase; set it to [] and let components add others, such "
+                "as component/burn_in=enabled"
+            )
 
     def build(self) -> Method:
         """The composition, before components."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from ablation.config.experiment import Config, MethodConfig, PhaseConfig
-from ablation.config.parser import Parser
+from ablation.config.experiment import Config
 from ablation.errors import InputError
 from ablation.models import HEADS, ModelSpec, build_model
 from ablation.text import did_you_mean
@@ -107,24 +104,14 @@ def _in_order(enabled: Mapping[str, Component]) -> list[str]:
     return order
 
 
-def built_phases(
-    config: Config, method: Mapping[str, Any], problems: list[str]
-) -> tuple[Phase, ...]:
-    """The preset's phases with the components in them."""
-    nodes = [*config.method.phases]
-    if not any(node.name == "main" for node in nodes):
-        nodes.append(PhaseConfig("main"))
-    phases: list[Phase] = []
-    for node in nodes:
-        merged = OmegaConf.to_container(OmegaConf.merge(dict(method), dict(node.overrides)))
-        parser = Parser()
-        built = parser.parse(MethodConfig, merged, f"method.phases.{node.name}", config.eps)
-        problems += parser.problems
-        epochs = config.epochs if node.name == "main" else node.epochs
-        if epochs is None or epochs < 1:
-            problems.append(f"method.phases.{node.name}.epochs={epochs}: at least 1")
-        elif isinstance(built, MethodConfig):
-            phases.append(Phase(node.name, epochs, built.build(), node.optim, node.selectable))
+def built_phases(config: Config, problems: list[str]) -> tuple[Phase, ...]:
+    """Build the method's phase, put the enabled components into it, and let them add phases.
+
+    Args:
+        config: the experiment, still without phases.
+        problems: gets a line for each thing that does not fit.
+    """
+    phases = [Phase("main", config.epochs, config.method.build())]
     phases = _switched(config, phases, problems)
     if config.selection.metric != "last" and not any(phase.selectable for phase in phases):
         problems.append(f"selection.metric={config.selection.metric}: no phase is selectable")

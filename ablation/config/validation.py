@@ -80,7 +80,7 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
         for key, remedy in (("table", "leave hydra.mode to it"), ("row", "add table=<name>"))
         if container.get(key) is not None
     ]
-    phases = built_phases(config, values["method"], problems)
+    phases = built_phases(config, problems)
     problems += head_problems(config.model.head, phases)
     problems += layer_problems(config.model.spec, phases)
     return replace(config, phases=phases), problems

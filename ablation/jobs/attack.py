@@ -27,13 +27,13 @@ from ablation.types import Norm
 
 @dataclass(frozen=True)
 class Subject:
-    """What is attacked and how: a named set of weights, the threat, the evaluation.
+    """An attack job: a named set of weights, the threat model, the evaluation.
 
     Attributes:
         checkpoint: name in the records.
         weights: raw or average.
         eps: radius unless the evaluation has its own.
-        norm: likewise.
+        norm: of the perturbation, unless the evaluation has its own.
         evaluation: the attacks.
         scale: full or smoke.
         deviations: what the run's command line changed in its table.

@@ -69,7 +69,7 @@ def parse(container: Mapping[str, Any]) -> tuple[AssessConfig | None, list[str]]
 
 
 def _radius(values: Mapping[str, Any]) -> float:
-    """What pixel step sizes are divided by: the request's eps, else the run's or the data's."""
+    """Choose the radius by which pixel step sizes are divided: the request's, run's or data's."""
     sources = [values.get("eps"), (values.get("data") or {}).get("eps")]
     if values.get("run"):
         path = Path(str(values["run"])) / "config.yaml"

@@ -1,4 +1,4 @@
-"""What a training run looks like from inside, epoch by epoch: margins, logit gaps, dead gradients.
+"""Monitor training at each validation: margins, logit gaps, vanishing gradients.
 
 Measured wherever the run is validated, on the same weights (averaged, where it averages), and
 written beside the accuracies. Nothing is chosen by these numbers, and they change nothing: the

@@ -1,4 +1,4 @@
-"""What a job builds from its config: data, network, validation, records."""
+"""Build what a job needs from its config: data, network, validation, tracking."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def numerics(runtime: configuration.RuntimeConfig) -> Iterator[None]:
-    """Global switches of a run, put back afterwards."""
+    """Set the global numerical switches of a run; restore them afterwards."""
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     benchmark = torch.backends.cudnn.benchmark
     allow = runtime.precision != "fp32"
@@ -79,7 +79,7 @@ class Images:
 
 
 def load_images(config: Config, device: torch.device) -> Images:
-    """Read, check and split.
+    """Read the images, check them against the config, and split them.
 
     Raises:
         InputError: the data do not fit the config.
@@ -141,7 +141,7 @@ def validator(config: Config, images: Images) -> Validate:
 
 
 def monitor(config: Config, images: Images) -> Monitor | None:
-    """What looks at the run's margins at each validation: a fixed subset of the images.
+    """Build the monitor that measures margins at each validation, on a fixed subset of the images.
 
     Of the validation images, or of the training images (as they are, not augmented) where there
     are none.
@@ -159,7 +159,7 @@ def monitor(config: Config, images: Images) -> Monitor | None:
 
 
 def check_last_batch(net: Net, images: Images, batch_size: int) -> None:
-    """Some networks cannot normalise a batch of one image.
+    """Refuse a last batch of one image where BatchNorm cannot normalise it.
 
     Raises:
         InputError: the last batch would hold one, and this network is such.
@@ -186,7 +186,7 @@ def own_normalisation(net: Net) -> dict[str, Tensor]:
 
 
 def start_from(net: Net, source: Path) -> None:
-    """Take another run's last weights (averaged, where it averaged)."""
+    """Load another run's last weights (averaged, where it averaged)."""
     folder = source / "checkpoints"
     averaged = folder / "last-average.safetensors"
     path = averaged if averaged.is_file() else folder / "last.safetensors"
@@ -196,14 +196,18 @@ def start_from(net: Net, source: Path) -> None:
 
 
 def check_split(path: Path, split: Split) -> None:
-    """A resumed run must see the same images."""
+    """Make sure that a resumed run sees the same images.
+
+    Raises:
+        InputError: the split on disk is another.
+    """
     before = load_split(path)
     if not (torch.equal(before.train, split.train) and torch.equal(before.val, split.val)):
         raise InputError(f"{path} holds another split: the data changed; set runs_dir=... anew")
 
 
 def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str) -> Tracker:
-    """W&B beside the local files: seeds of one arm form a group."""
+    """Start tracking in W&B beside the local files: seeds of one arm form a group."""
     suffix = "" if job_type == "train" else f"-{job_type}"
     launches = recorded_launches(run)
     tables = [f"table:{entry['table']}" for entry in launches if entry["table"]]

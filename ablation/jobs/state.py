@@ -12,7 +12,7 @@ from ablation.runs.directory import Run
 
 
 def moved(config: Config, run: Run) -> bool:
-    """Does the command name another data folder than the run was trained from?"""
+    """Say whether the command names another data folder than the run was trained from."""
     saved = yaml.safe_load(run.config_path.read_text()) if run.config_path.is_file() else {}
     before = Path(str(saved.get("data_dir", config.data_dir))).expanduser()
     return before.resolve() != config.data_root.resolve()
@@ -30,13 +30,13 @@ def missing(config: Config, run: Run) -> list[tuple[CheckpointName, EvaluationCo
 
 
 def is_trained(run: Run) -> bool:
-    """Is the training over? Then its weights are all that is needed."""
+    """Say whether training has ended, so that the weights are all that is needed."""
     status = run.status()
     return status is not None and bool(status.facts.get("trained"))
 
 
 def weights_problems(config: Config, run: Run) -> list[str]:
-    """What its evaluation lacks; only a run trained to the end stands for its best weights."""
+    """List why a run's weights cannot be evaluated: it must be trained to the end."""
     if not is_trained(run):
         return [f"run={run.path}: it is not trained to the end; finish its training first"]
     return [

@@ -1,4 +1,4 @@
-"""What a job prints: what is about to happen, and its result."""
+"""Print what a job is about to do, and its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ablation.text import show_fraction, summary_table
 
 
 def announce(config: Config, run: Run, device: torch.device) -> None:
-    """What is about to happen, in a few lines."""
+    """Print what is about to happen, in a few lines."""
     phases = " + ".join(f"{phase.epochs} {phase.name}" for phase in config.phases)
     switched = [name for name, component in config.component.items() if component is not None]
     smoke = "  SMOKE RUN: its numbers mean nothing" if config.scale == "smoke" else ""

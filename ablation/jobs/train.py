@@ -87,7 +87,7 @@ def train(container: Mapping[str, Any]) -> int:
 
 
 def check_plan(config: Config) -> None:
-    """Is this the job that the sweeper planned?
+    """Check that this is the job that the sweeper planned.
 
     Raises:
         InputError: code or files changed between the plan and the (queued) job.
@@ -101,7 +101,7 @@ def check_plan(config: Config) -> None:
 
 
 def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> None:
-    """The work of a run, from wherever it stands."""
+    """Train and evaluate a run, from wherever it stands."""
     device = pick_device(config.runtime.device)
     run.set_status("running", device=str(device))
     announce(config, run, device)

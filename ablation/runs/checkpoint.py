@@ -201,7 +201,7 @@ class Checkpoints:
         return weights
 
     def has(self, name: str, average: bool = False) -> bool:
-        """Are these weights on disk?"""
+        """Say whether these weights are on disk."""
         return self._flat(name, average).is_file()
 
     def names(self) -> list[str]:

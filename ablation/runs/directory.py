@@ -303,7 +303,7 @@ def first_difference(
 
 
 def _ending(error: BaseException) -> tuple[State, str]:
-    """How a run ended that an exception left."""
+    """State and error text of a run that an exception ended."""
     text = " ".join(f"{error}".split())
     if isinstance(error, (InterruptedRunError, InputError, KeyboardInterrupt, SystemExit)):
         return "interrupted", text or type(error).__name__

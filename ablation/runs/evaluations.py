@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ENTRY_FIELDS = frozenset(
     ("checkpoint", "weights", "metric", "split", "value", "unit", "n", "params")
 )
-"""What every entry of a result says."""
+"""Fields of every entry of a result."""
 
 
 class EvaluationRecords:
@@ -87,7 +87,7 @@ class EvaluationRecords:
         self._rebuild_result()
 
     def has_evaluation(self, checkpoint: str, eval_id: str) -> bool:
-        """Is this evaluation complete and on disk?"""
+        """Say whether this evaluation is complete and on disk."""
         path = self._evaluation_path(checkpoint, eval_id)
         return path.is_file() and path.with_name(f"{path.stem}.parquet").is_file()
 

@@ -68,7 +68,7 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 def process_alive(pid: int) -> bool:
-    """Does a process of this number exist on this machine?"""
+    """Say whether a process of this number exists on this machine."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -79,7 +79,7 @@ def process_alive(pid: int) -> bool:
 
 
 def storage_error(error: OSError, folder: Path, doing: str) -> InputError:
-    """What the user can do about a failed write.
+    """Turn a failed write into an error that says what the user can do.
 
     Args:
         error: the system's.

@@ -1,4 +1,4 @@
-"""What a person watching sees: a bar on a terminal, plain lines in a log file."""
+"""Progress display: a bar on a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Progress:
 
 
 def drawable(stream: TextIO) -> bool:
-    """Is it a terminal with a size? Some pseudo-terminals of containers have none: no bar fits."""
+    """Say whether this is a terminal with a size; pseudo-terminals of containers may have none."""
     try:
         return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 0
     except OSError:

@@ -1,4 +1,4 @@
-"""What a number depends on besides its config: versions, and the commit of this program."""
+"""Versions of libraries and the commit of this program, recorded with every result."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Stop:
-    """Has a signal asked to stop?
+    """Remember whether a signal has asked to stop.
 
     Attributes:
         requested: true from the first signal on.

@@ -1,4 +1,4 @@
-"""Weights as bytes and back: our safetensors, and what others publish."""
+"""Encode and decode weights: our safetensors, and state dicts that others publish."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every key."""
+"""Prefixes that DataParallel and torch.compile put before every key."""
 
 
 def load_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -70,7 +70,7 @@ def load_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Put a state dict into a network; memory format and device of the network stay.
+    """Load a state dict into a network; memory format and device of the network stay.
 
     Args:
         net: the network.

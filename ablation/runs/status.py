@@ -37,15 +37,15 @@ LOCK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Status:
-    """What ``status.json`` says, read tolerantly.
+    """Content of ``status.json``, read tolerantly.
 
     Attributes:
         state: a run that claims to be running while nobody holds its lock was killed: interrupted.
         pid: process that wrote it, on ``host``.
         host: name of its machine.
         started: UTC, ISO 8601, when that process began.
-        heartbeat: likewise, its last sign of life.
-        finished: likewise; ``None`` while running.
+        heartbeat: UTC, its last sign of life.
+        finished: UTC; ``None`` while running.
         error: what went wrong, one line.
         term: the loss term, or ``gradient``, that was not finite.
         facts: everything else: versions, device, git, data.
@@ -79,7 +79,7 @@ class RunStatus:
         return self.path / "status.json"
 
     def status(self) -> Status | None:
-        """What is known of the run; ``None`` if nothing is, or ``status.json`` cannot be read."""
+        """Read the run's status; ``None`` if ``status.json`` is missing or cannot be read."""
         found = self._recorded()
         state = found.pop("state", None)
         if state not in get_args(State):
@@ -163,7 +163,7 @@ class RunStatus:
             )
 
     def _alive(self, found: Mapping[str, Any]) -> bool:
-        """Does the process that claims to be running still hold the lock?"""
+        """Say whether the process that claims to be running still holds the lock."""
         elsewhere = found.get("host") != socket.gethostname()
         if elsewhere and seconds_since(str(found.get("heartbeat"))) < STALE_SECONDS:
             return True  # not every network file system carries locks from machine to machine

@@ -83,7 +83,7 @@ class Panel:
 
 
 class Tracker(Protocol):
-    """What a run tells about itself while it goes on. No method raises or blocks for long."""
+    """Tracker of a run's metrics and figures; no method raises or blocks for long."""
 
     def log(self, row: Mapping[str, float], epoch: int) -> None:
         """One point of every curve at an epoch."""

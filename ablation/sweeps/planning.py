@@ -88,7 +88,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep amounts to now.
+    """State of a sweep: its jobs, what waits, what is wrong.
 
     Attributes:
         points: by arm, all that are decided.
@@ -206,7 +206,7 @@ class Planner:
         return found
 
     def _below(self) -> list[str]:
-        """What every arm starts from."""
+        """List the overrides that every arm starts from."""
         table = self._table
         chosen = [f"evaluation={table.evaluation}"] if table.evaluation else []
         return [*table.set, *chosen]
@@ -337,7 +337,7 @@ def _deduplicated(points: Sequence[Point]) -> list[Job]:
 
 
 def state_of(config: Config) -> JobState:
-    """What the run directory says about a job."""
+    """Read a job's state from its run directory."""
     run = Run(config.run_dir, config.train_id)
     status = run.status()
     if status is None or status.state == "interrupted":

@@ -45,7 +45,7 @@ Environment = Mapping[str, str]
 
 
 def slots(jobs: int | None, gpus: Sequence[int | str] | str | None) -> list[Environment]:
-    """What each place in the pool adds to the environment of its jobs.
+    """List the environment variables that each place in the pool gives its jobs.
 
     Args:
         jobs: how many places; ``None`` means one per GPU, and without GPUs one per two cores.
@@ -296,7 +296,7 @@ class Pool:
 
 
 class Board:
-    """What a person watching a pool sees: lasting lines, and one of progress below them.
+    """Display of a pool: lasting lines, and one of progress below them.
 
     On a terminal the last line is redrawn; elsewhere it is a line every half minute.
 

@@ -1,4 +1,4 @@
-"""Running a sweep: plan, check, launch what is open, judge every job by its run directory.
+"""Run a sweep: plan, check, launch what is open, judge every job by its run directory.
 
 A launcher may lose jobs or raise; what counts is what the run directories say afterwards. The same
 command again continues.
@@ -26,7 +26,7 @@ LAST_LINES = 8
 
 
 class Caller(Protocol):
-    """What a sweep needs of Hydra's sweeper."""
+    """The part of Hydra's sweeper that a sweep uses."""
 
     plan: bool
     max_batch_size: int | None
@@ -40,7 +40,7 @@ class Caller(Protocol):
 
 
 Epilogue = Callable[[Request, Planner], str]
-"""What is printed when a sweep is through."""
+"""Text to print after the last job."""
 
 
 def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
@@ -49,7 +49,7 @@ def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
     Args:
         caller: Hydra's sweeper.
         arguments: task overrides.
-        epilogue: the sweep's report; the rooms above hand it in.
+        epilogue: makes the text printed after the last job, such as a report.
     """
     try:
         request = read_request(arguments)
@@ -67,7 +67,7 @@ def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
 
 
 def described(plan: Plan, at_a_time: int) -> str:
-    """Every job on a line, what waits, and what is left to compute."""
+    """Describe a plan: a line per job, what waits, and what is left to compute."""
     each = [[bare(text) for text in job.points[0].overrides] for job in plan.jobs]
     common = [text for text in each[0] if all(text in other for other in each)] if each else []
     rows: list[tuple[str, ...]] = [

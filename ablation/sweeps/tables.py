@@ -167,7 +167,7 @@ def _renamed(values: Any) -> Any:
 
 
 def check_table(table: Table) -> list[str]:
-    """What contradicts itself within the file."""
+    """List contradictions within the file."""
     problems = [] if table.arms else ["arms: a table needs at least one"]
     names = list(table.arms)
     for name, arm in table.arms.items():

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from ablation import components
-from ablation.config.validation import load
 from ablation.errors import ConfigError
 from ablation.training.method import Method
 from ablation.training.step import total_loss, train_step
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Crafted, Output
 from ablation.weights import ProbabilisticMargin
-from tests.support.configs import compose_config, compose_plain
+from tests.support.configs import compose_config
 from tests.support.logits import Z_ADV, Y, Z
 from tests.support.parts import largest_difference, sgd, small_batch, small_net
 
@@ -120,11 +119,10 @@ def test_the_start_is_a_share_of_the_epochs(epochs, start, wanted):
 
 def test_the_start_counts_over_phases():
     """EMR's TRADES + MAIL: plain AT for 74 epochs, then MAIL-TRADES for 26."""
-    container = compose_plain("method=trades", "epochs=26", "component/mail=trades")
-    container["component"]["mail"]["start"] = "74/100"
-    container["method"]["phases"] = [{"name": "first", "epochs": 74}, {"name": "main"}]
+    (main,) = compose_config("method=trades", "epochs=26", "component/mail=trades").phases
+    phases = (replace(main, name="first", epochs=74), main)
     starts = []
-    for phase in load(container).phases:
+    for phase in components.Mail(start=74 / 100).arrange(phases):
         weight = phase.method.terms["kl"].weight
         assert isinstance(weight, ProbabilisticMargin)
         starts.append(weight.start)

@@ -1,8 +1,9 @@
-"""Phases: from a preset's YAML and from a component, trained, selected and resumed."""
+"""Phases that components add: trained, selected and resumed."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -12,30 +13,20 @@ from ablation.config.phases import built_phases
 from ablation.config.validation import load
 from ablation.errors import DONE
 from ablation.jobs import train as job
-from ablation.training.method import parse_passes
+from ablation.training.method import Phase, parse_passes
 from tests.support.configs import compose_config, compose_plain
 from tests.support.jobs import finish_interrupted, metrics, plain, run_of, weights
 from tests.support.parts import Prelude
 
-BURN_IN = {
-    "name": "burn_in",
-    "epochs": 2,
-    "selectable": False,
-    "overrides": {"passes": ["nat", "step"], "terms": {"ce": {"term": {"view": "nat"}}}},
-}
-
 
 def two_phases(tmp_path, optim: str, *overrides: str) -> dict[str, Any]:
-    container = plain(tmp_path, "epochs=2", "evaluation=none", *overrides)
-    container["method"]["phases"] = [
-        {**BURN_IN, "optim": "keep"},
-        {"name": "main", "optim": optim},
-    ]
-    return container
+    burn_in = ("component/burn_in=enabled", "component.burn_in.epochs=2")
+    chosen = f"component.burn_in.optimizer={optim}"
+    return plain(tmp_path, "epochs=2", "evaluation=none", *burn_in, chosen, *overrides)
 
 
 @pytest.mark.parametrize("optim", ["keep", "fresh"])
-def test_a_preset_phase_trains_first_adds_to_epochs_and_is_not_selected(tmp_path, optim):
+def test_a_phase_in_front_trains_first_adds_to_epochs_and_is_not_selected(tmp_path, optim):
     container = two_phases(tmp_path, optim)
     config = load(container)
     assert [(p.name, p.epochs) for p in config.phases] == [("burn_in", 2), ("main", 2)]
@@ -76,10 +67,9 @@ def test_phases_are_part_of_a_runs_identity(tmp_path):
 
 
 def test_a_component_arranges_phases():
-    node = compose_plain("method=trades")["method"]
     config = replace(compose_config("method=trades"), component={"prelude": Prelude(epochs=3)})
     problems: list[str] = []
-    built = built_phases(config, node, problems)
+    built = built_phases(config, problems)
     assert problems == []
     assert [(p.name, p.epochs, p.selectable) for p in built] == [
         ("prelude", 3, False),
@@ -88,17 +78,34 @@ def test_a_component_arranges_phases():
     assert built[0].method.passes == parse_passes("nat", "step")
 
 
-@pytest.mark.parametrize(
-    ("phases", "message"),
-    [
-        ([{"name": "burn_in"}], "method.phases.burn_in.epochs=None: at least 1"),
-        ([{**BURN_IN, "overrides": {"passes": ["nat"]}}], "phase burn_in.passes"),
-        ([{**BURN_IN, "overrides": {"termz": {}}}], "did you mean terms?"),
-        ([{"name": "main", "selectable": False}], "no phase is selectable"),
-    ],
-)
-def test_a_wrong_phase_is_named(phases, message):
+@dataclass(frozen=True)
+class Changes(Prelude):
+    """A component that changes every phase."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def arrange(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        return tuple(replace(phase, **self.changes) for phase in super().arrange(phases))
+
+
+def test_a_wrong_phase_is_named():
+    problems: list[str] = []
+    config = replace(compose_config(), component={"it": Changes(changes={"selectable": False})})
+    built = built_phases(config, problems)
+    assert problems == ["selection.metric=robust: no phase is selectable"]
+    lost = {"method": replace(built[0].method, terms={})}
+    built_phases(replace(config, component={"it": Changes(changes=lost)}), problems)
+    assert "phase prelude.terms is empty: there is nothing to minimise" in problems
+
+
+def test_phases_of_a_saved_config_are_read_if_empty_and_else_refused():
+    saved = load(compose_plain()).container()
+    assert saved["method"]["phases"] == []
+    assert load(saved).identity()["method"]["phases"] == []
     container = compose_plain()
-    container["method"]["phases"] = phases
-    _, problems = validation.check(container)
-    assert any(message in problem for problem in problems), problems
+    container["method"]["phases"] = [{"name": "burn_in", "epochs": 2}]
+    config, problems = validation.check(container)
+    assert config is None
+    (problem,) = problems
+    assert problem.startswith("method")
+    assert "component/burn_in=enabled" in problem

@@ -33,7 +33,7 @@ def register_launchers() -> None:
 
 
 def missing_extra(launcher: str) -> str | None:
-    """What to install before a launcher can be used; ``None`` if it is there.
+    """Say what to install before a launcher can be used; ``None`` if nothing.
 
     Args:
         launcher: the option of ``hydra/launcher=``.
