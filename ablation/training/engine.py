@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -113,16 +113,28 @@ class Position:
     best: dict[str, list[float]] = field(default_factory=dict)
 
 
+Group = Literal["term", "step", "correct", "craft"]
+"""What a step logs: weighted terms; loss, gradient norm and counts; correct predictions of views;
+facts of crafters."""
+
+Key = tuple[Group, str]
+
+
 class EpochSums:
-    """Sums over an epoch, on the device, and the first step at which each became non-finite."""
+    """Sums over an epoch, on the device, and the first step at which each became non-finite.
 
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.names = tuple(names)
-        self.total = torch.zeros(len(names), dtype=torch.float64, device=device)
-        self._bad_at = torch.full((len(names),), torch.inf, device=device)
+    Args:
+        keys: group and name of each sum.
+        device: of the sums.
+    """
 
-    def add(self, values: Sequence[Tensor], step: int) -> None:
-        """Take in one step; no synchronisation."""
+    def __init__(self, keys: Iterable[Key], device: torch.device) -> None:
+        self.keys = tuple(keys)
+        self.total = torch.zeros(len(self.keys), dtype=torch.float64, device=device)
+        self._bad_at = torch.full((len(self.keys),), torch.inf, device=device)
+
+    def add(self, values: Iterable[Tensor], step: int) -> None:
+        """Take in one step's values in the order of ``keys``; no synchronisation."""
         vector = torch.stack([value.to(self.total.dtype) for value in values])
         self.total += vector
         now = torch.where(vector.isfinite(), torch.inf, float(step))
@@ -136,8 +148,37 @@ class EpochSums:
         """
         first = self._bad_at.min().item()
         if math.isfinite(first):
-            at = self._bad_at.tolist().index(first)
-            raise NonFiniteError(self.names[at], f"first at step {int(first)}")
+            group, name = self.keys[self._bad_at.tolist().index(first)]
+            offender = f"{group}_{name}" if group in ("correct", "craft") else name
+            raise NonFiniteError(offender, f"first at step {int(first)}")
+
+    def of(self, group: Group) -> dict[str, float]:
+        """Fetch the sums of a group by name."""
+        totals = zip(self.keys, self.total.tolist(), strict=True)
+        return {name: total for (own, name), total in totals if own == group}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return keys and sums, for a checkpoint."""
+        return {"names": [list(key) for key in self.keys], "total": self.total}
+
+    @staticmethod
+    def restored(state: Mapping[str, Any], device: torch.device) -> EpochSums:
+        """Rebuild the sums of a checkpoint, also of older ones that had prefixed names."""
+        names = state["names"]
+        keys = [older_key(name) if isinstance(name, str) else (name[0], name[1]) for name in names]
+        sums = EpochSums(keys, device)
+        sums.total += state["total"].to(device)
+        return sums
+
+
+def older_key(name: str) -> Key:
+    """Read a prefixed name: ``correct_nat``, ``craft_adv_found``, ``images``, or a term."""
+    group, _, rest = name.partition("_")
+    if rest and group == "correct":
+        return "correct", rest
+    if rest and group == "craft":
+        return "craft", rest
+    return ("step" if name in ("gradient", "loss", "images", "clipped") else "term"), name
 
 
 class Engine:
@@ -285,17 +326,10 @@ class Engine:
     def _after_step(self, log: StepLog, clock: Clock, count: int) -> None:
         if self.average is not None:
             self.average.update(self.net, clock)
-        names = [*log.parts, "gradient", "loss", *(f"correct_{n}" for n in log.correct), "images"]
-        names += [f"craft_{name}" for name in log.facts]
-        clip = self._clip
-        names += [] if clip is None else ["clipped"]
-        if self._sums is None or self._sums.names != tuple(names):
-            self._sums = EpochSums(names, self._device)
-        images = torch.full_like(log.loss, float(count))
-        values = [*log.parts.values(), log.grad_norm, log.loss, *log.correct.values(), images]
-        values += log.facts.values()
-        values += [] if clip is None else [log.grad_norm > clip]
-        self._sums.add(values, clock.step)
+        values = self._measured(log, count)
+        if self._sums is None or self._sums.keys != tuple(values):
+            self._sums = EpochSums(values, self._device)
+        self._sums.add(values.values(), clock.step)
         self.position.step += 1
         self.position.step_in_epoch += 1
         if self._device.type == "cpu" or self.position.step % SYNC_EVERY == 0:
@@ -304,6 +338,17 @@ class Engine:
         self._store.beat()
         if self._stop():
             self._interrupt()
+
+    def _measured(self, log: StepLog, count: int) -> dict[Key, Tensor]:
+        """Gather what is summed over an epoch of a step on ``count`` images."""
+        values: dict[Key, Tensor] = {("term", name): part for name, part in log.parts.items()}
+        values |= {("step", "gradient"): log.grad_norm, ("step", "loss"): log.loss}
+        values |= {("correct", view): number for view, number in log.correct.items()}
+        values["step", "images"] = torch.full_like(log.loss, float(count))
+        values |= {("craft", name): fact for name, fact in log.facts.items()}
+        if self._clip is not None:
+            values["step", "clipped"] = log.grad_norm > self._clip
+        return values
 
     def _interrupt(self) -> None:
         if self._sums is not None:
@@ -326,7 +371,7 @@ class Engine:
             row |= self._validate(self.evaluated)
         self._select(row)
         steps = self.position.step_in_epoch - first
-        images = steps * self._sums_value("images") / max(1, self.position.step_in_epoch)
+        images = steps * self._sums.of("step")["images"] / max(1, self.position.step_in_epoch)
         row["seconds"] = round(time.perf_counter() - started, 3)
         row["images_per_second"] = round(images / trained, 1)
         self._store.log(row)
@@ -339,31 +384,26 @@ class Engine:
         if self._stop() and not last:
             self._interrupt()
 
-    def _sums_value(self, name: str) -> float:
-        assert self._sums is not None  # noqa: S101
-        return float(self._sums.total[self._sums.names.index(name)])
-
     def _row(self) -> dict[str, Any]:
         """Means over the epoch: losses per step, accuracies per image."""
         assert self._sums is not None  # noqa: S101
-        totals = dict(zip(self._sums.names, self._sums.total.tolist(), strict=True))
-        steps, images = self.position.step_in_epoch, totals.pop("images")
+        sums, steps = self._sums, self.position.step_in_epoch
+        totals = sums.of("step")
         row: dict[str, Any] = {
             "epoch": self._total_epoch,
             "phase": self._phase.name,
             "step": self.position.step,
             "lr": self._rates(steps - 1)[0],
-            "loss": totals.pop("loss") / steps,
-            "grad_norm": totals.pop("gradient") / steps,
+            "loss": totals["loss"] / steps,
+            "grad_norm": totals["gradient"] / steps,
         }
-        labels = {"correct_nat": "train_clean", "correct_adv": "train_robust"}
-        for name, total in totals.items():
-            if name in labels:
-                row[labels[name]] = 100 * total / images
-            elif name == "clipped" or name.startswith("craft_"):
-                row[name.removeprefix("craft_")] = total / steps
-            else:
-                row[f"loss_{name}"] = total / steps
+        columns = {"nat": "train_clean", "adv": "train_robust"}
+        row |= {f"loss_{name}": total / steps for name, total in sums.of("term").items()}
+        for view, total in sums.of("correct").items():
+            row[columns[view]] = 100 * total / totals["images"]
+        row |= {name: total / steps for name, total in sums.of("craft").items()}
+        if "clipped" in totals:
+            row["clipped"] = totals["clipped"] / steps
         return row
 
     def _select(self, row: Mapping[str, Any]) -> None:
@@ -417,7 +457,7 @@ class Engine:
                 "step": place.step,
                 "best": place.best,
             },
-            "sums": None if sums is None else {"names": list(sums.names), "total": sums.total},
+            "sums": None if sums is None else sums.state_dict(),
         }
         self._store.save(
             Snapshot(place.step, self._total_epoch, self.net.state_dict(), average, train)
@@ -437,6 +477,5 @@ class Engine:
         self._optimizer.load_state_dict(state["optimizer"])
         self._memories.load_state_dict(state["memory"])
         if state["sums"] is not None:
-            self._sums = EpochSums(state["sums"]["names"], self._device)
-            self._sums.total += state["sums"]["total"].to(self._device)
+            self._sums = EpochSums.restored(state["sums"], self._device)
         self._store.rewind_metrics(self._total_epoch)

@@ -209,11 +209,6 @@ class Method:
             if self.passes.count(STEP) == 1
             else [f"passes={[str(entry) for entry in self.passes]}: exactly one {STEP} is needed"]
         )
-        problems += [
-            f"terms.{name}: the name is taken by the log; choose another"
-            for name in self.terms
-            if name in ("loss", "gradient", "images") or name.startswith(("correct_", "craft_"))
-        ]
         problems += self._pass_problems()
         if not self.terms:
             problems.append("terms is empty: there is nothing to minimise")
