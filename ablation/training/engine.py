@@ -58,18 +58,18 @@ class Recipe:
 
 
 Validate = Callable[[torch.nn.Module], Mapping[str, float | str]]
-"""What is said of a network after an epoch: ``val_clean`` and ``val_robust``, accuracies on
-validation images in percent, choose the best epochs; whatever else is there is only logged."""
+"""Evaluates a network after an epoch: ``val_clean`` and ``val_robust``, accuracies on validation
+images in percent, choose the best epochs; further entries are only logged."""
 
 
 class Store(Protocol):
-    """Where a run keeps what must survive: runs.py and checkpoint.py."""
+    """Storage of checkpoints, selected weights and metrics."""
 
     def save(self, snapshot: Snapshot) -> None:
-        """Make a resumable checkpoint durable."""
+        """Write a resumable checkpoint durably."""
 
     def load(self) -> Snapshot | None:
-        """The newest intact one."""
+        """Read the newest intact checkpoint; ``None`` if there is none."""
 
     def keep_weights(
         self, name: str, net: Net, average: torch.nn.Module | None, epoch: int, step: int
@@ -77,34 +77,42 @@ class Store(Protocol):
         """Write ``best_robust``, ``best_clean`` or ``last``."""
 
     def rewind_metrics(self, epoch: int) -> None:
-        """Drop the lines of this epoch and later ones."""
+        """Drop the metrics of this epoch and later ones."""
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Write the line of an epoch, once."""
+        """Append an epoch's metrics."""
 
     def beat(self) -> None:
-        """A sign of life, every step; must be cheap."""
+        """Refresh the heartbeat; called every step, so it must be cheap."""
 
 
 class Reporter(Protocol):
-    """Who watches: progress.py."""
+    """Progress display."""
 
     def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
-        """Before the first step."""
+        """Open the display before the first step."""
 
     def step(self, n_images: int) -> None:
-        """After each step; must not touch the device."""
+        """Count a step of ``n_images``; must not touch the device."""
 
     def epoch_end(self, row: Mapping[str, float]) -> None:
-        """After each epoch."""
+        """Show an epoch's metrics."""
 
     def close(self) -> None:
-        """At the end, or on the way out."""
+        """Close the display, after the last epoch or an error."""
 
 
 @dataclass
 class Position:
-    """Where training stands; what a checkpoint stores beside the tensors."""
+    """Progress of a run, stored in its checkpoints.
+
+    Attributes:
+        phase: number of the present phase, from 0.
+        epoch: finished epochs of the phase.
+        step_in_epoch: finished steps of the epoch.
+        step: finished steps of the run.
+        best: checkpoint name -> [accuracy it was selected by, the other accuracy], in percent.
+    """
 
     phase: int = 0
     epoch: int = 0
@@ -134,17 +142,17 @@ class EpochSums:
         self._bad_at = torch.full((len(self.keys),), torch.inf, device=device)
 
     def add(self, values: Iterable[Tensor], step: int) -> None:
-        """Take in one step's values in the order of ``keys``; no synchronisation."""
+        """Add one step's values in the order of ``keys``, without synchronisation."""
         vector = torch.stack([value.to(self.total.dtype) for value in values])
         self.total += vector
         now = torch.where(vector.isfinite(), torch.inf, float(step))
         self._bad_at = torch.minimum(self._bad_at, now)
 
     def check(self) -> None:
-        """Wait for the device and raise if something was not finite.
+        """Wait for the device and check that every value was finite.
 
         Raises:
-            NonFiniteError: naming the first offender.
+            NonFiniteError: with the name and step of the first value that was not.
         """
         first = self._bad_at.min().item()
         if math.isfinite(first):
@@ -188,10 +196,10 @@ class Engine:
         net: on its device.
         loader: training batches.
         recipe: how to train.
-        validate: called after selected epochs.
-        store: keeps checkpoints and metrics.
-        reporter: progress.
-        stop: true once a signal asked to stop.
+        validate: evaluates the network after selected epochs.
+        store: of checkpoints and metrics.
+        reporter: progress display.
+        stop: returns true once a signal asked to stop.
         on_epoch: called with each epoch's row (tracking).
     """
 
@@ -244,7 +252,7 @@ class Engine:
         return before + self.position.epoch
 
     def fit(self) -> None:
-        """Train to the end, from wherever the store's newest checkpoint stands.
+        """Train to the end, resuming from the newest checkpoint in the store.
 
         Raises:
             InterruptedRunError: a signal arrived; everything is saved.
@@ -268,7 +276,7 @@ class Engine:
             self._optimizer = self.recipe.optim.build(self.net, self.recipe.lr)
 
     def _schedule_span(self) -> tuple[int, int]:
-        """Epochs before and within the stretch of phases that share an optimiser."""
+        """Count the epochs before and within the stretch of phases that share an optimiser."""
         phases, at = self.recipe.phases, self.position.phase
         first = max((i for i in range(at + 1) if phases[i].optim == "fresh"), default=0)
         last = next(
@@ -278,7 +286,7 @@ class Engine:
         return before, sum(phase.epochs for phase in phases[first:last])
 
     def _rates(self, step_in_epoch: int) -> tuple[float, float]:
-        """Learning rate and momentum of a step of the present epoch."""
+        """Compute learning rate and momentum of a step of the present epoch."""
         before, epochs = self._schedule_span()
         recipe, phase = self.recipe, self._phase
         schedule = phase.schedule or recipe.schedule
@@ -385,7 +393,7 @@ class Engine:
             self._interrupt()
 
     def _row(self) -> dict[str, Any]:
-        """Means over the epoch: losses per step, accuracies per image."""
+        """Average over the epoch: losses per step, accuracies in percent of its images."""
         assert self._sums is not None  # noqa: S101
         sums, steps = self._sums, self.position.step_in_epoch
         totals = sums.of("step")
@@ -407,7 +415,7 @@ class Engine:
         return row
 
     def _select(self, row: Mapping[str, Any]) -> None:
-        """Keep the weights of the best epochs so far; ties go to the higher other accuracy."""
+        """Save the weights of the best epoch so far; ties go to the higher other accuracy."""
         clean, robust = row.get("val_clean"), row.get("val_robust")
         if not self._phase.selectable:
             return
@@ -434,7 +442,11 @@ class Engine:
         self._store.keep_weights(name, self.net, average, epoch, self.position.step)
 
     def _check_weights(self) -> None:
-        """A step can ruin the weights after its own loss was fine."""
+        """Check that weights and buffers are finite: a step may spoil them after a finite loss.
+
+        Raises:
+            NonFiniteError: with the name of the first that is not.
+        """
         for name, value in self.net.state_dict().items():
             if not bool(value.isfinite().all()):
                 raise NonFiniteError("weights", f"{name} after step {self.position.step}")
