@@ -15,18 +15,10 @@ import torch
 from torch import Tensor, nn
 
 Norm = Literal["linf", "l2"]
-
-
 AttackMode = Literal["eval", "train", "train_frozen"]
-
-
 Start = Literal["clean", "gaussian", "uniform"]
-
-
 Fraction = Annotated[float, "fraction"]
-"""A number that may be written as a fraction, ``8/255``; schema.py parses it."""
-
-
+"""A number that may be written as a fraction, ``8/255``; config/parser.py parses it."""
 StepSize = Annotated[float, "step_size"]
 """A fraction of eps; may be written ``eps/4``, or as pixels ``2/255`` which are divided by eps."""
 
@@ -48,12 +40,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Crafted:
-    """Points found by a crafter.
+    """Result of a crafter.
 
     Attributes:
         x: points, shape [R, C, H, W], detached.
-        rows: which samples of the batch they belong to, shape [R]; ``None`` means all, in order.
-        aux: whatever else the search found, for example ``{"steps": [R]}``.
+        rows: the batch's samples they belong to, shape [R]; ``None`` means all, in order.
+        aux: further tensors of the search, for example ``{"steps": [R]}``.
         facts: scalars for the log, averaged over an epoch's steps.
     """
 
@@ -65,7 +57,7 @@ class Crafted:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands. Epochs are 0-based and count within the phase; steps never restart.
+    """Progress of training. Epochs are 0-based and count within the phase; steps never restart.
 
     Attributes:
         epoch: of the phase.
@@ -161,7 +153,7 @@ class EvalView:
 
 
 class Views(Protocol):
-    """What parts see of a step, read-only."""
+    """A training step as its parts read it."""
 
     @property
     def batch(self) -> Batch:
@@ -169,7 +161,7 @@ class Views(Protocol):
 
     @property
     def clock(self) -> Clock:
-        """Where training stands."""
+        """Epoch, step and phase."""
 
     def x(self, name: str) -> Tensor:
         """Points of a view: the clean images for ``nat``, else the crafted points [R, C, H, W]."""
@@ -187,7 +179,7 @@ class Views(Protocol):
         """The same pass through the head's classification logits, shape [R, K]."""
 
     def at(self, name: str, layer: str = "") -> Tensor:
-        """What the same pass saw at a layer [R, ...]; "" is its input. See ``Differentiates``."""
+        """Activation of the same pass at a layer [R, ...]; "" is its input; ``Differentiates``."""
 
     def eval(self, name: str, input_grad: bool = False) -> EvalView:
         """Lazy, memoised evaluation-mode forward; it moves no buffer.
@@ -210,7 +202,7 @@ class Views(Protocol):
 
 
 class Crafter(Protocol):
-    """Where to look in input space.
+    """Searches for points in input space.
 
     Traits it may declare: ``SearchesExactly``, ``CraftsSubset``.
     """
@@ -224,21 +216,21 @@ class Crafter(Protocol):
 
 
 class AttackLoss(Protocol):
-    """What a crafter ascends."""
+    """Objective that a crafter ascends."""
 
     def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
         """Prepare what is constant in a search; the result maps logits [N, K] to loss [N]."""
 
 
 class Budget(Protocol):
-    """How far each example may move in training."""
+    """Perturbation radius of each example in training."""
 
     def __call__(self, views: Views) -> Tensor:
         """Radii [N], detached, in pixel units."""
 
 
 class Term(Protocol):
-    """What is minimised. Traits it may declare: ``NeedsWholeBatch``, ``RunsEagerly``."""
+    """Loss per sample. Traits it may declare: ``NeedsWholeBatch``, ``RunsEagerly``."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -250,7 +242,7 @@ class Term(Protocol):
 
 @runtime_checkable
 class Differentiates(Protocol):
-    """A term that takes gradients with respect to what a train-mode pass saw."""
+    """A term that takes gradients with respect to activations of a train-mode pass."""
 
     @property
     def differentiates(self) -> Mapping[str, Sequence[str]]:
@@ -294,7 +286,7 @@ class CraftsSubset(Protocol):
 
 
 class Weight(Protocol):
-    """How much each example counts in a term. Trait it may declare: ``NeedsWholeBatch``."""
+    """Weight of each example in a term. Trait it may declare: ``NeedsWholeBatch``."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -335,7 +327,7 @@ class Closure(Protocol):
 
 
 class Ascent(Protocol):
-    """Are the weights moved before the gradient is taken? AWP."""
+    """Moves the network's weights before the gradient is taken, as AWP does."""
 
     def __call__(
         self, net: nn.Module, closure: Closure, clock: Clock
@@ -344,7 +336,7 @@ class Ascent(Protocol):
 
 
 class Average(Protocol):
-    """Which weights are evaluated."""
+    """Averages the weights that are evaluated."""
 
     count: int
     """Updates so far; checkpointed with ``model``."""
@@ -354,10 +346,10 @@ class Average(Protocol):
         """The network to evaluate."""
 
     def update(self, net: nn.Module, clock: Clock) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step."""
 
     def prepare(self, batches: Callable[[], Iterable[Tensor]]) -> None:
-        """Make ``model`` fit for evaluation; ``batches`` yields training images if needed."""
+        """Prepare ``model`` for evaluation; ``batches`` yields training images if needed."""
 
 
 class AverageSpec(Protocol):
@@ -368,7 +360,7 @@ class AverageSpec(Protocol):
 
 
 class Schedule(Protocol):
-    """The learning rate as a pure function of where training stands: nothing to checkpoint."""
+    """The learning rate as a pure function of the epoch: nothing to checkpoint."""
 
     def lr(self, peak: float, epoch: float, epochs: int) -> float:
         """Learning rate at ``epoch`` (with the fraction of the epoch done) of ``epochs``."""

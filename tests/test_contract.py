@@ -32,8 +32,6 @@ TOYS = {  # what lets a preset find points on toy images, in any norm, whatever 
         "component/soft_boundary=disabled",
     ]
 }
-
-
 REFUSED = dict.fromkeys(("standard", "elsayed", "dyart"), ("component/mail",))
 """Components that a method refuses: it has no adversarial term."""
 

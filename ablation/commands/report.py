@@ -28,8 +28,6 @@ OWN = (
     *("tables_dir", "recipe", "tracking", "hydra"),
 )
 """Keys of ``conf/report.yaml``; every other one belongs to the runs."""
-
-
 LISTS = ("row", "runs", "by")
 """Of these, the ones that may be given as ``a,b``, which Hydra would take for a sweep."""
 

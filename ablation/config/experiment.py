@@ -38,14 +38,8 @@ from ablation.types import (
 
 NUMERICS = 1
 """Bump by hand when a change of code changes the weights that a config trains."""
-
-
 DISABLED: Mapping[str, Any] = {"enabled": False}
-
-
 CheckpointName = Literal["best_robust", "best_clean", "last"]
-
-
 Weights = Literal["raw", "average"]
 
 

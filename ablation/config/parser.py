@@ -20,12 +20,8 @@ from typing import Any, Literal
 from ablation.text import did_you_mean
 
 TARGET = "_target_"
-
-
 ALLOWED_PREFIX = "ablation."
 """A configuration may only name classes of this package: it cannot run anything else."""
-
-
 _MISSING = object()
 
 

@@ -29,45 +29,27 @@ if TYPE_CHECKING:
 
 BLACK_BOX_LEAD = 0.2
 """Points by which black box may beat white box: the tolerance of pyautoattack's own check."""
-
-
 ROUNDING = 1e-9
-
-
 AUTOATTACK_GAP = 10.0
 """Points from PGD down to AutoAttack. Adversarially trained networks show 2 to 8 (published MART
 and margin-based runs are the upper end); far more means that PGD's gradients mislead."""
-
-
 SATURATED_GAP = 24 * math.log(2)
 """Logit gap, 16.6, from which fp32 cross-entropy loses its y component: sum_j exp(z_j - z_y) =
 1 + exp(-gap) rounds to 1 once exp(-gap) < 2^-24, so that p_y - 1 is exactly 0."""
-
-
 SATURATED_SHARE = AUTOATTACK_GAP
 """Percent of correct images beyond ``SATURATED_GAP``. As many may be counted robust for no other
 reason; more than this exceeds what else separates PGD from AutoAttack."""
-
-
 RESCALED_LEAD = 5.0
 """Points by which APGD-CE may do better on rescaled logits. Another scale weighs the rivals
 otherwise, which is worth no more than another loss: margin losses gain 2 to 4 on adversarially
 trained networks (Croce and Hein, 2020, Table 2)."""
-
-
 LARGE_RADIUS_LEFT = 5.0
 """Percent that may survive a radius at which every image can become uniformly grey."""
-
-
 BOUNDARY_GAP = 2.0
 """Points between AutoAttack and the share of images farther than eps from FAB's boundary."""
-
-
 UNPREDICTED = 5.0
 """Percent of images whose class may never be predicted. A network that answers with a few classes
 keeps their images whatever the attack: robust accuracy that no one would use."""
-
-
 IMAGES_PER_CLASS = 10
 """On fewer a sound network may miss a class by chance."""
 

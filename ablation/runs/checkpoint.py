@@ -44,16 +44,12 @@ from ablation.text import first_line
 
 FORMAT = 1
 """Version of the layout; a reader refuses newer ones."""
-
-
 WEIGHTS, AVERAGE, TRAIN, MANIFEST = (
     "weights.safetensors",
     "average.safetensors",
     "train.pt",
     "manifest.json",
 )
-
-
 _STEP = re.compile(r"step_(\d+)(?:-(\d+))?")
 
 

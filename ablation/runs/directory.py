@@ -43,8 +43,6 @@ VOLATILE = (
 )
 """Keys in which a command may differ from a run's ``config.yaml``: they change nothing that was
 trained, or act through other keys that are compared."""
-
-
 _NAME = re.compile(r".+-([0-9a-f]{10})")
 
 

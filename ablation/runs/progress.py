@@ -14,12 +14,8 @@ from ablation.text import duration
 
 BAR_SECONDS = 0.5
 """Least time between two redraws of the bar."""
-
-
 LINE_SECONDS = 10.0
 """Least time between two lines within an epoch, where there is no terminal."""
-
-
 HIDDEN = (
     *("epoch", "step", "seconds", "images_per_second"),
     *("margin_q0", "margin_q25", "margin_q75", "margin_q100", "logit_gap_mean", "logit_gap_p99"),

@@ -22,16 +22,10 @@ from ablation.text import first_line
 
 RECORD = "ablation"
 """Metadata key of all that a file of weights says of itself, as JSON."""
-
-
 DIGEST = "ablation_sha256"
 """Key of the checksum in it."""
-
-
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which published checkpoints keep their state dict."""
-
-
 PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that DataParallel and torch.compile put before every key."""
 

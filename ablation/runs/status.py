@@ -21,16 +21,10 @@ from ablation.runs.files import atomic_write_text, json_text
 from ablation.runs.provenance import git_state, versions
 
 State = Literal["running", "done", "failed", "interrupted"]
-
-
 HEARTBEAT_SECONDS = 15.0
 """Least time between two heartbeats on disk."""
-
-
 STALE_SECONDS = 120.0
 """A run on another machine whose heartbeat is older than this is taken for dead."""
-
-
 LOCK_SECONDS = 0.5
 """How long a start waits for the lock: longer than a ``status`` of another process holds it."""
 

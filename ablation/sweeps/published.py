@@ -34,8 +34,6 @@ PUBLISHED_NAMES: Mapping[str, str] = {
     "tinyimagenet": "tiny_imagenet",
 }
 """Ids of the CSV files that differ from ours."""
-
-
 PRINTED_AS: Mapping[str, str] = {"wrn34_10_emr": "wrn34_10"}
 """Models of ours that are what a paper means by another's id: EMR's WRN-34-10 is its code's own."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -58,18 +58,18 @@ class Recipe:
 
 
 Validate = Callable[[torch.nn.Module], Mapping[str, float | str]]
-"""What is said of a network after an epoch: ``val_clean`` and ``val_robust``, accuracies on
-validation images in percent, choose the best epochs; whatever else is there is only logged."""
+"""Evaluates a network after an epoch: ``val_clean`` and ``val_robust``, accuracies on validation
+images in percent, choose the best epochs; further entries are only logged."""
 
 
 class Store(Protocol):
     """Where a run keeps checkpoints, weights and metrics: ``ablation.runs.directory.Run``."""
 
     def save(self, snapshot: Snapshot) -> None:
-        """Make a resumable checkpoint durable."""
+        """Write a resumable checkpoint durably."""
 
     def load(self) -> Snapshot | None:
-        """The newest intact one."""
+        """Read the newest intact checkpoint; ``None`` if there is none."""
 
     def keep_weights(
         self, name: str, net: Net, average: torch.nn.Module | None, epoch: int, step: int
@@ -77,34 +77,42 @@ class Store(Protocol):
         """Write ``best_robust``, ``best_clean`` or ``last``."""
 
     def rewind_metrics(self, epoch: int) -> None:
-        """Drop the lines of this epoch and later ones."""
+        """Drop the metrics of this epoch and later ones."""
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Write the line of an epoch, once."""
+        """Append an epoch's metrics."""
 
     def beat(self) -> None:
-        """A sign of life, every step; must be cheap."""
+        """Refresh the heartbeat; called every step, so it must be cheap."""
 
 
 class Reporter(Protocol):
-    """Who watches: progress.py."""
+    """Progress display."""
 
     def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
-        """Before the first step."""
+        """Open the display before the first step."""
 
     def step(self, n_images: int) -> None:
-        """After each step; must not touch the device."""
+        """Count a step of ``n_images``; must not touch the device."""
 
     def epoch_end(self, row: Mapping[str, float]) -> None:
-        """After each epoch."""
+        """Show an epoch's metrics."""
 
     def close(self) -> None:
-        """At the end, or on the way out."""
+        """Close the display, after the last epoch or an error."""
 
 
 @dataclass
 class Position:
-    """Where training stands; what a checkpoint stores beside the tensors."""
+    """Progress of a run, stored in its checkpoints.
+
+    Attributes:
+        phase: number of the present phase, from 0.
+        epoch: finished epochs of the phase.
+        step_in_epoch: finished steps of the epoch.
+        step: finished steps of the run.
+        best: checkpoint name -> [accuracy it was selected by, the other accuracy], in percent.
+    """
 
     phase: int = 0
     epoch: int = 0
@@ -113,31 +121,72 @@ class Position:
     best: dict[str, list[float]] = field(default_factory=dict)
 
 
+Group = Literal["term", "step", "correct", "craft"]
+"""What a step logs: weighted terms; loss, gradient norm and counts; correct predictions of views;
+facts of crafters."""
+
+Key = tuple[Group, str]
+
+
 class EpochSums:
-    """Sums over an epoch, on the device, and the first step at which each became non-finite."""
+    """Sums over an epoch, on the device, and the first step at which each became non-finite.
 
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.names = tuple(names)
-        self.total = torch.zeros(len(names), dtype=torch.float64, device=device)
-        self._bad_at = torch.full((len(names),), torch.inf, device=device)
+    Args:
+        keys: group and name of each sum.
+        device: of the sums.
+    """
 
-    def add(self, values: Sequence[Tensor], step: int) -> None:
-        """Take in one step; no synchronisation."""
+    def __init__(self, keys: Iterable[Key], device: torch.device) -> None:
+        self.keys = tuple(keys)
+        self.total = torch.zeros(len(self.keys), dtype=torch.float64, device=device)
+        self._bad_at = torch.full((len(self.keys),), torch.inf, device=device)
+
+    def add(self, values: Iterable[Tensor], step: int) -> None:
+        """Add one step's values in the order of ``keys``, without synchronisation."""
         vector = torch.stack([value.to(self.total.dtype) for value in values])
         self.total += vector
         now = torch.where(vector.isfinite(), torch.inf, float(step))
         self._bad_at = torch.minimum(self._bad_at, now)
 
     def check(self) -> None:
-        """Wait for the device and raise if something was not finite.
+        """Wait for the device and check that every value was finite.
 
         Raises:
-            NonFiniteError: naming the first offender.
+            NonFiniteError: with the name and step of the first value that was not.
         """
         first = self._bad_at.min().item()
         if math.isfinite(first):
-            at = self._bad_at.tolist().index(first)
-            raise NonFiniteError(self.names[at], f"first at step {int(first)}")
+            group, name = self.keys[self._bad_at.tolist().index(first)]
+            offender = f"{group}_{name}" if group in ("correct", "craft") else name
+            raise NonFiniteError(offender, f"first at step {int(first)}")
+
+    def of(self, group: Group) -> dict[str, float]:
+        """Fetch the sums of a group by name."""
+        totals = zip(self.keys, self.total.tolist(), strict=True)
+        return {name: total for (own, name), total in totals if own == group}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return keys and sums, for a checkpoint."""
+        return {"names": [list(key) for key in self.keys], "total": self.total}
+
+    @staticmethod
+    def restored(state: Mapping[str, Any], device: torch.device) -> EpochSums:
+        """Rebuild the sums of a checkpoint, also of older ones that had prefixed names."""
+        names = state["names"]
+        keys = [older_key(name) if isinstance(name, str) else (name[0], name[1]) for name in names]
+        sums = EpochSums(keys, device)
+        sums.total += state["total"].to(device)
+        return sums
+
+
+def older_key(name: str) -> Key:
+    """Read a prefixed name: ``correct_nat``, ``craft_adv_found``, ``images``, or a term."""
+    group, _, rest = name.partition("_")
+    if rest and group == "correct":
+        return "correct", rest
+    if rest and group == "craft":
+        return "craft", rest
+    return ("step" if name in ("gradient", "loss", "images", "clipped") else "term"), name
 
 
 class Engine:
@@ -147,10 +196,10 @@ class Engine:
         net: on its device.
         loader: training batches.
         recipe: how to train.
-        validate: called after selected epochs.
-        store: keeps checkpoints and metrics.
-        reporter: progress.
-        stop: true once a signal asked to stop.
+        validate: evaluates the network after selected epochs.
+        store: of checkpoints and metrics.
+        reporter: progress display.
+        stop: returns true once a signal asked to stop.
         on_epoch: called with each epoch's row (tracking).
     """
 
@@ -203,7 +252,7 @@ class Engine:
         return before + self.position.epoch
 
     def fit(self) -> None:
-        """Train to the end, from wherever the store's newest checkpoint stands.
+        """Train to the end, resuming from the newest checkpoint in the store.
 
         Raises:
             InterruptedRunError: a signal arrived; everything is saved.
@@ -227,7 +276,7 @@ class Engine:
             self._optimizer = self.recipe.optim.build(self.net, self.recipe.lr)
 
     def _schedule_span(self) -> tuple[int, int]:
-        """Epochs before and within the stretch of phases that share an optimiser."""
+        """Count the epochs before and within the stretch of phases that share an optimiser."""
         phases, at = self.recipe.phases, self.position.phase
         first = max((i for i in range(at + 1) if phases[i].optim == "fresh"), default=0)
         last = next(
@@ -237,7 +286,7 @@ class Engine:
         return before, sum(phase.epochs for phase in phases[first:last])
 
     def _rates(self, step_in_epoch: int) -> tuple[float, float]:
-        """Learning rate and momentum of a step of the present epoch."""
+        """Compute learning rate and momentum of a step of the present epoch."""
         before, epochs = self._schedule_span()
         recipe, phase = self.recipe, self._phase
         schedule = phase.schedule or recipe.schedule
@@ -285,17 +334,10 @@ class Engine:
     def _after_step(self, log: StepLog, clock: Clock, count: int) -> None:
         if self.average is not None:
             self.average.update(self.net, clock)
-        names = [*log.parts, "gradient", "loss", *(f"correct_{n}" for n in log.correct), "images"]
-        names += [f"craft_{name}" for name in log.facts]
-        clip = self._clip
-        names += [] if clip is None else ["clipped"]
-        if self._sums is None or self._sums.names != tuple(names):
-            self._sums = EpochSums(names, self._device)
-        images = torch.full_like(log.loss, float(count))
-        values = [*log.parts.values(), log.grad_norm, log.loss, *log.correct.values(), images]
-        values += log.facts.values()
-        values += [] if clip is None else [log.grad_norm > clip]
-        self._sums.add(values, clock.step)
+        values = self._measured(log, count)
+        if self._sums is None or self._sums.keys != tuple(values):
+            self._sums = EpochSums(values, self._device)
+        self._sums.add(values.values(), clock.step)
         self.position.step += 1
         self.position.step_in_epoch += 1
         if self._device.type == "cpu" or self.position.step % SYNC_EVERY == 0:
@@ -304,6 +346,17 @@ class Engine:
         self._store.beat()
         if self._stop():
             self._interrupt()
+
+    def _measured(self, log: StepLog, count: int) -> dict[Key, Tensor]:
+        """Gather what is summed over an epoch of a step on ``count`` images."""
+        values: dict[Key, Tensor] = {("term", name): part for name, part in log.parts.items()}
+        values |= {("step", "gradient"): log.grad_norm, ("step", "loss"): log.loss}
+        values |= {("correct", view): number for view, number in log.correct.items()}
+        values["step", "images"] = torch.full_like(log.loss, float(count))
+        values |= {("craft", name): fact for name, fact in log.facts.items()}
+        if self._clip is not None:
+            values["step", "clipped"] = log.grad_norm > self._clip
+        return values
 
     def _interrupt(self) -> None:
         if self._sums is not None:
@@ -326,7 +379,7 @@ class Engine:
             row |= self._validate(self.evaluated)
         self._select(row)
         steps = self.position.step_in_epoch - first
-        images = steps * self._sums_value("images") / max(1, self.position.step_in_epoch)
+        images = steps * self._sums.of("step")["images"] / max(1, self.position.step_in_epoch)
         row["seconds"] = round(time.perf_counter() - started, 3)
         row["images_per_second"] = round(images / trained, 1)
         self._store.log(row)
@@ -339,35 +392,30 @@ class Engine:
         if self._stop() and not last:
             self._interrupt()
 
-    def _sums_value(self, name: str) -> float:
-        assert self._sums is not None  # noqa: S101
-        return float(self._sums.total[self._sums.names.index(name)])
-
     def _row(self) -> dict[str, Any]:
-        """Means over the epoch: losses per step, accuracies per image."""
+        """Average over the epoch: losses per step, accuracies in percent of its images."""
         assert self._sums is not None  # noqa: S101
-        totals = dict(zip(self._sums.names, self._sums.total.tolist(), strict=True))
-        steps, images = self.position.step_in_epoch, totals.pop("images")
+        sums, steps = self._sums, self.position.step_in_epoch
+        totals = sums.of("step")
         row: dict[str, Any] = {
             "epoch": self._total_epoch,
             "phase": self._phase.name,
             "step": self.position.step,
             "lr": self._rates(steps - 1)[0],
-            "loss": totals.pop("loss") / steps,
-            "grad_norm": totals.pop("gradient") / steps,
+            "loss": totals["loss"] / steps,
+            "grad_norm": totals["gradient"] / steps,
         }
-        labels = {"correct_nat": "train_clean", "correct_adv": "train_robust"}
-        for name, total in totals.items():
-            if name in labels:
-                row[labels[name]] = 100 * total / images
-            elif name == "clipped" or name.startswith("craft_"):
-                row[name.removeprefix("craft_")] = total / steps
-            else:
-                row[f"loss_{name}"] = total / steps
+        columns = {"nat": "train_clean", "adv": "train_robust"}
+        row |= {f"loss_{name}": total / steps for name, total in sums.of("term").items()}
+        for view, total in sums.of("correct").items():
+            row[columns[view]] = 100 * total / totals["images"]
+        row |= {name: total / steps for name, total in sums.of("craft").items()}
+        if "clipped" in totals:
+            row["clipped"] = totals["clipped"] / steps
         return row
 
     def _select(self, row: Mapping[str, Any]) -> None:
-        """Keep the weights of the best epochs so far; ties go to the higher other accuracy."""
+        """Save the weights of the best epoch so far; ties go to the higher other accuracy."""
         clean, robust = row.get("val_clean"), row.get("val_robust")
         if not self._phase.selectable:
             return
@@ -394,7 +442,11 @@ class Engine:
         self._store.keep_weights(name, self.net, average, epoch, self.position.step)
 
     def _check_weights(self) -> None:
-        """A step can ruin the weights after its own loss was fine."""
+        """Check that weights and buffers are finite: a step may spoil them after a finite loss.
+
+        Raises:
+            NonFiniteError: with the name of the first that is not.
+        """
         for name, value in self.net.state_dict().items():
             if not bool(value.isfinite().all()):
                 raise NonFiniteError("weights", f"{name} after step {self.position.step}")
@@ -417,7 +469,7 @@ class Engine:
                 "step": place.step,
                 "best": place.best,
             },
-            "sums": None if sums is None else {"names": list(sums.names), "total": sums.total},
+            "sums": None if sums is None else sums.state_dict(),
         }
         self._store.save(
             Snapshot(place.step, self._total_epoch, self.net.state_dict(), average, train)
@@ -437,6 +489,5 @@ class Engine:
         self._optimizer.load_state_dict(state["optimizer"])
         self._memories.load_state_dict(state["memory"])
         if state["sums"] is not None:
-            self._sums = EpochSums(state["sums"]["names"], self._device)
-            self._sums.total += state["sums"]["total"].to(self._device)
+            self._sums = EpochSums.restored(state["sums"], self._device)
         self._store.rewind_metrics(self._total_epoch)

@@ -89,18 +89,18 @@ class Slot:
     gate: Gate = field(default_factory=Gate)
 
     def factor(self, clock: Clock) -> float:
-        """The coefficient at a moment; 0 means the term is not even computed."""
+        """Compute the coefficient at an epoch; a term with 0 is not evaluated."""
         return self.coef * self.gate(clock)
 
 
 @dataclass(frozen=True)
 class Method:
-    """What one training step does.
+    """Composition of one training step.
 
     Attributes:
         crafters: name -> crafter; the name is also that of its view.
         budget: radius of each example.
-        passes: see the module.
+        passes: in order; see the module.
         terms: name -> slot; the loss is their sum.
         roles: ``robust`` and ``classify`` name the terms that play these parts, so that a
             component can put a weight on "the robust term" of any method.
@@ -137,7 +137,7 @@ class Method:
         return (*self.passes[:place], new, *self.passes[place:])
 
     def with_view(self, name: str) -> Method:
-        """Make sure that a train-mode pass of a view exists.
+        """Add the train-mode pass of a view unless there is one.
 
         A missing ``nat`` goes after the last craft, before the other views; a crafted view goes
         right before ``step``.
@@ -194,26 +194,25 @@ class Method:
         return replace(self, ascent=ascent)
 
     def observed(self) -> dict[str, tuple[str, ...]]:
-        """Views that terms differentiate with respect to, and the layers of each; "" is input."""
-        found: dict[str, dict[str, None]] = {}
+        """Collect the views that terms differentiate with respect to.
+
+        Returns:
+            View -> layers of the network's body; "" is the input.
+        """
+        layers_of: dict[str, dict[str, None]] = {}
         for slot in self.terms.values():
             if isinstance(slot.term, Differentiates):
                 for view, layers in slot.term.differentiates.items():
-                    found.setdefault(view, {}).update(dict.fromkeys(layers))
-        return {view: tuple(layers) for view, layers in found.items()}
+                    layers_of.setdefault(view, {}).update(dict.fromkeys(layers))
+        return {view: tuple(layers) for view, layers in layers_of.items()}
 
     def problems(self) -> list[str]:
-        """What does not fit together, one line each; empty if it can train."""
+        """List the contradictions, one line each; empty if the method can train."""
         problems = (
             []
             if self.passes.count(STEP) == 1
             else [f"passes={[str(entry) for entry in self.passes]}: exactly one {STEP} is needed"]
         )
-        problems += [
-            f"terms.{name}: the name is taken by the log; choose another"
-            for name in self.terms
-            if name in ("loss", "gradient", "images") or name.startswith(("correct_", "craft_"))
-        ]
         problems += self._pass_problems()
         if not self.terms:
             problems.append("terms is empty: there is nothing to minimise")
@@ -227,7 +226,7 @@ class Method:
         return problems + memory_problems(self)
 
     def _pass_problems(self) -> Iterator[str]:
-        """Yield what is wrong with each pass, by its own name and by what comes before it."""
+        """Yield the passes that name no view or stand in the wrong order."""
         known = {CLEAN, *self.crafters}
         done: set[Pass] = set()
         for entry in self.passes:
@@ -246,7 +245,7 @@ class Method:
             done.add(entry)
 
     def _term_problems(self, name: str, slot: Slot) -> Iterator[str]:
-        """Yield the views that a term or its weight misses, or that hold too few samples."""
+        """Yield the views that a term or its weight lacks, or that hold too few samples."""
         for view in _needs(slot):
             if Pass("view", view) not in self.training_passes:
                 yield f"terms.{name} needs the view {view}: add it to passes, or remove the term"

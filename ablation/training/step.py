@@ -24,10 +24,10 @@ from ablation.types import Batch, Clock, SearchesExactly
 
 
 def check_layers(method: Method, net: Net) -> None:
-    """Do the layers exist that terms differentiate with respect to?
+    """Check that the network has the layers that terms differentiate with respect to.
 
     Raises:
-        InputError: one does not.
+        InputError: it lacks one.
     """
     known = [name for name, _ in net.body.named_modules() if name]
     for layer in {layer for layers in method.observed().values() for layer in layers if layer}:
@@ -37,7 +37,7 @@ def check_layers(method: Method, net: Net) -> None:
 
 @dataclass(frozen=True)
 class StepLog:
-    """What a step leaves behind: device tensors, never synchronised here.
+    """Measurements of a step: device tensors, never synchronised here.
 
     Attributes:
         loss: total loss, scalar.
@@ -45,7 +45,7 @@ class StepLog:
         grad_norm: norm of the whole gradient before clipping, scalar.
         correct: view -> number of correct predictions of the training pass, or of the pass after
             ``step`` where a view has no other.
-        facts: what crafters say of their searches, scalars.
+        facts: ``<crafter>_<fact>`` -> what the crafter reports of its search, scalar.
     """
 
     loss: Tensor
@@ -58,12 +58,12 @@ class StepLog:
 def total_loss(
     method: Method, views: StepViews, only: Sequence[str] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of the method's terms over the batch: the one place where sum/N is taken.
+    """Sum the method's terms over the batch: the one place where sum/N is taken.
 
     Args:
-        method: its terms.
-        views: with all passes done.
-        only: restrict to these terms.
+        method: whose terms are summed.
+        views: with all train-mode passes made.
+        only: names of the terms to sum; ``None`` means all.
 
     Returns:
         The total and each term's share in it, scalars.
@@ -86,7 +86,7 @@ def total_loss(
 def craft(
     method: Method, views: StepViews, name: str, eps: Tensor, seed: int, folded: Folded | None
 ) -> None:
-    """``craft:<name>``: search in the crafter's mode, with its own random stream."""
+    """Run a crafter in its mode and with its own random stream; adds the points to ``views``."""
     crafter, batch = method.crafters[name], views.batch
     rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device)
     exact = isinstance(crafter, SearchesExactly) and crafter.exact
@@ -110,11 +110,11 @@ def train_step(
     """Run one step of a method.
 
     Args:
-        method: what to do.
+        method: crafters, passes, terms and ascent of the step.
         net: trained in place; in train mode.
-        optimizer: holds its parameters.
+        optimizer: of the network's parameters.
         batch: on the network's device.
-        clock: where training stands.
+        clock: epoch, step and phase.
         seed: of the run; every random draw is keyed by it, the crafter's name and the step.
         precision: context of every forward.
         clip: largest norm of the gradient, or ``None``.
@@ -122,7 +122,7 @@ def train_step(
         memories: what parts remember of earlier steps; read here, committed by the caller.
 
     Returns:
-        What to log, and the views for parts that remember.
+        The measurements, and the views that the loss was taken of, for ``Memories.commit``.
     """
     passes = method.training_passes
     observed = method.observed()

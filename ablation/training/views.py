@@ -1,4 +1,4 @@
-"""What parts see of a training step: its points, and the forwards made so far."""
+"""Views of a training step: clean and crafted points, and the forwards made on them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class StepViews:
     Args:
         net: the network that passes run on.
         batch: the mini-batch.
-        clock: where training stands.
+        clock: epoch, step and phase.
         precision: context of every forward, for autocast.
-        crafted: points found so far, shared between the networks of a step.
+        crafted: crafted points by name, shared between the networks of a step.
         observed: views to differentiate with respect to, and their layers (``Method.observed``).
         seed: of the run; keys what terms draw.
-        memories: what parts remember of earlier steps.
+        memories: tensors that parts remember between steps.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StepViews:
         self._replays: dict[str, BatchNormReplay] = {}
 
     def on(self, net: Net) -> StepViews:
-        """The same points seen by other weights: no pass is done yet."""
+        """Make views of the same points on a network, without the forwards made so far."""
         return StepViews(
             net,
             self.batch,
@@ -70,7 +70,7 @@ class StepViews:
         )
 
     def add(self, name: str, crafted: Crafted) -> None:
-        """Store what a crafter found."""
+        """Store the result of a crafter."""
         self._crafted[name] = crafted
 
     def crafted(self, name: str) -> Crafted:
@@ -101,9 +101,9 @@ class StepViews:
         return values.new_zeros(len(self.batch.y)).index_put((rows,), values)
 
     def run(self, name: str, remember: bool = False) -> None:
-        """The train-mode pass of a view; ``remember`` prepares a later ``bn:<view>``.
+        """Make the train-mode forward of a view; ``remember`` prepares a later ``bn:<view>``.
 
-        An empty set of points passes without a forward: BatchNorm cannot normalise nothing.
+        An empty set of points has no forward, since BatchNorm has no statistics of it.
         """
         x = self.x(name)
         if len(x) == 0:
@@ -119,7 +119,7 @@ class StepViews:
 
     @contextlib.contextmanager
     def _observing(self, name: str, x: Tensor) -> Iterator[Tensor]:
-        """Keep what terms differentiate with respect to; yields the pass's input."""
+        """Record the layers that terms differentiate with respect to; yields the pass's input."""
         layers = self._observed.get(name, ())
         if "" in layers:
             x = self._seen[name, ""] = x.detach().requires_grad_(True)
@@ -130,16 +130,16 @@ class StepViews:
             yield x
 
     def at(self, name: str, layer: str = "") -> Tensor:
-        """What a pass saw at a layer of the body [R, ...]; "" is its input."""
+        """Recorded activation of a pass at a layer of the body [R, ...]; "" is its input."""
         return self._seen[name, layer]
 
     def replay(self, name: str) -> None:
-        """``bn:<view>``."""
+        """Feed a view's batch statistics into BatchNorm's running ones again (``bn:<view>``)."""
         if len(self.x(name)) > 0:
             self._replays[name].replay()
 
     def done(self, name: str) -> bool:
-        """Has the pass of this view been made?"""
+        """Tell whether the train-mode forward of a view was made."""
         return name in self._outputs
 
     def logits(self, name: str) -> Tensor:
@@ -168,7 +168,7 @@ class StepViews:
         return self._memories.read(name, self.batch)
 
     def nothing(self) -> Tensor:
-        """A loss of 0 that still reaches the parameters: all gates are closed."""
+        """Build a loss of 0 that reaches the parameters, for steps whose gates are all closed."""
         return sum((out.logits.sum() * 0.0 for out in self._outputs.values()), torch.zeros(()))
 
     def eval(self, name: str, input_grad: bool = False) -> EvalView:
@@ -204,7 +204,7 @@ class StepViews:
     def searching(
         self, bn: AttackMode, folded: Folded | None, exact: bool = False
     ) -> Iterator[None]:
-        """``forward`` in the mode of a search; evaluation mode takes the folded copy if given.
+        """Switch ``forward`` to the mode of a search; evaluation mode uses ``folded`` if given.
 
         An ``exact`` search is in full precision whatever the run's.
         """

@@ -15,6 +15,7 @@ from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
 from ablation.numerics.modes import BatchNormReplay, buffers, crafting
 from ablation.terms import KL, CrossEntropy
+from ablation.training.engine import EpochSums, Key
 from ablation.training.memory import Memories
 from ablation.training.method import Method, Pass, Slot, parse_passes
 from ablation.training.optim import LightSgd
@@ -354,3 +355,28 @@ def test_a_step_does_not_import_the_compiler():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_a_term_may_be_called_like_a_column_of_the_step():
+    """Sums are kept in groups: a term's never meets the gradient norm, or a count."""
+    names = ("loss", "gradient", "images", "clipped", "correct_nat", "craft_adv_found")
+    assert at(terms={name: Slot(CrossEntropy("adv")) for name in names}).problems() == []
+    keys: list[Key] = [("term", name) for name in names]
+    keys += [("step", "images"), ("correct", "nat"), ("craft", "adv_found")]
+    sums = EpochSums(keys, torch.device("cpu"))
+    sums.add([torch.tensor(float(i)) for i in range(9)], step=0)
+    assert sums.of("term") == {name: float(i) for i, name in enumerate(names)}
+    assert (sums.of("step"), sums.of("correct")) == ({"images": 6.0}, {"nat": 7.0})
+    again = EpochSums.restored(sums.state_dict(), torch.device("cpu"))
+    assert again.keys == sums.keys
+    assert again.of("craft") == {"adv_found": 8.0}
+
+
+def test_sums_of_an_older_checkpoint_are_read():
+    names = ["ce", "gradient", "loss", "correct_nat", "images", "craft_boundary_found", "clipped"]
+    state = {"names": names, "total": torch.arange(7.0, dtype=torch.float64)}
+    sums = EpochSums.restored(state, torch.device("cpu"))
+    assert sums.of("term") == {"ce": 0}
+    assert sums.of("step") == {"gradient": 1, "loss": 2, "images": 4, "clipped": 6}
+    assert sums.of("correct") == {"nat": 3}
+    assert sums.of("craft") == {"boundary_found": 5}
