@@ -84,14 +84,14 @@ def own_tables(arguments: Sequence[str]) -> list[Path]:
 
 
 def sweeping(arguments: Sequence[str]) -> bool:
-    """Does the command line ask for a table or a plan, without saying that it is a multirun?"""
+    """Check that a command line asks for a table or a plan without ``-m``."""
     asked = any(text.startswith(("table=", "hydra.sweeper.plan=")) for text in arguments)
     multirun = any(text in ("-m", "--multirun") for text in arguments)
     return asked and not multirun and not passive(arguments)
 
 
 def passive(arguments: Sequence[str]) -> bool:
-    """Will Hydra only show something?"""
+    """Check that Hydra will only show something, as for ``--help``."""
     return any(argument.split("=")[0] in PASSIVE for argument in arguments)
 
 

@@ -50,7 +50,7 @@ class Composer:
         self._bases: dict[tuple[str, ...], DictConfig] = {}
 
     def is_group(self, text: str) -> bool:
-        """Does the override choose an option of a group?"""
+        """Check that an override chooses an option of a group."""
         return key_of(text) in self._groups
 
     def plain(self, overrides: Sequence[str]) -> dict[str, Any]:

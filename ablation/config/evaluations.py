@@ -17,7 +17,7 @@ def eval_id(evaluation: EvaluationConfig, eps: float, norm: Norm, weights: Weigh
     Args:
         evaluation: the attacks; what it leaves open is filled in by the rest.
         eps: radius unless the evaluation has its own.
-        norm: likewise.
+        norm: of the threat model, unless the evaluation has its own.
         weights: raw or average.
     """
     node = plain(evaluation)

@@ -52,13 +52,13 @@ class DataConfig:
         source: where the images come from.
         classes: number of labels.
         mean: per channel, in [0, 1] units.
-        std: likewise.
+        std: per channel, in [0, 1] units; positive.
         val_size: images held out for selection; 0 means none.
         split_seed: of the stratified split, shared by all arms.
         train_size: use this many of the rest; ``None`` means all.
         drop_last: leave out an incomplete last batch.
         eps: the radius usually used on this set; ``eps`` defaults to it.
-        augment: likewise.
+        augment: augmentation usually used on this set; ``augment`` defaults to it.
     """
 
     name: str
@@ -176,7 +176,7 @@ class EvaluationConfig:
         n: a fixed random subset of the split; ``None`` means all of it.
         split: which images.
         eps: radius; ``None`` means the training radius.
-        norm: likewise.
+        norm: ``None`` means the training norm.
         batch_size: images attacked at once.
         seed: of starts and of the subset.
         checkpoints: weights to evaluate; ``None`` means the selected ones.

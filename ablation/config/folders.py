@@ -20,7 +20,7 @@ def conf_dir() -> Path:
 
 
 def sweeps_dir() -> Path:
-    """``multirun_sweeps/`` likewise."""
+    """``multirun_sweeps/`` beside the package, or its copy in an installed wheel."""
     return beside("multirun_sweeps", "_sweeps", "README.md")
 
 

@@ -260,7 +260,7 @@ def _plain_field(value: Any, hint: Any) -> Any:
 
 
 def _holds_part(hint: Any) -> bool:
-    """Does the annotation ask for a part (a protocol or Any) rather than a named dataclass?"""
+    """Check that an annotation asks for a part (a protocol or Any), not for a named dataclass."""
     arguments = [a for a in typing.get_args(hint) if a is not type(None) and a is not str]
     if arguments and typing.get_origin(hint) is not Literal:
         return _holds_part(arguments[-1] if arguments[-1] is not Ellipsis else arguments[0])

@@ -15,7 +15,7 @@ from ablation.errors import InputError
 
 
 def init_problems(config: Config) -> list[str]:
-    """Is the run to start from there?"""
+    """Check that the run to start from is finished."""
     if config.init_from is None:
         return []
     weights = Path(config.init_from).expanduser() / "checkpoints" / "last.safetensors"
@@ -43,7 +43,7 @@ def outside_problems(config: Config) -> list[str]:
 
 
 def size_problems(config: Config, extent: Extent | None) -> list[str]:
-    """Do the split and the batch fit the training set, if its size is known before it is read?"""
+    """Check split and batch against the training set, if its size is known before it is read."""
     if extent is None:
         return []
     node, rest = config.data, extent.train - config.data.val_size
@@ -56,7 +56,7 @@ def size_problems(config: Config, extent: Extent | None) -> list[str]:
 
 
 def device_problems(name: str) -> list[str]:
-    """Is the device there?"""
+    """Check that the device exists."""
     if name in ("auto", "cpu"):
         return []
     if not name.startswith("cuda"):
