@@ -50,6 +50,12 @@ def evaluations(config: Config) -> list[EvaluationConfig]:
     return [part for part in found if part.attacks]
 
 
+def evaluation_ids(config: Config) -> tuple[str, ...]:
+    """The id of each evaluation that the config asks for, in the order of ``evaluations``."""
+    weights = chosen_weights(config)
+    return tuple(eval_id(each, config.eps, config.norm, weights) for each in evaluations(config))
+
+
 def _on(config: Config, split: SplitName, names: Sequence[str]) -> EvaluationConfig:
     """Metrics of the evaluation on the images of a split; all of them if it has no more."""
     node = config.evaluation

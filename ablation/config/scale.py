@@ -48,12 +48,18 @@ def smaller(value: Any, cap: int) -> Any:
 
 
 def _cap_key(container: MutableMapping[str, Any], key: str, cap: int) -> None:
+    owner, name = owner_of(container, key)
+    if owner is not None:
+        owner[name] = smaller(owner[name], cap)
+
+
+def owner_of(container: Any, key: str) -> tuple[MutableMapping[str, Any] | None, str]:
+    """The mapping that holds a dotted key, ``None`` if the key is not there; its last name."""
     *path, name = key.split(".")
-    node: Any = container
     for step in path:
-        node = node.get(step) if isinstance(node, Mapping) else None
-    if isinstance(node, MutableMapping) and name in node:
-        node[name] = smaller(node[name], cap)
+        container = container.get(step) if isinstance(container, Mapping) else None
+    held = isinstance(container, MutableMapping) and name in container
+    return (container if held else None), name
 
 
 def _parts(node: Any) -> Iterator[MutableMapping[str, Any]]:

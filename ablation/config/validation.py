@@ -11,7 +11,7 @@ from ablation.config.folders import component_names
 from ablation.config.parser import TARGET, Parser
 from ablation.config.phases import built_phases, head_problems, layer_problems
 from ablation.config.rules import broken_rules
-from ablation.config.scale import scaled
+from ablation.config.scale import owner_of, scaled
 from ablation.errors import ConfigError
 from ablation.text import did_you_mean
 
@@ -104,18 +104,9 @@ def _unscaled_problems(container: Mapping[str, Any]) -> list[str]:
             parser.parse(hint, container.get(key), key)
     capped = scale.get("keys")
     for key, cap in capped.items() if isinstance(capped, Mapping) else ():
-        if not _is_given(container, str(key)):
+        if owner_of(container, str(key))[0] is None:
             parser.problems.append(f"scale.keys.{key}={cap!r}: the config has no such key")
     return [text for text in parser.problems if " is missing: " not in text]
-
-
-def _is_given(container: Mapping[str, Any], key: str) -> bool:
-    node: Any = container
-    for name in key.split("."):
-        if not isinstance(node, Mapping) or name not in node:
-            return False
-        node = node[name]
-    return True
 
 
 def _components(nodes: Any, parser: Parser) -> Any:

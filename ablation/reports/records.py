@@ -173,17 +173,10 @@ def measured(
         return "collapsed"
     if not candidates:
         return directory.absence
-    own = own_evaluations(config)
+    own = evaluations.evaluation_ids(config)
     return min(
         candidates, key=lambda f: (f.eval_id not in own, len(mismatches(f.params, wanted)), -f.n)
     )  # fmt: skip
-
-
-def own_evaluations(config: Config) -> tuple[str, ...]:
-    """Ids of the evaluations that a config asks for itself."""
-    weights = evaluations.chosen_weights(config)
-    asked = evaluations.evaluations(config)
-    return tuple(evaluations.eval_id(each, config.eps, config.norm, weights) for each in asked)
 
 
 def asked_columns(config: Config) -> list[str]:

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ablation.config.evaluations import evaluation_ids
 from ablation.config.experiment import Config
 from ablation.reports.cells import Number, counted, filled, unique
 from ablation.reports.choice import Choice, choose, config_of, grids
 from ablation.reports.comparison import Absence, Cell, Comparison, Row, Sample
 from ablation.reports.deviations import deviations
 from ablation.reports.recipes import Recipe
-from ablation.reports.records import Measurement, asked_columns, measured, own_evaluations
+from ablation.reports.records import Measurement, asked_columns, measured
 from ablation.sweeps.planning import Point
 from ablation.sweeps.published import PRINTED_AS, Published, PublishedTable
 from ablation.sweeps.tables import RowSpec, Table
@@ -173,7 +174,7 @@ def _row(
     points = sheet.choice.points[spec.arm]
     # An axis may name one value in two ways.
     mine = {
-        (config_of(point).run_name, own_evaluations(config_of(point))): point
+        (config_of(point).run_name, evaluation_ids(config_of(point))): point
         for point in points
         if point.grid == grid
     }

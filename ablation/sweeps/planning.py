@@ -324,9 +324,7 @@ def _deduplicated(points: Sequence[Point]) -> list[Job]:
     served: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
         assert point.config is not None  # noqa: S101  there were no problems
-        nodes = evaluations.evaluations(point.config)
-        weights = evaluations.chosen_weights(point.config)
-        keys = [evaluations.eval_id(n, point.config.eps, point.config.norm, weights) for n in nodes]
+        keys = evaluations.evaluation_ids(point.config)
         served.setdefault((str(point.config.run_dir), *keys), []).append(point)
     found = []
     for which in served.values():

@@ -43,12 +43,7 @@ def single_runs() -> Iterator[tuple[str, list[str]]]:
 
 
 def ids_of(found: config.Config) -> Ids:
-    weights = evaluations.chosen_weights(found)
-    nodes = evaluations.evaluations(found)
-    return [
-        found.train_id,
-        *(evaluations.eval_id(n, found.eps, found.norm, weights) for n in nodes),
-    ]
+    return [found.train_id, *evaluations.evaluation_ids(found)]
 
 
 def run_ids() -> dict[str, Ids]:
