@@ -194,6 +194,28 @@ def test_spsa_depends_neither_on_the_chunk_nor_on_the_neighbours():
 
 
 @pytest.mark.parametrize(
+    ("chunk", "sizes"),
+    [
+        (1000, [2 * 7 * 4]),  # all directions at once: two probes of four images each
+        (24, [24, 24, 8]),  # three directions fill a pass
+        (31, [24, 24, 8]),
+        (8, [8] * 7),
+        (1, [8] * 7),  # never less than one direction
+    ],
+)
+def test_no_pass_of_spsa_is_larger_than_its_chunk(chunk, sizes):
+    seen = []
+
+    def predict(x):
+        seen.append(len(x))
+        return l3()(x)
+
+    x = torch.rand(4, 1, 2, 2, generator=generator(0, "x"), dtype=F64)
+    Spsa(7, 1, chunk=chunk)(predict, x, torch.zeros(4, dtype=torch.long), 0.05, "linf", rng())
+    assert seen == sizes
+
+
+@pytest.mark.parametrize(
     ("attack", "passes", "images"),
     [(Fgsm(), 1, 4), (Pgd(7, 0.25), 7, 28), (Spsa(6, 3, chunk=24), 6, 2 * 6 * 3 * 4)],
 )

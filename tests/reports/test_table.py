@@ -343,3 +343,18 @@ def test_an_averaged_runs_numbers_are_not_taken_for_raw_ones(world):
     found = world.report(table, "seed=0", "evaluation.weights=raw")
     assert dict(cell(found, "at", "pgd20").absent) == {"not evaluated": 1}
     assert evaluations.chosen_weights(world.jobs(table, "seed=0")[0].config) == "average"
+
+
+def test_a_choice_that_the_command_line_narrows_is_tagged(world):
+    def values(point):
+        return {"clean_val": 90, "pgd20_val": 50, "pgd20": 35, "clean": 90}
+
+    world.train(grid(), values=values)
+    whole = cell(world.report(grid()), "at__pgd", "pgd20")
+    assert whole.tags == ()
+    narrowed = cell(world.report(grid(), "lr=0.2"), "at__pgd", "pgd20")
+    assert narrowed.tags == ("1 of 3 grid points",)
+    two = cell(world.report(grid(), "lr=0.2,0.3"), "at__pgd", "pgd20")
+    assert two.tags == ("2 of 3 grid points",)
+    free = replace(grid(), rows=[RowSpec("at")])  # no choice, so nothing is narrowed
+    assert cell(world.report(free, "lr=0.2"), "at", "pgd20").tags == ()

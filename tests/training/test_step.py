@@ -156,6 +156,35 @@ def test_an_ascent_moves_the_weights_for_the_gradient_only():
     assert largest_difference(plain, moved) < 0.5
 
 
+def test_passes_before_the_last_craft_count_once_and_at_the_moved_weights():
+    """With an ascent they are made twice: for the crafter, undone, and at the moved weights."""
+
+    @contextmanager
+    def ascent(net, closure, clock):
+        with torch.no_grad():
+            net.body.layers[0].weight.mul_(1.5)
+        yield
+        with torch.no_grad():
+            net.body.layers[0].weight.div_(1.5)
+
+    method = at(passes=parse_passes("craft:adv", "adv", "craft:boundary", "boundary", "step"))
+    method = method.with_crafter("boundary", Boundary())
+    method = method.with_term("bdr", Slot(CrossEntropy("boundary")))
+    method = replace(method, ascent=ascent)
+    net, _, views = step(method)
+    expected = small_net()
+    with torch.no_grad():
+        expected.body.layers[0].weight.mul_(1.5)
+        for name in ("adv", "boundary"):
+            expected(views.x(name))
+    statistics = [b for b in net.buffers() if b.is_floating_point()]
+    wanted = [b for b in expected.buffers() if b.is_floating_point()]
+    assert len(statistics) == 4
+    for ours, theirs in zip(statistics, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+    assert net.body.layers[1].num_batches_tracked == 2
+
+
 def test_a_weight_multiplies_the_term_of_a_role():
     method = at(roles={"robust": "ce"}).with_weight("robust", Half())
     _, log, views = step(method)

@@ -1,0 +1,139 @@
+"""Averages of weights: their arithmetic against closed forms, and when they count."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ablation.averages import Ema, Swa
+from ablation.types import Average, Clock
+
+VALUES = (3.0, -1.0, 4.0, 1.5)
+"""The only weight after each step; it is 10 before the first."""
+
+
+class Scalar(nn.Module):
+    """One weight, one float buffer and one counter."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(value, dtype=torch.float64))
+        self.register_buffer("running", torch.tensor(value, dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(0))
+
+    def become(self, value: float) -> None:
+        with torch.no_grad():
+            self.weight.fill_(value)
+            self.running.fill_(2 * value)
+            self.count += 1
+
+
+def followed(spec: Ema | Swa, epochs=(0, 0, 0, 0)) -> tuple[list[float], Average]:
+    """Weights of the average after each step."""
+    net = Scalar(10.0)
+    average = spec.attach(net)
+    values = []
+    for step, (epoch, value) in enumerate(zip(epochs, VALUES, strict=True)):
+        net.become(value)
+        average.update(net, Clock(epoch, step))
+        values.append(average.model.weight.item())
+    return values, average
+
+
+def test_swa_is_the_plain_mean_of_the_weights_after_every_step():
+    values, average = followed(Swa())
+    assert values == pytest.approx([3, 1, 2, 7.5 / 4])
+    assert average.count == 4
+
+
+def test_swa_follows_the_network_before_its_start_epoch_and_counts_from_it():
+    values, average = followed(Swa(start=1), epochs=(0, 0, 1, 1))
+    assert values == pytest.approx([3, -1, 4, (4 + 1.5) / 2])
+    assert average.count == 2
+
+
+def test_a_new_phase_begins_a_new_swa_mean():
+    values, average = followed(Swa(start=1), epochs=(0, 1, 0, 1))
+    assert values == pytest.approx([3, -1, 4, 1.5])
+    assert average.count == 1
+
+
+def test_swa_goes_on_from_a_restored_count():
+    net, spec = Scalar(10.0), Swa()
+    average = spec.attach(net)
+    average.count = 3  # as a checkpoint restores it, with the mean 10 of three steps
+    net.become(2.0)
+    average.update(net, Clock(0, 3))
+    assert average.model.weight.item() == pytest.approx((3 * 10 + 2) / 4)
+
+
+def test_swa_estimates_batchnorm_statistics_on_the_images_it_is_given():
+    net = nn.Sequential(nn.BatchNorm1d(2))
+    images = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)) + 5
+    average = Swa().attach(net)
+    average.prepare(lambda: images.split(4))
+    norm = average.model[0]
+    assert torch.allclose(norm.running_mean, images.mean(0))
+    variance = torch.stack([part.var(0) for part in images.split(4)]).mean(0)
+    assert torch.allclose(norm.running_var, variance)
+    assert not average.model.training
+    assert not net[0].running_mean.any()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_ema_without_warmup_has_one_decay(decay):
+    values, average = followed(Ema(decay=decay, warmup=False))
+    expected, mean = [], 10.0
+    for value in VALUES:
+        mean = decay * mean + (1 - decay) * value
+        expected.append(mean)
+    assert values == pytest.approx(expected)
+    assert average.count == 4
+
+
+def test_ema_forgets_its_start_by_a_decay_that_grows_to_its_bound():
+    values, _ = followed(Ema(decay=0.2, warmup=True))
+    expected, mean = [], 10.0
+    for decay, value in zip((1 / 10, 2 / 11, 0.2, 0.2), VALUES, strict=True):
+        mean = decay * mean + (1 - decay) * value
+        expected.append(mean)
+    assert values == pytest.approx(expected)
+
+
+def test_ema_buffers_are_copied_or_averaged_and_counters_always_copied():
+    _, copied = followed(Ema(decay=0.5, warmup=False))
+    assert copied.model.running.item() == 2 * VALUES[-1]
+    _, averaged = followed(Ema(decay=0.5, warmup=False, buffers="average"))
+    mean = 10.0
+    for value in VALUES:
+        mean = (mean + 2 * value) / 2
+    assert averaged.model.running.item() == pytest.approx(mean)
+    assert averaged.model.count.item() == copied.model.count.item() == 4
+
+
+@pytest.mark.parametrize("spec", [Ema(), Swa()])
+def test_an_average_starts_from_the_network_is_frozen_and_leaves_it_alone(spec):
+    net = Scalar(10.0)
+    average = spec.attach(net)
+    assert average.model.weight.item() == 10.0
+    assert not average.model.weight.requires_grad
+    assert not average.model.training
+    before = copy.deepcopy(net.state_dict())
+    average.update(net, Clock(0, 0))
+    assert net.training
+    assert net.weight.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_outside_its_range_is_refused(decay):
+    with pytest.raises(ValueError, match=f"decay={decay:g}"):
+        Ema(decay=decay)
+
+
+def test_defaults_are_those_of_the_dyart_and_rade_code():
+    assert (Ema().decay, Ema().warmup, Ema().buffers) == (0.995, True, "copy")
+    assert Swa().start == 0

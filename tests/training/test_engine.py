@@ -1,0 +1,193 @@
+"""The loop by itself: what is kept of which epoch, what a row counts, averages and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ablation.averages import Swa
+from ablation.budgets import Fixed
+from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
+from ablation.data.images import ImageSet
+from ablation.data.loader import DeviceLoader
+from ablation.models.heads import LinearHead
+from ablation.models.net import Net
+from ablation.runs.checkpoint import Snapshot
+from ablation.schedules import Constant
+from ablation.terms import CrossEntropy
+from ablation.training.engine import Engine, Recipe
+from ablation.training.method import Method, Phase, Slot, parse_passes
+from ablation.training.optim import Sgd
+from ablation.types import AverageSpec
+
+STEPS = 3
+"""Steps of an epoch."""
+
+
+class Flat(nn.Module):
+    """Pixels as features."""
+
+    features = 4
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+@dataclass
+class Shelf:
+    """A store in memory."""
+
+    kept: list[tuple[str, int, int]] = field(default_factory=list)
+    """Name, epoch and step of weights that were kept."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    def save(self, snapshot: Snapshot) -> None:
+        pass
+
+    def load(self) -> Snapshot | None:
+        return None
+
+    def keep_weights(self, name, net, average, epoch, step) -> None:
+        self.kept.append((name, epoch, step))
+        source = net if average is None else average
+        self.weights[name] = {k: v.clone() for k, v in source.state_dict().items()}
+
+    def rewind_metrics(self, epoch: int) -> None:
+        pass
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(dict(row))
+
+    def beat(self) -> None:
+        pass
+
+
+class Silent:
+    def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None: ...
+    def step(self, n_images: int) -> None: ...
+    def epoch_end(self, row: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+def loader(batch_size: int = 4) -> DeviceLoader:
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 1, 2, 2), generator=g, dtype=torch.uint8)
+    labels = (images[:, 0, 0, 0] > images[:, 0, 1, 1]).long()
+    data = ImageSet(images, labels)
+    return DeviceLoader(data, torch.arange(12), batch_size, seed=0, device="cpu")
+
+
+def at(eps: float = 0.3) -> Method:
+    pgd = Pgd({"ce": Ascended(AttackCrossEntropy())}, steps=1, step_size=1.0, start="clean")
+    return Method(
+        {"adv": pgd},
+        Fixed(eps),
+        parse_passes("craft:adv", "nat", "adv", "step"),
+        {"ce": Slot(CrossEntropy("adv"))},
+    )
+
+
+def trained(
+    scores: Callable[[int], Mapping[str, float]] = lambda epoch: {},
+    epochs: int = 4,
+    lr: float = 0.1,
+    average: AverageSpec | None = None,
+    every: int = 1,
+    batch_size: int = 4,
+    watch: Callable[[Net], None] = lambda net: None,
+) -> tuple[Shelf, Net]:
+    """Train a linear network; ``scores`` are the validation accuracies after an epoch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = Net(Flat(), LinearHead(4, 2), mean=None, std=None)
+    shelf, looks = Shelf(), iter(range(every - 1, epochs, every))
+    recipe = Recipe(
+        (Phase("main", epochs, at()),),
+        *(Sgd(momentum=0.0, weight_decay=0.0), Constant(), lr, average, 0),
+        *(nullcontext, 2, every),
+    )
+
+    def validate(evaluated: nn.Module) -> Mapping[str, float]:
+        return scores(next(looks))
+
+    def on_epoch(row: Mapping[str, Any], evaluated: nn.Module) -> None:
+        watch(net)
+
+    batches = loader(batch_size)
+    Engine(net, batches, recipe, validate, shelf, Silent(), lambda: False, on_epoch).fit()
+    return shelf, net
+
+
+def test_last_is_kept_once_with_the_last_epoch_and_step():
+    shelf, net = trained()
+    assert shelf.kept == [("last", 3, 4 * STEPS)]
+    assert all(torch.equal(shelf.weights["last"][k], v) for k, v in net.state_dict().items())
+
+
+def test_the_best_epochs_are_kept_with_their_own_number():
+    robust, clean = [10.0, 30.0, 20.0, 30.0], [50.0, 60.0, 70.0, 65.0]
+    shelf, _ = trained(lambda e: {"val_clean": clean[e], "val_robust": robust[e]})
+    assert shelf.kept == [
+        ("best_robust", 0, STEPS),
+        ("best_clean", 0, STEPS),
+        ("best_robust", 1, 2 * STEPS),
+        ("best_clean", 1, 2 * STEPS),
+        ("best_clean", 2, 3 * STEPS),
+        ("best_robust", 3, 4 * STEPS),  # as robust as epoch 1, and cleaner
+        ("last", 3, 4 * STEPS),
+    ]
+
+
+def test_an_equal_epoch_does_not_replace_an_earlier_one():
+    shelf, _ = trained(lambda e: {"val_clean": 60.0, "val_robust": 30.0})
+    assert shelf.kept == [
+        ("best_robust", 0, STEPS),
+        ("best_clean", 0, STEPS),
+        ("last", 3, 4 * STEPS),
+    ]
+
+
+def test_epochs_between_validations_are_not_candidates():
+    shelf, _ = trained(lambda e: {"val_clean": float(e), "val_robust": float(e)}, every=2)
+    assert [(name, epoch) for name, epoch, _ in shelf.kept] == [
+        ("best_robust", 1),
+        ("best_clean", 1),
+        ("best_robust", 3),
+        ("best_clean", 3),
+        ("last", 3),
+    ]
+
+
+def test_accuracies_of_an_epoch_are_percentages_of_its_images():
+    """A network that does not move: its accuracies can be counted afterwards."""
+    shelf, net = trained(epochs=1, lr=1e-12)
+    right = robust = 0
+    for batch in loader().epoch(0):
+        right += int((net(batch.x).argmax(1) == batch.y).sum())
+        x = batch.x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(net(x), batch.y), x)
+        adversarial = (batch.x + 0.3 * grad.sign()).clamp(0, 1)
+        robust += int((net(adversarial).argmax(1) == batch.y).sum())
+    (row,) = shelf.rows
+    assert row["train_clean"] == pytest.approx(100 * right / 12)
+    assert row["train_robust"] == pytest.approx(100 * robust / 12)
+    assert 0 < robust < right < 12
+
+
+def test_swa_in_a_run_is_the_mean_of_the_weights_from_its_start_epoch_on():
+    seen: list[torch.Tensor] = []
+    shelf, _ = trained(
+        average=Swa(start=1),
+        batch_size=12,  # an epoch is a step, so that every step is seen
+        watch=lambda net: seen.append(net.head.linear.weight.detach().clone()),
+    )
+    mean = shelf.weights["last"]["head.linear.weight"]
+    assert torch.allclose(mean, torch.stack(seen[1:]).mean(0), atol=1e-7)
+    assert not torch.allclose(mean, torch.stack(seen).mean(0), atol=1e-5)
