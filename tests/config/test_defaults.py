@@ -50,7 +50,7 @@ STATED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("method=elsayed", "component/fab_margin=enabled"),
         {"component.fab_margin.steps": 20, "component.fab_margin.restarts": 1},
     ),
-    "DyART: lambda 1000, alpha 3, beta 5, burn-in 25, clipped at 0.1 (DOSE, section 4.2; its code)": (
+    "DyART: lambda 1000, alpha 3, beta 5, burn-in 25, clip 0.1 (DOSE, section 4.2; its code)": (
         ("method=dyart",),
         {
             "component.margin_maximization.coef": 1000.0,
