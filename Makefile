@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint type check bench lock wheel clean
+.PHONY: help setup demo test test-slow mutate lint type check bench lock wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ test: $(READY)  ## run the tests
 
 test-slow: $(READY)  ## run the slow tests too
 	$(BIN)/python -m pytest -n auto -m ""
+
+mutate: $(READY)  ## change the mathematics line by line: does a test fail? modules="averages terms/kl"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[mutate]"
+	$(BIN)/python -m tests.support.mutation $(modules)
 
 lint: $(READY)  ## ruff: lint and formatting
 	$(BIN)/ruff check .
