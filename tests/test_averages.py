@@ -50,9 +50,9 @@ def test_swa_is_the_plain_mean_of_the_weights_after_every_step():
 
 
 def test_swa_follows_the_network_before_its_start_epoch_and_counts_from_it():
-    values, average = followed(Swa(start=1), epochs=(0, 0, 1, 1))
-    assert values == pytest.approx([3, -1, 4, (4 + 1.5) / 2])
-    assert average.count == 2
+    values, average = followed(Swa(start=1), epochs=(0, 1, 2, 3))
+    assert values == pytest.approx([3, -1, (-1 + 4) / 2, (-1 + 4 + 1.5) / 3])
+    assert average.count == 3
 
 
 def test_a_new_phase_begins_a_new_swa_mean():
@@ -128,7 +128,7 @@ def test_an_average_starts_from_the_network_is_frozen_and_leaves_it_alone(spec):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0])
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
 def test_a_decay_outside_its_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"decay={decay:g}"):
         Ema(decay=decay)
