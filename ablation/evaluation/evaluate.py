@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from ablation.errors import InputError, InterruptedRunError, NonFiniteError
 from ablation.evaluation.attacks import Attack, Ensemble, RandomStart, check_points
 from ablation.evaluation.autoattack import LOGGER, inspect, is_inspected
 from ablation.evaluation.checks import diagnose
+from ablation.evaluation.ladders import Rung, ladders, running_order, settle
 from ablation.evaluation.measures import Measure
 from ablation.evaluation.probes import Prober, logit_gap
 from ablation.evaluation.results import Attacked, Check, Entry, Evaluation, Verdict
@@ -259,32 +261,50 @@ class _Session:
                 inspect(
                     self.subject.predict, *self.subject.batch(self.rows[: self.request.batch_size])
                 )
+        verdicts, measured = self._results(attacks, params)
         entries: list[Entry] = []
-        verdicts: dict[str, Verdict] = {}
         attacked: list[Attacked] = []
         for metric, attack in self.request.attacks.items():
-            if isinstance(attack, Measure):
-                with self._timed(metric):
-                    entries.append(self._measure(metric, attack, params[metric]))
+            if metric in measured:
+                entries.append(measured[metric])
                 continue
-            if attack is None:
-                chosen, robust = self.rows, self.correct
-            else:
-                with self._timed(metric):
-                    verdicts[metric] = self._attack(metric, attack)
-                eps, norm = self._threat(attack)
-                attacked.append(
-                    Attacked(metric, attack, eps, norm, params[metric], verdicts[metric])
-                )
-                chosen, robust = verdicts[metric].chosen, verdicts[metric].robust
-            value = 100 * robust[chosen].double().mean().item()
+            chosen, robust = self.rows, self.correct
             facts = params.get(metric, {})
+            if metric in verdicts:
+                verdict, asked = verdicts[metric], cast(Attack, attack)
+                attacked.append(Attacked(metric, asked, *self._threat(asked), facts, verdict))
+                chosen, robust = verdict.chosen, verdict.robust
+            value = 100 * robust[chosen].double().mean().item()
             entries.append(Entry(metric, self.request.split, value, n=len(chosen), params=facts))
         examples = self._table(verdicts)
         checks = self._checks(examples, attacked) if self.request.diagnose else ()
         tripped = [check.text for check in checks if check.outcome == "tripped"]
         flags = tuple(dict.fromkeys([*self.flags, *tripped]))
         return Evaluation(tuple(entries), examples, flags, self.seconds, checks)
+
+    def _results(
+        self, attacks: Mapping[str, Attack | Measure], params: dict[str, dict[str, Any]]
+    ) -> tuple[dict[str, Verdict], dict[str, Entry]]:
+        """Run attacks and measures; notes in ``params`` which radius a verdict reuses."""
+        verdicts: dict[str, Verdict] = {}
+        measured: dict[str, Entry] = {}
+        groups = ladders(attacks, self._threat)
+        above: dict[str, Rung] = {
+            lower.metric: upper for rungs in groups for upper, lower in pairwise(rungs)
+        }
+        for metric in running_order(list(attacks), groups):
+            attack, upper = attacks[metric], above.get(metric)
+            with self._timed(metric):
+                if isinstance(attack, Measure):
+                    measured[metric] = self._measure(metric, attack, params[metric])
+                elif upper is None:
+                    verdicts[metric] = self._attack(metric, attack)
+                else:
+                    params[metric]["reuses"] = f"eps {show_fraction(upper.eps).split(' = ')[0]}"
+                    verdicts[metric] = self._attack(metric, attack, verdicts[upper.metric])
+        for rungs in groups:
+            self.flags += settle(rungs, verdicts)
+        return {name: verdicts[name] for name in attacks if name in verdicts}, measured
 
     def _checks(self, examples: pd.DataFrame, attacked: list[Attacked]) -> tuple[Check, ...]:
         typical = self.gap[self.rows].mean().item()
@@ -364,8 +384,11 @@ class _Session:
         facts = {**params, **reading.facts}
         return Entry(metric, self.request.split, reading.value, measure.unit, len(chosen), facts)
 
-    def _attack(self, metric: str, attack: Attack) -> Verdict:
-        """Run an attack, or the parts of an ensemble, on what is still robust."""
+    def _attack(self, metric: str, attack: Attack, larger: Verdict | None = None) -> Verdict:
+        """Run an attack, or the parts of an ensemble, on what is still robust.
+
+        What is robust at a ``larger`` radius meets the first part alone; see ``ladders``.
+        """
         eps, norm = self._threat(attack)
         chosen = self.order[: attack.n].sort().values
         parts: Mapping[str, Attack] = {metric: attack}
@@ -376,6 +399,9 @@ class _Session:
                 parts = attack.parts(self.classes)
         unbroken = torch.full_like(self.prediction, -1)
         verdict = Verdict(chosen, self.correct.clone(), parts, unbroken)
+        settled = torch.zeros_like(self.correct)
+        if larger is not None:
+            settled[larger.chosen] = larger.robust[larger.chosen]
         for position, (name, part) in enumerate(parts.items()):
             title = metric if part is attack else f"{metric}/{name}"
             kept = self.memo.get(title)
@@ -386,7 +412,8 @@ class _Session:
                 continue
             before = len(self.flags)
             with self._flagged(title):
-                for rows in self._batches(title, chosen[verdict.robust[chosen]]):
+                open_ = verdict.robust & ~settled if position else verdict.robust
+                for rows in self._batches(title, chosen[open_[chosen]]):
                     fallen = rows[self._broken(title, part, rows, eps, norm)]
                     verdict.robust[fallen] = False
                     verdict.broken_by[fallen] = position
