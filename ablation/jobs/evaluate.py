@@ -24,6 +24,7 @@ from ablation.jobs.state import missing, weights_problems
 from ablation.jobs.summary import result_table
 from ablation.jobs.supervise import supervised
 from ablation.models import build_model
+from ablation.models.foreign import translate
 from ablation.runs.directory import Run
 from ablation.runs.state_dicts import load_into, load_weights_file
 from ablation.runs.tracking import TrackingConfig
@@ -173,7 +174,8 @@ def _checkpoint(request: AssessConfig) -> int:
         std=data.std if model.normalize else None,
     ).to(device)
     # Published weights rarely hold the constants of the input normalisation.
-    load_into(net, {**own_normalisation(net), **weights}, str(path))
+    renamed = translate(weights, net, model.spec)
+    load_into(net, {**own_normalisation(net), **renamed}, str(path))
     facts = {"weights": hashlib.sha256(path.read_bytes()).hexdigest(), "data": test.fingerprint()}
     digest = configuration.digest(facts)
     folder = Run(Path(request.runs_dir) / f"{data.name}-{model.name}-{path.stem}-{digest}", digest)

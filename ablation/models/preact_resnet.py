@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from ablation.models.blocks import (
     conv3x3,
     residual_stages,
 )
+from ablation.models.foreign import HEAD, Names
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,17 @@ class PreActResNet:
         blocks: blocks in each stage; all stages but the first halve the image.
         width: channels of stem and first stage; they double from stage to stage.
     """
+
+    names: ClassVar[Names] = Names(
+        rules=(
+            (r"conv1\.", "stem."),
+            (r"layer(\d+)\.", r"stage\1."),
+            (r"bn\.", "bn."),
+            (r"(?:linear|fc)\.", HEAD),
+        ),
+        inner=((r"shortcut\.0\.", "shortcut."),),
+    )
+    """preactresnet.py of Rice et al.; kuangliu's preact_resnet.py lacks the last BatchNorm."""
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ablation.models.blocks import (
     conv3x3,
     residual_stages,
 )
+from ablation.models.foreign import HEAD, Names
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,17 @@ class ResNet:
         blocks: blocks in each stage; all stages but the first halve the image.
         width: channels of stem and first stage; they double from stage to stage.
     """
+
+    names: ClassVar[Names] = Names(
+        rules=(
+            (r"conv1\.", "stem.0."),
+            (r"bn1\.", "stem.1."),
+            (r"layer(\d+)\.", r"stage\1."),
+            (r"(?:linear|fc)\.", HEAD),
+        ),
+        inner=((r"downsample\.", "shortcut."),),
+    )
+    """resnet.py of kuangliu, TRADES and MART; torchvision's ``downsample`` and ``fc``."""
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ablation.models.blocks import Body, GlobalAverage, check_positive, check_size
+from ablation.models.foreign import HEAD, Names
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class Vgg:
 
     def __post_init__(self) -> None:
         check_positive(convs=self.convs, width=self.width)
+
+    @property
+    def names(self) -> Names:
+        """``features`` of torchvision's vgg_bn and kuangliu's VGG, and one linear classifier."""
+        rules, place = [], 0
+        for number, count in enumerate(self.convs, start=1):
+            rules += [
+                (rf"features\.{place + inner}\.", f"stage{number}.{inner}.")
+                for inner in range(3 * count)
+            ]
+            place += 3 * count + 1  # the pooling
+        return Names([*rules, (r"(?:classifier|linear|fc)\.(?:0\.)?", HEAD)])
 
     def build(self, *, channels: int, size: int, classes: int) -> Body:
         """Build the body from images of ``size`` x ``size`` pixels.

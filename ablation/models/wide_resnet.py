@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ablation.models.blocks import (
     conv3x3,
     residual_stages,
 )
+from ablation.models.foreign import HEAD, Names
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class WideResNet:
         width: w.
         variant: ``standard`` or ``emr``, as above.
     """
+
+    names: ClassVar[Names] = Names(
+        rules=(
+            (r"conv1\.", "stem."),
+            (r"block(\d+)\.layer\.", r"stage\1."),
+            (r"bn1\.", "bn."),
+            (r"(?:fc|linear)\.", HEAD),
+        ),
+        inner=((r"convShortcut\.", "shortcut."),),
+        unused=("sub_block1.",),
+    )
+    """wideresnet.py of TRADES, MART and MAIL, and RobustBench's."""
 
     depth: int = 34
     width: int = 10

@@ -81,14 +81,14 @@ def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> Non
         if key in weights and weights[key].shape != own[key].shape
     ]
     problems = [
-        ("missing", [key for key in own if key not in weights]),
-        ("unexpected", [key for key in weights if key not in own]),
+        ("missing", [_with_shape(key, own) for key in own if key not in weights]),
+        ("unexpected", [_with_shape(key, weights) for key in weights if key not in own]),
         ("of another shape", wrong),
     ]
-    found = [f"{kind}: {_some(keys)}" for kind, keys in problems if keys]
-    if found:
+    said = [f"{kind}: {_some(keys)}" for kind, keys in problems if keys]
+    if said:
         raise InputError(
-            f"{source} does not fit this model ({'; '.join(found)}); set model=... and "
+            f"{source} does not fit this model ({'; '.join(said)}); set model=... and "
             f"model.head=... to what the weights were trained with"
         )
     net.load_state_dict(dict(weights))
@@ -148,14 +148,14 @@ def unpickle(path: Path, content: bytes) -> object:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:GLOBAL|global:?)\s+`?([\w.]+)", str(error))
-        if refused is None:
-            raise DamagedError(first_line(error)) from error
+        if refused is None:  # torch's own message advises to let the file run code
+            raise DamagedError("it holds more than tensors and plain types, or is cut") from error
         raise InputError(
             f"{path} holds pickled objects ({refused[1]}), which could run code, so it is refused; "
             f"if you trust it, re-save its state dict alone with torch.save"
         ) from error
     except Exception as error:
-        raise DamagedError(first_line(error)) from error
+        raise DamagedError(first_line(error).partition(". ")[0]) from error
 
 
 def _unwrap(found: object, path: Path) -> dict[str, Tensor]:
@@ -202,6 +202,10 @@ def plain_copy(value: Any, place: str) -> Any:
         entries = [plain_copy(entry, f"{place}[{i}]") for i, entry in enumerate(value)]
         return entries if isinstance(value, list) else tuple(entries)
     raise TypeError(f"{place} is {type(value).__name__}: only tensors and plain types are saved")
+
+
+def _with_shape(key: str, tensors: Mapping[str, Tensor]) -> str:
+    return f"{key} {list(tensors[key].shape)}"
 
 
 def _some(keys: Iterable[str], shown: int = 3) -> str:
