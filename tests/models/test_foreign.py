@@ -141,7 +141,7 @@ FOREIGN: list[Any] = [KuangliuResNet, RicePreActResNet, TradesWideResNet, Kuangl
 def trained(make: Any) -> nn.Module:
     """Random weights and statistics: no two layers are alike."""
     torch.manual_seed(0)
-    net = make()
+    net: nn.Module = make()
     for value in (*net.parameters(), *net.buffers()):
         if value.is_floating_point():
             value.data = 0.5 + torch.rand_like(value)
