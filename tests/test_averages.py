@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ablation.averages import Ema, Swa
 from ablation.types import Average, Clock
@@ -17,6 +17,9 @@ VALUES = (3.0, -1.0, 4.0, 1.5)
 
 class Scalar(nn.Module):
     """One weight, one float buffer and one counter."""
+
+    running: Tensor
+    count: Tensor
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -31,6 +34,11 @@ class Scalar(nn.Module):
             self.count += 1
 
 
+def scalar(average: Average) -> Scalar:
+    assert isinstance(average.model, Scalar)
+    return average.model
+
+
 def followed(spec: Ema | Swa, epochs=(0, 0, 0, 0)) -> tuple[list[float], Average]:
     """Weights of the average after each step."""
     net = Scalar(10.0)
@@ -39,7 +47,7 @@ def followed(spec: Ema | Swa, epochs=(0, 0, 0, 0)) -> tuple[list[float], Average
     for step, (epoch, value) in enumerate(zip(epochs, VALUES, strict=True)):
         net.become(value)
         average.update(net, Clock(epoch, step))
-        values.append(average.model.weight.item())
+        values.append(scalar(average).weight.item())
     return values, average
 
 
@@ -67,7 +75,7 @@ def test_swa_goes_on_from_a_restored_count():
     average.count = 3  # as a checkpoint restores it, with the mean 10 of three steps
     net.become(2.0)
     average.update(net, Clock(0, 3))
-    assert average.model.weight.item() == pytest.approx((3 * 10 + 2) / 4)
+    assert scalar(average).weight.item() == pytest.approx((3 * 10 + 2) / 4)
 
 
 def test_swa_estimates_batchnorm_statistics_on_the_images_it_is_given():
@@ -75,12 +83,15 @@ def test_swa_estimates_batchnorm_statistics_on_the_images_it_is_given():
     images = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)) + 5
     average = Swa().attach(net)
     average.prepare(lambda: images.split(4))
-    norm = average.model[0]
+    (norm,) = average.model.children()
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     assert torch.allclose(norm.running_mean, images.mean(0))
     variance = torch.stack([part.var(0) for part in images.split(4)]).mean(0)
     assert torch.allclose(norm.running_var, variance)
     assert not average.model.training
-    assert not net[0].running_mean.any()
+    assert not net.state_dict()["0.running_mean"].any()
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
@@ -105,21 +116,21 @@ def test_ema_forgets_its_start_by_a_decay_that_grows_to_its_bound():
 
 def test_ema_buffers_are_copied_or_averaged_and_counters_always_copied():
     _, copied = followed(Ema(decay=0.5, warmup=False))
-    assert copied.model.running.item() == 2 * VALUES[-1]
+    assert scalar(copied).running.item() == 2 * VALUES[-1]
     _, averaged = followed(Ema(decay=0.5, warmup=False, buffers="average"))
     mean = 10.0
     for value in VALUES:
         mean = (mean + 2 * value) / 2
-    assert averaged.model.running.item() == pytest.approx(mean)
-    assert averaged.model.count.item() == copied.model.count.item() == 4
+    assert scalar(averaged).running.item() == pytest.approx(mean)
+    assert scalar(averaged).count.item() == scalar(copied).count.item() == 4
 
 
 @pytest.mark.parametrize("spec", [Ema(), Swa()])
 def test_an_average_starts_from_the_network_is_frozen_and_leaves_it_alone(spec):
     net = Scalar(10.0)
     average = spec.attach(net)
-    assert average.model.weight.item() == 10.0
-    assert not average.model.weight.requires_grad
+    assert scalar(average).weight.item() == 10.0
+    assert not scalar(average).weight.requires_grad
     assert not average.model.training
     before = copy.deepcopy(net.state_dict())
     average.update(net, Clock(0, 0))

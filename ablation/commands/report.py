@@ -80,7 +80,7 @@ def _of_runs(config: ReportConfig) -> Comparison:
             raise InputError(f"runs={text}: no such folder")
         for place in places:
             is_run = (place / "config.yaml").is_file()
-            paths += [place] if is_run else [found.path for found in find_runs(place)]
+            paths += [place] if is_run else [found.path for found in find_runs(place, damaged=True)]
     return compare_runs(paths, _listed(config.by), f"runs in {', '.join(_listed(config.runs))}")
 
 

@@ -7,10 +7,11 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ablation.config.experiment import Config
 from ablation.config.overrides import key_of, quoted, variant
-from ablation.errors import ConfigError
+from ablation.errors import ConfigError, InputError
 from ablation.reports.cells import counted
 from ablation.reports.records import Directory, read, saved_config, value_at
 from ablation.runs import launches
@@ -86,19 +87,21 @@ def choose(
     plan, left_out = _planned(request, more, once)
     smoke = _is_smoke(request.variant)
     shown = [config_of(p).run_dir for s in request.lines() for p in plan.points.get(s.arm, ())]
+    directories = {path: once(path) for path in shown}
     return Choice(
         lines=request.lines(),
         points=plan.points,
         pending={wait.arm: wait for wait in plan.pending},
         recipes=_recipes(request, plan),
         ranked=_ranked(request.lines(), plan.points),
-        directories={path: once(path) for path in shown},
+        directories=directories,
         smoke=smoke,
         tried=frozenset() if smoke else _smoke_arms(launched),
         notes=(
             *([] if runs else [f"no runs in {runs_dir}"]),
             *left_out,
             *_others(request, _names(plan), bool(more)),
+            *(text for directory in directories.values() for text in directory.problems),
         ),
     )
 
@@ -178,7 +181,7 @@ class _Request:
         given = {key_of(text) for text in self.given_axes()}
         open_axes = {key: own for key, own in self.table.axes.items() if key not in given}
         launched = self.launched.get(tuple(self.variant), {}) if open_axes else {}
-        configs = [saved_config(run) for run, _ in launched.values()]
+        configs = [config for run, _ in launched.values() if (config := _saved(run))]
         beyond = {}
         for key, own in open_axes.items():
             seen = {value_at(config, key) for config in configs}
@@ -210,6 +213,14 @@ class _Request:
         if plan.problems:
             raise ConfigError(plan.problems)
         return plan
+
+
+def _saved(run: Run) -> Mapping[str, Any]:
+    """A run's saved config; empty where it cannot be read, which ``read`` tells."""
+    try:
+        return saved_config(run)
+    except InputError:
+        return {}
 
 
 def _number(value: object) -> object:

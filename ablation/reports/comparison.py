@@ -80,6 +80,7 @@ class Row:
         flags: warnings of the row's evaluations (gradient masking), each once.
         note: for example why the row has no arm.
         runs: directories of the runs behind it; they need not exist.
+        data: name of the data set; numbers on different ones are not subtracted.
     """
 
     key: str
@@ -90,6 +91,7 @@ class Row:
     flags: tuple[str, ...] = ()
     note: str = ""
     runs: tuple[Path, ...] = ()
+    data: str = ""
 
 
 @dataclass(frozen=True)

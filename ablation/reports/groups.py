@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,23 +62,28 @@ def compare_runs(paths: Iterable[Path], by: Sequence[str], title: str = "runs") 
         InputError: no run is evaluated, no run has such a key, or a file cannot be read.
     """
     once = {path.resolve(): path for path in paths}
-    every = [run for run in map(_trained, once.values()) if run is not None]
+    notes: list[str] = []
+    every = _without_copies(_readable(once.values(), notes), notes)
     evaluated = [run for run in every if run.numbers]
     if not evaluated:
-        raise InputError(f"{title}: no evaluated run there; train some, or give runs=<folder>")
+        left_out = "".join(f"; {note}" for note in notes)
+        raise InputError(
+            f"{title}: no evaluated run there; train some, or give runs=<folder>{left_out}"
+        )
     smoke = all(run.is_smoke for run in evaluated)
     kept = [run for run in every if run.is_smoke == smoke]
     keys = [key.replace("/", ".") for key in by]
     _check_keys(keys, kept)
-    groups: dict[str, list[_Trained]] = {}
+    named: dict[str, list[_Trained]] = {}
     for run in kept:
-        groups.setdefault(_group_name(run.config, keys), []).append(run)
+        named.setdefault(_group_name(run.config, keys), []).append(run)
+    groups: dict[str, list[_Trained]] = {}
+    for label, group in named.items():
+        groups |= _apart(label, group, notes)
     columns = tuple(dict.fromkeys(column for run in kept for column in run.numbers))
     usual = {column: _usual(kept, column) for column in columns}
     other, scale = len(every) - len(kept), "full" if smoke else "smoke"
-    notes = [f"{counted(other, 'run')} at {scale} scale not shown"] if other else []
-    for label, group in groups.items():
-        notes += _mixed(label, group)
+    notes += [f"{counted(other, 'run')} at {scale} scale not shown"] if other else []
     return Comparison(
         *("runs", title, columns),
         tuple(_group_row(label, group, usual) for label, group in groups.items()),
@@ -98,7 +104,7 @@ def _group_name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
             continue
         if is_component and key.count(".") == 1:
             names.append(tail)
-        elif "." not in key and isinstance(value, str | Mapping):
+        elif "." not in key and key != "init_from" and isinstance(value, str | Mapping):
             names.append(str(short(value)))
         else:
             names.append(f"{tail}={short(value)}")
@@ -107,9 +113,37 @@ def _group_name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
     return " ".join(names) or "all"
 
 
-def _trained(path: Path) -> _Trained | None:
+def _readable(paths: Iterable[Path], notes: list[str]) -> list[_Trained]:
+    """The runs that can be read; what cannot is named in ``notes``."""
+    runs = []
+    for path in paths:
+        try:
+            config = saved_config(Run.at(path))
+        except InputError as error:
+            notes.append(f"left out: {error}")
+            continue
+        run = _trained(path, config)
+        if run is not None:
+            runs.append(run)
+            notes += run.directory.problems
+    return runs
+
+
+def _without_copies(runs: Sequence[_Trained], notes: list[str]) -> list[_Trained]:
+    """Count a training once, wherever its directory was copied to; the fullest copy counts."""
+    kept: list[_Trained] = []
+    for run in sorted(runs, key=lambda run: -sum(map(len, run.numbers.values()))):
+        twins = (other for other in kept if not _departures(other.config, run.config))
+        original = next((t for t in twins if t.config["seed"] == run.config["seed"]), None)
+        if original is None:
+            kept.append(run)
+        else:
+            notes.append(f"counted once: {run.path} is the same training as {original.path}")
+    return [run for run in runs if run in kept]
+
+
+def _trained(path: Path, config: Mapping[str, Any]) -> _Trained | None:
     """``None`` for what is no training: ``ablation-evaluate checkpoint=`` leaves folders, too."""
-    config = saved_config(Run.at(path))
     if not {"seed", "data", "selection"} <= config.keys():
         return None
     checkpoint, weights = _stands_for(config)
@@ -118,7 +152,12 @@ def _trained(path: Path) -> _Trained | None:
     for number in directory.measurements:
         if (number.checkpoint, number.weights) == (checkpoint, weights):
             numbers.setdefault(number.column, []).append(number)
-    return _Trained(path, {**config, "weights": f"{checkpoint} {weights}"}, directory, numbers)
+    return _Trained(
+        path,
+        {**config, "init_from": _start(config), "weights": f"{checkpoint} {weights}"},
+        directory,
+        numbers,
+    )
 
 
 def _stands_for(config: Mapping[str, Any]) -> tuple[str, str]:
@@ -182,16 +221,60 @@ def _group_row(
         cells[column], found_flags = filled(column, numbers, absent)
         flags.append(found_flags)
     runs = tuple(run.path for run in group)
-    return Row(label, label, label, cells, flags=unique(flags), runs=runs)
+    data = str(value_at(group[0].config, "data.name"))
+    return Row(label, label, label, cells, flags=unique(flags), runs=runs, data=data)
 
 
-def _mixed(label: str, group: Sequence[_Trained]) -> list[str]:
-    """A note if the runs of a group differ in more than their seed."""
-    first = group[0].config
-    hidden = {"seed", "scale", *VOLATILE}
-    differing = {key for run in group[1:] for key, _ in differences(first, run.config)}
-    keys = sorted(key for key in differing if not within(key, hidden))
-    if not keys:
-        return []
+def _departures(
+    first: Mapping[str, Any],
+    other: Mapping[str, Any],
+) -> list[str]:
+    """The keys in which two runs were trained differently, without what follows from others."""
+    keys = [key for key, _ in differences(first, other)]
+    follows = {"data": "augment", "epochs": "schedule.milestones", "eps": "method.budget.eps"}
+    ignored = {"seed", *VOLATILE, *(follows[key] for key in follows if key in keys)}
+    ignored -= {"init_from"}
+    return [key for key in keys if not within(key, ignored)]
+
+
+def _rank(key: str) -> tuple[bool, str]:
+    """What a reader asks for first stands first."""
+    return key not in ("data", "model", "method"), key
+
+
+def _start(config: Mapping[str, Any]) -> str | None:
+    """Which kind of run its weights are from: of the same name but for seed and id."""
+    source = config.get("init_from")
+    return re.sub(r"-s\d+-[0-9a-f]{10}$", "", Path(source).name) if source else None
+
+
+def _apart(label: str, group: Sequence[_Trained], notes: list[str]) -> dict[str, list[_Trained]]:
+    """Split a group into runs that differ in their seed alone, named by what sets them apart."""
+    parts: list[list[_Trained]] = []
+    for run in group:
+        same = (p for p in parts if not _departures(p[0].config, run.config))
+        part = next(same, None)
+        if part is None:
+            parts.append([run])
+        else:
+            part.append(run)
+    if len(parts) == 1:
+        return {label: parts[0]}
+    first = parts[0][0].config
+    every = [_departures(first, part[0].config) for part in parts[1:]]
+    keys = sorted({key for keys in every for key in keys}, key=_rank)
+    notes.append(
+        f"{label}: runs that differ in {_some(keys)} are rows of their own, each over its seeds"
+    )
+    base = "" if label == "all" else f"{label} "
+    titles = [f"{base}{_group_name(part[0].config, keys[:NAMED])}" for part in parts]
+    twice = {title for title, count in Counter(titles).items() if count > 1}
+    return {
+        f"{title} ({part[0].path.name})" if title in twice else title: part
+        for title, part in zip(titles, parts, strict=True)
+    }
+
+
+def _some(keys: Sequence[str]) -> str:
     more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-    return [f"{label} averages runs that differ in {', '.join(keys[:NAMED])}{more}: add to by="]
+    return ", ".join(keys[:NAMED]) + more

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -53,19 +53,22 @@ STRONGEST = ("aa", "apgd_ce", r"pgd(\d+)", "cw", "fab", "square", "spsa", "fgsm"
 """Patterns of robust metrics, the preferred first; among PGDs the one with most steps."""
 
 
-def choose_robust_metric(columns: Sequence[str]) -> str | None:
-    """The strongest attack's column; ``None`` if there is none at the table's own radius.
+def choose_robust_metric(comparison: Comparison) -> str | None:
+    """The robust accuracy that most rows have beside a clean one; of several the strongest.
 
-    Args:
-        columns: names of metrics, for example ``("clean", "pgd20", "aa")``.
+    ``None`` if no row has one at the table's own radius.
     """
+    rows = {
+        column: sum(bool(_both(row, column)[1].samples) for row in comparison.rows)
+        for column in comparison.columns
+    }
     ranked = [
-        (rank, -int(found[1]) if found.groups() else 0, column)
+        (-rows[column], rank, -int(found[1]) if found.groups() else 0, column)
         for rank, pattern in enumerate(STRONGEST)
-        for column in columns
-        if (found := re.fullmatch(pattern, column))
+        for column in comparison.columns
+        if rows[column] and (found := re.fullmatch(pattern, column))
     ]
-    return min(ranked)[2] if ranked else None
+    return min(ranked)[-1] if ranked else None
 
 
 def measured_against_published(comparison: Comparison, strict: bool = False) -> Figure | None:
@@ -236,8 +239,19 @@ def _shown(cell: Cell, strict: bool) -> Interval | None:
     return None if strict and cell.tags else cell_interval(cell)
 
 
-def _point(row: Row, metric: str, strict: bool) -> _Point:
+def _both(row: Row, metric: str) -> tuple[Cell, Cell]:
+    """Clean and robust accuracy of a row, of the runs that have both."""
     clean, robust = (row.cells.get(column, Cell(column)) for column in ("clean", metric))
+    common = {s.run for s in clean.samples} & {s.run for s in robust.samples}
+    clean, robust = (
+        replace(cell, samples=tuple(s for s in cell.samples if s.run in common))
+        for cell in (clean, robust)
+    )
+    return clean, robust
+
+
+def _point(row: Row, metric: str, strict: bool) -> _Point:
+    clean, robust = _both(row, metric)
     x, y = _shown(clean, strict), _shown(robust, strict)
     comparable = not (clean.mismatch or robust.mismatch)
     published = (

@@ -74,9 +74,9 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
 
 UNDRAWN: Mapping[str, str] = {
     "measured_against_published": "no measured number has a published one of the same attack",
-    "clean_against_robust": "no row has a clean and a robust accuracy",
+    "clean_against_robust": "no run has a clean accuracy and one under attack",
     "robust_over_eps": (
-        "no row was attacked at two radii (ablation-evaluate run=... evaluation=emr_figure3)"
+        "no row has one attack at two radii (ablation-evaluate run=... evaluation=emr_figure3)"
     ),
     "margin_quantiles": "no run measured margins (monitor.enabled=true)",
     "effective_margins": "no run measured them over epochs (monitor.effective_margin=true)",
@@ -91,7 +91,7 @@ def _draw(
     from ablation.reports import curves, plots
     from ablation.reports.style import save
 
-    robust = plots.choose_robust_metric(comparison.columns)
+    robust = plots.choose_robust_metric(comparison)
     histories = _histories(comparison)
     figures = {
         "measured_against_published": plots.measured_against_published(comparison, config.strict),
@@ -116,17 +116,20 @@ def _draw(
 
 
 def _histories(comparison: Comparison) -> list[History]:
-    """What the runs of each row wrote down after each epoch.
-
-    Raises:
-        InputError: a ``metrics.jsonl`` is damaged.
-    """
+    """What the runs of each row wrote down after each epoch; a damaged file is named."""
     from ablation.reports.curves import History
     from ablation.reports.plots import row_titles
     from ablation.runs.directory import Run
 
+    def metrics(path: Path) -> list[dict[str, Any]]:
+        try:
+            return Run.at(path).read_metrics()
+        except InputError as error:
+            sys.stdout.write(f"not drawn: {error}\n")
+            return []
+
     return [
-        History(title, tuple(Run.at(path).read_metrics() for path in row.runs))
+        History(title, tuple(metrics(path) for path in row.runs))
         for title, row in zip(row_titles(comparison), comparison.rows, strict=True)
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from ablation.config.experiment import Config
 from ablation.errors import InputError
 from ablation.reports.comparison import Absence
 from ablation.reports.deviations import mismatches
-from ablation.runs.columns import Column
+from ablation.runs.columns import Column, verdict_column
 from ablation.runs.directory import Run
 from ablation.runs.status import State
+from ablation.text import printable
 
 COLLAPSED = 1.25
 """Clean accuracy up to so many times chance, and two standard errors, is chance: a network that
@@ -76,12 +77,14 @@ class Directory:
     Attributes:
         name: of the run.
         state: ``None`` if the run never started.
-        measurements: all its numbers.
+        measurements: all its numbers that can be believed.
+        problems: what is damaged, unreadable or contradicts itself, a line per file.
     """
 
     name: str
     state: State | None
     measurements: tuple[Measurement, ...]
+    problems: tuple[str, ...] = ()
 
     @property
     def absence(self) -> Absence:
@@ -92,42 +95,100 @@ class Directory:
 
 
 def read(path: Path) -> Directory:
-    """Read a run directory; it need not exist.
+    """Read a run directory; it need not exist. A file that cannot be used is named, not an end."""
+    run = Run.at(path)
+    numbers: list[Measurement] = []
+    problems: list[str] = []
+    try:
+        status = run.status()
+        state: State | None = "interrupted" if run.config_path.is_file() else None
+        state = state if status is None else status.state
+        files = sorted(run.evaluations.glob("*.json"))
+        if files and not run.config_path.is_file():
+            problems.append(f"{run.config_path} is missing; its numbers count by the run's name")
+    except OSError as error:
+        return Directory(path.name, None, (), (f"left out: {path}: {error.strerror}",))
+    for file in files:
+        try:
+            numbers += _numbers(file)
+        except (InputError, OSError) as error:
+            problems.append(f"left out: {file}: {getattr(error, 'strerror', None) or error}")
+    return Directory(path.name, state, tuple(numbers), tuple(problems))
+
+
+def _numbers(file: Path) -> list[Measurement]:
+    """The numbers of an evaluation.
 
     Raises:
-        InputError: an evaluation's file is damaged.
+        InputError: the file is damaged, a number is impossible, or not that of its Parquet file.
     """
-    run = Run.at(path)
-    status = run.status()
-    lost: State | None = "interrupted" if run.config_path.is_file() else None
-    files = sorted(run.evaluations.glob("*.json"))
-    measurements = tuple(number for file in files for number in _numbers(file))
-    return Directory(path.name, lost if status is None else status.state, measurements)
-
-
-def _numbers(file: Path) -> Iterator[Measurement]:
     table = file.with_suffix(".parquet")
+    examples = table if table.is_file() else None
     try:
         record = json.loads(file.read_bytes())
-        for entry in record["entries"]:
-            if entry["value"] is not None:
-                yield Measurement(
-                    metric=entry["metric"],
-                    split=entry["split"],
-                    checkpoint=entry["checkpoint"],
-                    weights=entry["weights"],
-                    value=float(entry["value"]),
-                    unit=entry["unit"],
-                    n=int(entry["n"]),
-                    params=dict(entry["params"]),
-                    flags=tuple(record["flags"]),
-                    eval_id=record["eval_id"],
-                    examples=table if table.is_file() else None,
-                )
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged: move it away and evaluate again") from error
+        numbers = [
+            Measurement(
+                metric=str(entry["metric"]),
+                split=str(entry["split"]),
+                checkpoint=str(entry["checkpoint"]),
+                weights=str(entry["weights"]),
+                value=_plausible(entry),
+                unit=str(entry["unit"]),
+                n=int(entry["n"]),
+                params=dict(entry["params"]),
+                flags=tuple(map(printable, record["flags"])),
+                eval_id=str(record["eval_id"]),
+                examples=examples,
+            )
+            for entry in record["entries"]
+            if entry["value"] is not None
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("damaged; move it away and evaluate again") from error
+    if examples is not None:
+        _recount(examples, numbers)
+    return numbers
+
+
+def _plausible(entry: Mapping[str, Any]) -> float:
+    """An entry's value.
+
+    Raises:
+        InputError: there is no such number.
+    """
+    value, unit = entry["value"], entry["unit"]
+    known = type(value) in (int, float) and math.isfinite(value)
+    if not known or (unit == "percent" and not 0 <= value <= 100):
+        raise InputError(f"{entry['metric']} is {value!r}, which is no {unit}; evaluate again")
+    return float(value)
+
+
+def _recount(examples: Path, numbers: Sequence[Measurement]) -> None:
+    """Count accuracies again from the lines per example.
+
+    Raises:
+        InputError: one is another, or the Parquet file cannot be read.
+    """
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.ParquetFile(examples)
+        verdicts = {number.metric: verdict_column(number.metric) for number in numbers}
+        present = [name for name in verdicts.values() if name in table.schema_arrow.names]
+        columns = table.read(columns=present)
+        for number in numbers:
+            name = verdicts[number.metric]
+            if number.unit == "percent" and name in present:
+                robust = columns.column(name).drop_null().cast(arrow.int64()).to_numpy()
+                share = 100 * robust.mean() if len(robust) else math.nan
+                if len(robust) != number.n or not math.isclose(share, number.value, abs_tol=1e-6):
+                    raise InputError(
+                        f"{number.metric} is {number.value:g} of {number.n} there, and "
+                        f"{share:g} of {len(robust)} by {examples.name}; evaluate again"
+                    )
+    except (OSError, ValueError, TypeError, arrow.ArrowException) as error:
+        raise InputError(f"{examples.name} is damaged; evaluate again") from error
 
 
 def _last_index(examples: Path) -> int | None:
@@ -154,6 +215,12 @@ def collapsed(measurements: Iterable[Measurement], classes: int) -> bool:
     return best.value <= 100 * (COLLAPSED * chance + noise)
 
 
+def stands_for(config: Config, number: Measurement) -> bool:
+    """Tell whether a number is of the weights that a run stands for."""
+    place = (evaluations.checkpoints(config)[0], evaluations.chosen_weights(config))
+    return (number.checkpoint, number.weights) == place
+
+
 def measured(
     config: Config, directory: Directory, column: str, wanted: Mapping[str, Any]
 ) -> Measurement | Absence:
@@ -162,10 +229,7 @@ def measured(
     The run's own evaluation comes first; then, of others of the same weights, that with the attack
     nearest to the wanted one, on most images.
     """
-    place = (evaluations.checkpoints(config)[0], evaluations.chosen_weights(config))
-    mine = [
-        number for number in directory.measurements if (number.checkpoint, number.weights) == place
-    ]
+    mine = [number for number in directory.measurements if stands_for(config, number)]
     candidates = [number for number in mine if number.column == column]
     if directory.state == "failed":
         return "failed"
@@ -197,7 +261,9 @@ def saved_config(run: Run) -> Mapping[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         text = " ".join(str(error).split())
         raise InputError(f"{run.config_path} cannot be read ({text}): move it away") from error
-    return config if isinstance(config, Mapping) else {}
+    if not isinstance(config, Mapping):
+        raise InputError(f"{run.config_path} holds no settings: move it away")
+    return config
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:

@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 
 from ablation.errors import InputError
 from ablation.reports.comparison import Cell, Comparison, Contrast, Interval, Row, Sample
-from ablation.runs.columns import Column
+from ablation.runs.columns import Column, verdict_column
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,8 +67,8 @@ def difference(cell: Cell) -> float | None:
 def contrasts(comparison: Comparison, against: str) -> tuple[Contrast, ...]:
     """Every other row minus one row, where both have a sample in a column.
 
-    Both of a contrast's intervals are ``None`` where no repetition is common, or where the two
-    cells' attacks depart from the table's in different ways.
+    Both of a contrast's intervals are ``None`` where no repetition is common, where the rows are on
+    different data sets, or where the two cells' attacks depart from the table's in different ways.
 
     Args:
         comparison: its rows are compared in their order, its columns in theirs.
@@ -108,6 +108,8 @@ def _samples(row: Row, column: str) -> dict[str, Sample]:
 def _contrast(row: Row, base: Row, column: str) -> Contrast:
     ours, theirs = _samples(row, column), _samples(base, column)
     pairs = [(sample, theirs[axis]) for axis, sample in ours.items() if axis in theirs]
+    if row.data != base.data:
+        pairs = []
     if not pairs or set(row.cells[column].mismatch) != set(base.cells[column].mismatch):
         return Contrast(row.key, base.key, column, None, None)
     by_seed = interval([a.value - b.value for a, b in pairs])
@@ -160,5 +162,5 @@ def _verdict(examples: Path, column: str) -> str | None:
 
     present = parquet.read_schema(examples).names
     metrics = Column.parse(column).metrics
-    names = ["clean_correct" if metric == "clean" else f"{metric}_robust" for metric in metrics]
+    names = [verdict_column(metric) for metric in metrics]
     return next((name for name in names if name in present), None)

@@ -17,7 +17,7 @@ from ablation.reports.choice import Choice, choose, config_of, grids
 from ablation.reports.comparison import Absence, Cell, Comparison, Row, Sample
 from ablation.reports.deviations import deviations
 from ablation.reports.recipes import Recipe
-from ablation.reports.records import Measurement, asked_columns, measured
+from ablation.reports.records import Measurement, asked_columns, measured, stands_for
 from ablation.sweeps.planning import Point
 from ablation.sweeps.published import PRINTED_AS, Published, PublishedTable
 from ablation.sweeps.tables import RowSpec, Table
@@ -90,12 +90,19 @@ class Sheet:
 
 
 def _columns(choice: Choice, published: PublishedTable | None) -> tuple[str, ...]:
-    if published is not None:
-        return published.columns
-    shown = [config_of(point) for points in choice.points.values() for point in points]
+    """The published ones, or those that the runs ask for; then what else was measured."""
+    points = [point for spec in choice.lines for point in choice.points.get(spec.arm, ())]
+    shown = [config_of(point) for point in points]
     recipes = (config_of(point) for points in choice.recipes.values() for point in points)
-    asked = map(asked_columns, shown or list(recipes)[:1])
-    return tuple(dict.fromkeys(column for columns in asked for column in columns))
+    asked = [published.columns] if published else map(asked_columns, shown or list(recipes)[:1])
+    own = dict.fromkeys(column for columns in asked for column in columns)
+    more = (
+        number.column
+        for point in points
+        for number in choice.directory(point).measurements
+        if number.split != "val" and stands_for(config_of(point), number)
+    )
+    return tuple(own | dict.fromkeys(more))
 
 
 def _order(keys: Iterable[str], published: PublishedTable | None) -> list[str]:
@@ -190,6 +197,7 @@ def _row(
         chosen,
         unique(flags for _, flags in filled_cells.values()),
         runs=tuple(dict.fromkeys(config_of(point).run_dir for point in mine.values())),
+        data=next((config_of(point).data.name for point in mine.values()), ""),
     )
 
 

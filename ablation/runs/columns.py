@@ -48,3 +48,8 @@ class Column:
         if (metric and split in ("train", "val")) or (split == "test" and metric.endswith(MARKED)):
             return cls(metric, split)
         return cls(name, "test")
+
+
+def verdict_column(metric: str) -> str:
+    """Name the column of an evaluation's Parquet file that says which examples are correct."""
+    return "clean_correct" if metric == "clean" else f"{metric}_robust"

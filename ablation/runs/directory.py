@@ -256,8 +256,12 @@ class Run(RunStatus, EvaluationRecords):
             )
 
 
-def find_runs(runs_dir: Path) -> Iterator[Run]:
+def find_runs(runs_dir: Path, *, damaged: bool = False) -> Iterator[Run]:
     """The runs in a folder, by name; none if it does not exist.
+
+    Args:
+        runs_dir: the folder.
+        damaged: also those that have results and lost their ``config.yaml``.
 
     Raises:
         InputError: it is a file, or cannot be read.
@@ -270,8 +274,11 @@ def find_runs(runs_dir: Path) -> Iterator[Run]:
         ) from error
     for path in paths:
         match = _NAME.fullmatch(path.name)
-        if match and (path / "config.yaml").is_file():
-            yield Run(path, match[1])
+        if match is None:
+            continue
+        run = Run(path, match[1])
+        if run.config_path.is_file() or (damaged and run.evaluations.is_dir()):
+            yield run
 
 
 def _switched_on(config: Any) -> Any:

@@ -130,7 +130,7 @@ def table_path(name: str, folders: Sequence[Path]) -> Path:
         InputError: there is none.
     """
     for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
+        if name in table_names([folder]):  # a name, never a path
             return folder / f"{name}.yaml"
     raise InputError(f"table={name}: {did_you_mean(name, table_names(folders))}")
 

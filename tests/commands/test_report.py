@@ -136,7 +136,7 @@ def test_accuracy_over_eps_needs_another_radius(go, runs, tmp_path, capsys):
     stale.write_text("")
     assert go(f"runs={runs}", "by=method", f"out={tmp_path}/out") == DONE
     assert not stale.exists()
-    reason = "not drawn: robust_over_eps: no row was attacked at two radii (ablation-evaluate run="
+    reason = "not drawn: robust_over_eps: no row has one attack at two radii (ablation-evaluate"
     assert reason in capsys.readouterr().out
 
 

@@ -258,8 +258,27 @@ def test_a_smoke_comparison_has_a_watermark(scale):
     ],
 )
 def test_the_strongest_attack_is_chosen(columns, expected):
-    assert plots.choose_robust_metric(columns) == expected
-    assert plots.choose_robust_metric(tuple(reversed(columns))) == expected
+    for order in (columns, tuple(reversed(columns))):
+        whole = Row("a", "a", "a", {column: cell(column, [50.0]) for column in columns})
+        assert plots.choose_robust_metric(comparison(whole, columns=order)) == expected
+
+
+def test_a_robust_metric_is_one_that_was_measured():
+    """The published column alone, or a clean accuracy of other runs, is nothing to draw."""
+    clean, other = cell("clean", [85.0]), replace(cell("pgd20", [50.0]), samples=())
+    assert plots.choose_robust_metric(comparison(row("AT", clean, Cell("aa")))) is None
+    cells = {"clean": clean, "aa": cell("aa", [], 47.0), "pgd20": cell("pgd20", [50.0])}
+    measured = Row("at", "AT", "at", cells)
+    columns = ("clean", "aa", "pgd20")
+    assert plots.choose_robust_metric(comparison(measured, columns=columns)) == "pgd20"
+    unmeasured = Row("at", "AT", "at", {"clean": clean, "pgd20": other})
+    assert plots.choose_robust_metric(comparison(unmeasured, columns=columns)) is None
+
+
+def test_a_point_is_of_the_runs_that_have_both_accuracies():
+    three, two = cell("clean", [80.0, 82.0, 99.0]), cell("aa", [40.0, 42.0])
+    (at,) = bars(traded(comparison(row("AT", three, two))).axes[0])
+    assert at == (81.0, 41.0)
 
 
 def swept(label, clean, *radii, **more):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from hydra import initialize_config_dir
 
@@ -301,8 +304,8 @@ def test_a_damaged_evaluation_is_named(world):
     world.train(table)
     file = next(world.path.glob("*/evaluations/*.json"))
     file.write_text("{")
-    with pytest.raises(InputError, match="is damaged: move it away and evaluate again"):
-        world.report(table)
+    notes = world.report(table).notes
+    assert f"left out: {file}: damaged; move it away and evaluate again" in notes
 
 
 def test_any_runs_are_grouped_by_keys(world):
@@ -315,11 +318,115 @@ def test_any_runs_are_grouped_by_keys(world):
     assert values == {"at": 30, "at awp": 50}
     alone = compare_runs(paths, ["component.awp", "component.awp.gamma"])
     assert {row.key for row in alone.rows} == {"without awp, awp.gamma", "awp gamma=0.01"}
-    assert [row.key for row in compare_runs(paths, ["lr", "model"]).rows] == ["lr=0.1 tiny_cnn"]
     mixed = compare_runs(paths, ["method"])
+    assert {row.key for row in mixed.rows} == {"at without awp", "at awp"}
+    assert [len(row.cells["pgd20"].samples) for row in mixed.rows] == [2, 2]
     assert mixed.notes == (
-        "at averages runs that differ in component.awp: add to by=",
-    )  # fmt: skip
+        "at: runs that differ in component.awp are rows of their own, each over its seeds",
+    )
+
+
+def test_only_seeds_are_averaged_whatever_else_differs(world):
+    table = simple(at=Arm(["method=at"]))
+    for cli in ((), ("epochs=3",), ("model=mlp",), ("data=mnist", "data.val_size=100")):
+        world.train(table, *cli)
+    world.train(table, "init_from=runs/digits-tiny_cnn-at-s0-0123456789", "seed=0")
+    world.train(table, "init_from=runs/digits-tiny_cnn-at-s1-9876543210", "seed=1")
+    found = compare_runs(sorted(world.path.glob("*-s?-*")), ["method"])
+    assert {row.key: len(row.cells["pgd20"].samples) for row in found.rows} == {
+        "at digits tiny_cnn epochs=5 eps=0.1 init_from=none": 2,
+        "at digits tiny_cnn epochs=3 eps=0.1 init_from=none": 2,
+        "at digits mlp epochs=5 eps=0.1 init_from=none": 2,
+        "at mnist tiny_cnn epochs=5 eps=0.3 init_from=none": 2,
+        "at digits tiny_cnn epochs=5 eps=0.1 init_from=digits-tiny_cnn-at": 2,
+    }
+    base = found.rows[0]
+    for contrast in contrasts(found, base.key):
+        (row,) = [row for row in found.rows if row.key == contrast.key]
+        assert (contrast.by_seed is None) == (row.data != base.data)
+
+
+def test_a_training_counts_once_however_often_it_was_copied(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table)
+    first = min(world.path.glob("digits-*"))
+    copy = world.path / "a-copy"
+    shutil.copytree(first, copy)
+    found = compare_runs([*sorted(world.path.glob("digits-*")), copy], ["method"])
+    assert len(found.rows[0].cells["pgd20"].samples) == 2
+    (note,) = found.notes
+    assert note == f"counted once: {copy} is the same training as {first}"
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "list", "bytes"])
+def test_a_run_without_a_usable_config_is_named_and_left_out(world, damage):
+    world.train(simple(at=Arm(["method=at"])))
+    paths = sorted(world.path.glob("digits-*"))
+    config = paths[0] / "config.yaml"
+    text = {"cut": config.read_text()[:-40] + "{", "empty": "", "list": "[1, 2]", "bytes": "\xff"}
+    config.unlink()
+    if damage != "gone":
+        config.write_bytes(text[damage].encode("latin-1"))
+    found = compare_runs(paths, ["method"])
+    assert len(found.rows[0].cells["pgd20"].samples) == 1
+    (note,) = found.notes
+    assert note.startswith("left out: ")
+    assert str(config) in note
+    # A table finds its runs by name, so that their numbers are still there.
+    again = world.report(simple(at=Arm(["method=at"])))
+    assert len(cell(again, "at", "pgd20").samples) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"value": 99.5}, "pgd20 is 99.5 of 200 there, and 40 of 200 by"),
+        ({"value": -5}, "pgd20 is -5, which is no percent"),
+        ({"value": 1e9}, "which is no percent"),
+        ({"value": True}, "pgd20 is True, which is no percent"),
+        ({"value": float("nan")}, "pgd20 is nan, which is no percent"),
+        ({"value": "40"}, "pgd20 is '40', which is no percent"),
+        ({"n": 100}, "pgd20 is 40 of 100 there, and 40 of 200 by"),
+        ({"params": 3}, "damaged; move it away"),
+    ],
+)
+def test_edited_numbers_are_not_believed(world, change, said):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table)
+    file = next(
+        path
+        for path in sorted(world.path.glob("*/evaluations/*.json"))
+        if json.loads(path.read_text())["entries"][0]["split"] == "test"
+    )
+    record = json.loads(file.read_text())
+    next(entry for entry in record["entries"] if entry["metric"] == "pgd20").update(change)
+    file.write_text(json.dumps(record))
+    for found in (world.report(table), compare_runs(world.path.glob("digits-*"), ["method"])):
+        assert len(cell(found, "at", "pgd20").samples) == 1
+        (note,) = [note for note in found.notes if "left out" in note]
+        assert note.startswith(f"left out: {file}: ")
+        assert said in note
+
+
+def test_an_edited_parquet_is_not_believed(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table)
+    file = min(world.path.glob("*/evaluations/*.parquet"))
+    examples = pd.read_parquet(file)
+    examples.loc[:6, "pgd20_robust"] = False
+    examples.to_parquet(file, index=False)
+    assert any(file.stem in note for note in world.report(table).notes)
+    file.write_bytes(file.read_bytes()[:100])
+    assert any("is damaged; evaluate again" in note for note in world.report(table).notes)
+
+
+def test_what_was_measured_is_shown_beside_the_published_columns(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table, "evaluation=quick", "evaluation.val=[]")
+    found = world.report(table, "evaluation=quick", numbers=published("at"))
+    assert found.columns == (*COLUMNS, "fgsm")
+    assert cell(found, "at", "fgsm").samples[0].value == 50
+    assert cell(found, "at", "fgsm").published is None
 
 
 def test_smoke_runs_are_left_out_among_real_ones(world):

@@ -186,7 +186,7 @@ def test_swa_in_a_run_is_the_mean_of_the_weights_from_its_start_epoch_on():
     shelf, _ = trained(
         average=Swa(start=1),
         batch_size=12,  # an epoch is a step, so that every step is seen
-        watch=lambda net: seen.append(net.head.linear.weight.detach().clone()),
+        watch=lambda net: seen.append(net.state_dict()["head.linear.weight"].clone()),
     )
     mean = shelf.weights["last"]["head.linear.weight"]
     assert torch.allclose(mean, torch.stack(seen[1:]).mean(0), atol=1e-7)

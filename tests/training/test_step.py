@@ -174,7 +174,7 @@ def test_passes_before_the_last_craft_count_once_and_at_the_moved_weights():
     net, _, views = step(method)
     expected = small_net()
     with torch.no_grad():
-        expected.body.layers[0].weight.mul_(1.5)
+        expected.get_parameter("body.layers.0.weight").mul_(1.5)
         for name in ("adv", "boundary"):
             expected(views.x(name))
     statistics = [b for b in net.buffers() if b.is_floating_point()]
@@ -182,7 +182,7 @@ def test_passes_before_the_last_craft_count_once_and_at_the_moved_weights():
     assert len(statistics) == 4
     for ours, theirs in zip(statistics, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
-    assert net.body.layers[1].num_batches_tracked == 2
+    assert net.state_dict()["body.layers.1.num_batches_tracked"] == 2
 
 
 def test_a_weight_multiplies_the_term_of_a_role():
