@@ -153,6 +153,13 @@ class StepViews:
             return output.logits
         return self.net.loss_logits(output, self.y(name), self.clock.step)
 
+    @torch.no_grad()
+    def largest_logits(self) -> dict[str, Tensor]:
+        """Largest absolute logit of each forward: ``nat``, ``adv``, or ``eval_nat``; scalars."""
+        outputs = {f"eval_{key[0]}": seen.output for key, seen in self._evaluated.items()}
+        outputs |= self._outputs
+        return {name: out.logits.abs().amax() for name, out in outputs.items() if len(out.logits)}
+
     def rng(self, stream: str) -> torch.Generator:
         """Random numbers of a stream, keyed by seed and step."""
         return generator(self._seed, stream, self.clock.step, self.batch.x.device)
