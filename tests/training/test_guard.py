@@ -45,7 +45,8 @@ def test_a_run_whose_loss_stays_finite_fails_by_its_logits(tmp_path, monkeypatch
 
     def blind(*arguments):
         net = build(*arguments)
-        net.head = Blind(net.body.features, 11)  # one class more than there are labels
+        features = net.head.linear.in_features
+        net.head = Blind(features, 11)  # one class more than there are labels
         return net
 
     monkeypatch.setattr(job, "build_net", blind)
