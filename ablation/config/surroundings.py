@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from ablation.config import validation
+from ablation.config.evaluations import evaluations
 from ablation.config.experiment import Config
 from ablation.data import Extent, check_batch_size, check_sizes, label_problems
 from ablation.errors import InputError
+from ablation.evaluation import AutoAttack, Square
 from ablation.models import refusal
 
 
@@ -57,6 +59,7 @@ def size_problems(config: Config, extent: Extent | None) -> list[str]:
         check_batch_size(config.batch_size, count)
     except InputError as error:
         return [*problems, str(error)]
+    problems += _attack_problems(config, extent)
     return problems + _model_problems(config, extent, count)
 
 
@@ -68,6 +71,21 @@ def _normalisation_problems(config: Config, extent: Extent) -> list[str]:
         f"data.mean={config.data.mean}: {given} entries, and the images have {extent.channels} "
         f"channels; give data.mean and data.std one entry per channel, or set "
         f"model.normalize=false"
+    ]
+
+
+def _attack_problems(config: Config, extent: Extent) -> list[str]:
+    """Square places square patches, by their number along the height alone in L2."""
+    height, width = extent.size
+    if height == width:
+        return []
+    return [
+        f"evaluation.attacks.{name}: Square in L2 needs square images, these have "
+        f"{width}x{height}; leave the attack out, or set data.source.image_size"
+        for node in evaluations(config)
+        for name, attack in node.attacks.items()
+        if isinstance(attack, (Square, AutoAttack))
+        and (attack.norm or node.norm or config.norm) == "l2"
     ]
 
 

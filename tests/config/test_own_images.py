@@ -86,8 +86,8 @@ def test_missing_images_are_told_once_with_the_rest(tmp_path):
     first = tmp_path / "photos" / "train" / "cat" / "0.png"
     files.image_folder(tmp_path / "photos")
     first.write_bytes(b"no image")
-    (found,) = check(composed(tmp_path / "photos"))
-    assert found == f"{first}: not an image that Pillow can read; replace it"
+    (damaged,) = check(composed(tmp_path / "photos"))
+    assert damaged == f"{first}: not an image that Pillow can read; replace it"
 
 
 def test_only_own_images_leave_settings_to_be_found():
@@ -155,6 +155,22 @@ def test_relabel_false_is_no_part_of_a_runs_identity(tmp_path):
 def test_what_a_model_cannot_take_is_told_with_the_config(photos):
     (found,) = check(composed(photos, "model=resnet18"))
     assert "ResNet needs images of 8x8 pixels or more, these have 6x5" in found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["norm=l2", "eps=0.5"], True),
+        (["evaluation.norm=l2"], True),
+        (["evaluation.norm=l2", "data.source.image_size=6"], False),
+        (["norm=linf"], False),
+    ],
+)
+def test_an_attack_that_needs_square_images_is_told_with_the_config(photos, overrides, refused):
+    found = check(composed(photos, "evaluation=autoattack", *overrides))
+    assert [line.startswith("evaluation.attacks.aa: Square in L2") for line in found] == (
+        [True] if refused else []
+    )
 
 
 @pytest.mark.parametrize(

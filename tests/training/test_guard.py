@@ -45,6 +45,7 @@ def test_a_run_whose_loss_stays_finite_fails_by_its_logits(tmp_path, monkeypatch
 
     def blind(*arguments):
         net = build(*arguments)
+        assert isinstance(net.head, LinearHead)
         features = net.head.linear.in_features
         net.head = Blind(features, 11)  # one class more than there are labels
         return net
