@@ -50,9 +50,9 @@ class DataConfig:
     Attributes:
         name: part of the run's name.
         source: where the images come from.
-        classes: number of labels.
-        mean: per channel, in [0, 1] units.
-        std: per channel, in [0, 1] units; positive.
+        classes: number of labels; null in YAML means as the user's images have.
+        mean: per channel, in [0, 1] units; null means of the user's training images.
+        std: per channel, in [0, 1] units; positive; null as for ``mean``.
         val_size: images held out for selection; 0 means none.
         split_seed: of the stratified split, shared by all arms.
         train_size: use this many of the rest; ``None`` means all.
@@ -309,6 +309,8 @@ class Config:
             del full[key]
         del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
         full["data"]["source"].pop("download", None)
+        if not full["data"]["source"].get("relabel"):
+            full["data"]["source"].pop("relabel", None)
         full["component"] = {k: v for k, v in full["component"].items() if v != DISABLED}
         full["init_from"] = self.init_from and Path(self.init_from).name
         if full["scale"] == "full":

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from ablation.config import validation
+from ablation.config.evaluations import evaluations
 from ablation.config.experiment import Config
-from ablation.data import Extent, check_batch_size, check_sizes
+from ablation.data import Extent, check_batch_size, check_sizes, label_problems
 from ablation.errors import InputError
+from ablation.evaluation import AutoAttack, Square
+from ablation.models import refusal
 
 
 def init_problems(config: Config) -> list[str]:
@@ -30,7 +33,8 @@ def check(container: Mapping[str, Any]) -> list[str]:
     if config is None:
         return problems
     extent = config.data.source.extent(config.data_root)
-    return [*problems, *outside_problems(config), *size_problems(config, extent)]
+    found = [*problems, *outside_problems(config), *size_problems(config, extent)]
+    return list(dict.fromkeys(found))
 
 
 def outside_problems(config: Config) -> list[str]:
@@ -43,15 +47,62 @@ def outside_problems(config: Config) -> list[str]:
 
 
 def size_problems(config: Config, extent: Extent | None) -> list[str]:
-    """Check split and batch against the training set, if its size is known before it is read."""
+    """Check classes, split, batch and model against the images, where these are known unread."""
     if extent is None:
         return []
     node, rest = config.data, extent.train - config.data.val_size
+    count = rest if node.train_size is None else node.train_size
+    problems = label_problems(extent.labels, node.classes)
+    problems += _normalisation_problems(config, extent)
     try:
-        check_sizes(extent.train, node.classes, node.val_size, node.train_size)
-        check_batch_size(config.batch_size, rest if node.train_size is None else node.train_size)
+        check_sizes(extent.train, len(extent.labels), node.val_size, node.train_size)
+        check_batch_size(config.batch_size, count)
     except InputError as error:
-        return [str(error)]
+        return [*problems, str(error)]
+    problems += _attack_problems(config, extent)
+    return problems + _model_problems(config, extent, count)
+
+
+def _normalisation_problems(config: Config, extent: Extent) -> list[str]:
+    given = len(config.data.mean)
+    if not config.model.normalize or given == extent.channels:
+        return []
+    return [
+        f"data.mean={config.data.mean}: {given} entries, and the images have {extent.channels} "
+        f"channels; give data.mean and data.std one entry per channel, or set "
+        f"model.normalize=false"
+    ]
+
+
+def _attack_problems(config: Config, extent: Extent) -> list[str]:
+    """Square places square patches, by their number along the height alone in L2."""
+    height, width = extent.size
+    if height == width:
+        return []
+    return [
+        f"evaluation.attacks.{name}: Square in L2 needs square images, these have "
+        f"{width}x{height}; leave the attack out, or set data.source.image_size"
+        for node in evaluations(config)
+        for name, attack in node.attacks.items()
+        if isinstance(attack, (Square, AutoAttack))
+        and (attack.norm or node.norm or config.norm) == "l2"
+    ]
+
+
+def _model_problems(config: Config, extent: Extent, count: int) -> list[str]:
+    """Check that the model takes images of this size, and BatchNorm the smallest batch of them."""
+    spec, shape = config.model.spec, (extent.channels, extent.size)
+    problem = refusal(spec, *shape, 2)
+    if problem is not None:
+        return [problem]
+    rest = 0 if config.data.drop_last else count % config.batch_size
+    if config.batch_size == 1 and (problem := refusal(spec, *shape, 1)):
+        return [f"batch_size=1: {problem}; set batch_size=2 or more"]
+    if rest == 1 and (problem := refusal(spec, *shape, 1)):
+        return [
+            f"batch_size={config.batch_size}: the last batch of {count} images would hold a single "
+            f"one, and {problem}; set data.drop_last=true"
+        ]
     return []
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from ablation.config.experiment import Config, DataConfig, ModelConfig
 from ablation.config.folders import component_names
+from ablation.config.from_data import DERIVED, completed
 from ablation.config.parser import TARGET, Parser
 from ablation.config.phases import built_phases, head_problems, layer_problems
 from ablation.config.rules import broken_rules
@@ -66,6 +68,7 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """Like ``load``, but returns the problems."""
     values = {key: value for key, value in scaled(container).items() if key not in SWEEP}
     parser = Parser(_unscaled_problems(container))
+    values["data"] = _data(values, parser)
     if BUILT in values:
         parser.problems.append(f"{BUILT}={values.pop(BUILT)!r}: built from the method; remove it")
     values["component"] = _components(values.get("component", {}), parser)
@@ -101,12 +104,29 @@ def _unscaled_problems(container: Mapping[str, Any]) -> list[str]:
     parser.parse(ScaleConfig, scale, "scale")
     for key, hint in (("data", DataConfig), ("model", ModelConfig)):
         if key in scale:
-            parser.parse(hint, container.get(key), key)
+            parser.parse(hint, _given(container.get(key)), key)
     capped = scale.get("keys")
     for key, cap in capped.items() if isinstance(capped, Mapping) else ():
         if owner_of(container, str(key))[0] is None:
             parser.problems.append(f"scale.keys.{key}={cap!r}: the config has no such key")
     return [text for text in parser.problems if " is missing: " not in text]
+
+
+def _given(node: Any) -> Any:
+    """A node without what is left to the images; that it is missing counts for nothing here."""
+    if not isinstance(node, Mapping):
+        return node
+    return {k: v for k, v in node.items() if v is not None or k not in DERIVED}
+
+
+def _data(values: Mapping[str, Any], parser: Parser) -> Any:
+    """The node ``data`` with what comes from the images."""
+    node, folder = values.get("data"), values.get("data_dir")
+    if not isinstance(node, Mapping) or not isinstance(folder, str):
+        return node
+    found, problems = completed(node, Path(folder).expanduser())
+    parser.problems += problems
+    return found
 
 
 def _components(nodes: Any, parser: Parser) -> Any:

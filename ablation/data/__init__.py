@@ -2,10 +2,19 @@
 
 from ablation.data.digits import Digits
 from ablation.data.image_folder import ImageFolder
-from ablation.data.images import Extent, ImageSet, Source, check_labels, to_float
+from ablation.data.images import (
+    Extent,
+    ImageSet,
+    OwnImages,
+    Source,
+    check_labels,
+    label_problems,
+    to_float,
+)
 from ablation.data.loader import Augment, DeviceLoader, check_batch_size, crop_flip
 from ablation.data.parquet import Parquet
 from ablation.data.split import Split, check_sizes, load_split, save_split, stratified_split
+from ablation.data.statistics import statistics
 from ablation.data.tiny_imagenet import TinyImageNet
 from ablation.data.vision import Cifar10, Cifar100, Mnist, Svhn
 
@@ -19,6 +28,7 @@ __all__ = [
     "ImageFolder",
     "ImageSet",
     "Mnist",
+    "OwnImages",
     "Parquet",
     "Source",
     "Split",
@@ -28,8 +38,10 @@ __all__ = [
     "check_labels",
     "check_sizes",
     "crop_flip",
+    "label_problems",
     "load_split",
     "save_split",
+    "statistics",
     "stratified_split",
     "to_float",
 ]

@@ -91,13 +91,15 @@ def decode(chunks: Iterable[Sequence[Encoded]], count: int, wanted: Format) -> T
     return torch.from_numpy(out)
 
 
-def height(name: str, content: bytes | Path) -> int:
-    """Read the height of one image, in pixels.
+def shape(name: str, content: bytes | Path, wanted: Format) -> tuple[int, tuple[int, int]]:
+    """Read channels and (height, width) that a set has whose first image this is.
 
     Raises:
         InputError: it is damaged or not 8-bit.
     """
-    return _open(name, content).height
+    target = _target(_open(name, content), wanted)
+    width, height = target.size
+    return _CHANNELS[target.mode], (height, width)
 
 
 def in_chunks(paths: Sequence[Path]) -> Iterator[list[Encoded]]:

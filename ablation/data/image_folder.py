@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ablation.data.decode import Format, Mode, decode, height, in_chunks
+from ablation.data.decode import Format, Mode, decode, in_chunks, shape
 from ablation.data.images import Extent, ImageSet, same_shape
 from ablation.data.problems import require
 from ablation.errors import InputError
@@ -53,15 +53,20 @@ class ImageFolder:
         return [f"{have / odd[0]}: {lack} has no class {odd[0]!r}; give both the same classes"]
 
     def extent(self, root: Path) -> Extent | None:
-        """Count the files; the first one gives the height unless ``image_size`` is set."""
+        """Count the files; the first one gives the shape. Classes are called like their folders."""
         if self.check(root):
             return None
-        train, test = ([p for c in _classes(f) for p in _images(c)] for f in self._folders(root))
+        train, test = (_files(folder) for folder in self._folders(root))
         try:
-            size = self.image_size or height(str(train[0]), train[0])
+            channels, size = shape(str(train[0]), train[0], Format(self.mode, self.image_size))
         except InputError:
             return None
-        return Extent(len(train), len(test), size)
+        names = [path.name for path in _classes(self._folders(root)[0])]
+        return Extent(len(train), len(test), channels, size, range(len(names)), names)
+
+    def training_files(self, root: Path) -> list[Path]:
+        """List the training images."""
+        return _files(self._folders(root)[0])
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Load training and test set, uint8 [N, 1 or 3, H, W].
@@ -87,6 +92,10 @@ class ImageFolder:
 
 def _classes(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for c in _classes(folder) for path in _images(c)]
 
 
 def _images(folder: Path) -> list[Path]:

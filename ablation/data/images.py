@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -70,17 +71,23 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Extent:
-    """Number and height of a source's images.
+    """What a source holds, known before its images are decoded.
 
     Attributes:
         train: images of the training set, validation images included.
         test: images of the test set.
-        size: height of an image in pixels.
+        channels: of every image.
+        size: (height, width) of every image in pixels.
+        labels: those that occur, in order.
+        names: what each class stands for; empty where the labels say it.
     """
 
     train: int
     test: int
-    size: int
+    channels: int
+    size: tuple[int, int]
+    labels: Sequence[int]
+    names: Sequence[str] = ()
 
 
 class Source(Protocol):
@@ -90,7 +97,7 @@ class Source(Protocol):
         """Check the files without reading pixels: one line per problem, with its remedy."""
 
     def extent(self, root: Path) -> Extent | None:
-        """Give number and height of the images that ``load`` returns, without loading them.
+        """Give number, shape and labels of what ``load`` returns, without decoding the images.
 
         ``None`` if the files needed for that are missing or damaged.
         """
@@ -101,6 +108,14 @@ class Source(Protocol):
         Raises:
             InputError: something is missing or cannot be used; the message names the file.
         """
+
+
+@runtime_checkable
+class OwnImages(Source, Protocol):
+    """A source of a user's images: what is known of them comes from the files."""
+
+    def training_files(self, root: Path) -> list[Path]:
+        """List the files that hold the training set, to notice that they changed."""
 
 
 def to_float(
@@ -123,22 +138,40 @@ def to_float(
     return images.to(dtype=dtype, memory_format=layout, copy=True).div_(full)
 
 
-def check_labels(data: ImageSet, classes: int, key: str) -> None:
-    """Check the labels of a set against the number of classes in the config.
-
-    Args:
-        data: any set.
-        classes: the configured number.
-        key: the name of that setting, for the message.
+def check_labels(data: ImageSet, classes: int) -> None:
+    """Check that no label of a set, which need not hold all classes, is ``classes`` or more.
 
     Raises:
-        InputError: a label is too large.
+        InputError: one is.
     """
-    needed = int(data.labels.max()) + 1
-    if needed > classes:
-        raise InputError(
-            f"labels out of range: found {needed}, {key}={classes}; set {key}={needed}"
-        )
+    labels = sorted(set(data.labels.tolist()))
+    if labels[-1] >= classes:
+        raise InputError(label_problems(labels, classes)[0])
+
+
+def label_problems(labels: Sequence[int], classes: int) -> list[str]:
+    """Check that a source's labels are 0 to ``classes - 1``: one line, or none.
+
+    Args:
+        labels: those that occur, in order.
+        classes: ``data.classes``.
+    """
+    count, last = len(labels), labels[-1]
+    absent = sorted({*range(labels[0], last)} - {*labels})
+    if labels[0] == 0 and not absent:
+        if count == classes:
+            return []
+        return [
+            f"data.classes={classes}: the images are of {count} classes; set data.classes={count}"
+        ]
+    what = f"labels {labels[0]} to {last}"
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        what += f" without {', '.join(map(str, absent[:3]))}{more}"
+    return [
+        f"{what}: {count} classes are numbered 0 to {count - 1}; set data.source.relabel=true to "
+        f"number them anew"
+    ]
 
 
 def same_shape(train: ImageSet, test: ImageSet, where: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ablation.data.decode import CHUNK, Encoded, Format, Mode, decode, height
+from ablation.data.decode import CHUNK, Encoded, Format, Mode, decode, shape
 from ablation.data.images import Extent, ImageSet, same_shape
 from ablation.data.problems import reason, require
 from ablation.errors import InputError
@@ -28,9 +28,11 @@ class Parquet:
             means several files, read in the order of their names.
         test: file or pattern of the test set.
         image_column: name of the column of images.
-        label_column: name of the column of classes, counted from 0.
+        label_column: name of the column of classes, counted from 0 unless ``relabel``.
         mode: ``RGB`` or ``L`` (grey), to which all images are converted.
         image_size: resize all images to this side length; ``None`` means they are of one size.
+        relabel: number the labels that occur anew from 0, in their order: for those that start at
+            another number, or leave numbers out.
     """
 
     train: str = "train.parquet"
@@ -39,6 +41,7 @@ class Parquet:
     label_column: str = "label"
     mode: Mode = "RGB"
     image_size: int | None = None
+    relabel: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
@@ -61,15 +64,22 @@ class Parquet:
         return problems or [problem for path in train + test for problem in self._problems(path)]
 
     def extent(self, root: Path) -> Extent | None:
-        """Count rows in the footers; the height is ``image_size`` or that of the first image."""
+        """Count rows and labels; the first image gives the shape."""
         if self.check(root):
             return None
         train, test = _shards(root, self.train), _shards(root, self.test)
         try:
-            size = self.image_size or self._first_height(train[0])
+            channels, size = shape(*self._first(train[0]), self._format)
+            labels = self._labels(train + test).tolist()
         except InputError:
             return None
-        return Extent(_rows(train), _rows(test), size)
+        names = [str(label) for label in labels] if self.relabel else []
+        found = range(len(labels)) if self.relabel else labels
+        return Extent(_rows(train), _rows(test), channels, size, found, names)
+
+    def training_files(self, root: Path) -> list[Path]:
+        """List the files of the training set."""
+        return _shards(root, self.train)
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Load training and test set, uint8 [N, 1 or 3, H, W].
@@ -79,9 +89,20 @@ class Parquet:
                 is damaged, not 8-bit or of another size.
         """
         require(self.check(root))
-        train, test = self._read(_shards(root, self.train)), self._read(_shards(root, self.test))
+        files = _shards(root, self.train), _shards(root, self.test)
+        train, test = (self._read(shards) for shards in files)
         same_shape(train, test, str(root / self.test))
+        if self.relabel:
+            labels = torch.from_numpy(self._labels(files[0] + files[1]))
+            train, test = (
+                ImageSet(one.images, torch.searchsorted(labels, one.labels))
+                for one in (train, test)
+            )
         return train, test
+
+    @property
+    def _format(self) -> Format:
+        return Format(self.mode, self.image_size)
 
     def _problems(self, path: Path) -> list[str]:
         import pyarrow as pa
@@ -115,34 +136,42 @@ class Parquet:
         return problems if rows else [*problems, f"{path}: no rows; fetch it again"]
 
     def _read(self, shards: list[Path]) -> ImageSet:
-        count = _rows(shards)
+        count, columns = _rows(shards), (self.image_column, self.label_column)
         labels: list[NDArray[np.int64]] = []
 
         def chunks() -> Iterator[list[Encoded]]:
             for path in shards:
-                for start, images, classes in self._batches(path):
+                for start, (images, classes) in self._batches(path, *columns):
                     labels.append(_labels(path, start, classes))
                     yield _encoded(path, start, images)
 
-        images = decode(chunks(), count, Format(self.mode, self.image_size))
+        images = decode(chunks(), count, self._format)
         return ImageSet(images, torch.from_numpy(np.concatenate(labels)))
 
-    def _first_height(self, path: Path) -> int:
-        start, images, _ = next(self._batches(path))
-        return height(*_encoded(path, start, images.slice(0, 1))[0])
+    def _first(self, path: Path) -> Encoded:
+        start, (images, _) = next(self._batches(path, self.image_column, self.label_column))
+        return _encoded(path, start, images.slice(0, 1))[0]
 
-    def _batches(self, path: Path) -> Iterator[tuple[int, Any, Any]]:
-        """Read a file in pieces: first row, image column and label column of each."""
+    def _labels(self, shards: list[Path]) -> NDArray[np.int64]:
+        """The labels that occur in files, in order; the images are not read."""
+        found = {
+            int(label)
+            for path in shards
+            for start, (column,) in self._batches(path, self.label_column)
+            for label in np.unique(_labels(path, start, column))
+        }
+        return np.array(sorted(found), np.int64)
+
+    def _batches(self, path: Path, *columns: str) -> Iterator[tuple[int, list[Any]]]:
+        """Read a file in pieces: the first row and the columns of each."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         start = 0
         try:
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(
-                    CHUNK, columns=[self.image_column, self.label_column]
-                ):
-                    yield start, batch.column(self.image_column), batch.column(self.label_column)
+                for batch in file.iter_batches(CHUNK, columns=list(columns)):
+                    yield start, [batch.column(name) for name in columns]
                     start += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: damaged ({reason(error)}); fetch it again") from error

@@ -51,7 +51,7 @@ class TinyImageNet:
         """Count 500 + 50 images of each class in ``wnids.txt``, else of all 200; 64x64."""
         folder = _folder(root)
         classes = 200 if folder is None or _layout_problems(folder) else len(_wnids(folder))
-        return Extent(500 * classes, 50 * classes, 64)
+        return Extent(500 * classes, 50 * classes, 3, (64, 64), range(classes))
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Load training and test set, uint8 [N, 3, 64, 64].

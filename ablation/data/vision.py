@@ -48,7 +48,7 @@ class Mnist:
     def extent(self, root: Path) -> Extent:
         """Give the size of the set: 60,000 + 10,000 images, 28x28."""
         del root
-        return Extent(60_000, 10_000, 28)
+        return Extent(60_000, 10_000, 1, (28, 28), range(10))
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Load training and test set, uint8 [N, 1, 28, 28].
@@ -82,7 +82,7 @@ class Cifar10:
     def extent(self, root: Path) -> Extent:
         """Give the size of the set: 50,000 + 10,000 images, 32x32."""
         del root
-        return Extent(50_000, 10_000, 32)
+        return Extent(50_000, 10_000, 3, (32, 32), range(10))
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Load training and test set, uint8 [N, 3, 32, 32].
@@ -115,7 +115,7 @@ class Cifar100:
     def extent(self, root: Path) -> Extent:
         """Give the size of the set: 50,000 + 10,000 images, 32x32."""
         del root
-        return Extent(50_000, 10_000, 32)
+        return Extent(50_000, 10_000, 3, (32, 32), range(100))
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Load training and test set with the fine labels, uint8 [N, 3, 32, 32].
@@ -148,7 +148,7 @@ class Svhn:
     def extent(self, root: Path) -> Extent:
         """Give the size of the set: 73,257 + 26,032 images, 32x32."""
         del root
-        return Extent(73_257, 26_032, 32)
+        return Extent(73_257, 26_032, 3, (32, 32), range(10))
 
     def load(self, root: Path) -> tuple[ImageSet, ImageSet]:
         """Load training and test set, uint8 [N, 3, 32, 32]; the files' class 10 is the digit 0.

@@ -14,6 +14,7 @@ import yaml
 from ablation.config import experiment as configuration
 from ablation.config import validation
 from ablation.config.experiment import Config, DataConfig, EvaluationConfig, ModelConfig
+from ablation.config.from_data import completed
 from ablation.config.parser import Parser
 from ablation.config.surroundings import device_problems
 from ablation.data import check_labels
@@ -52,6 +53,9 @@ def parse(container: Mapping[str, Any]) -> tuple[AssessConfig | None, list[str]]
     """The typed request and every problem in it."""
     values = {"data": None, "model": None, **container}
     parser = Parser()
+    if isinstance(values["data"], Mapping):
+        root = Path(values.get("data_dir") or "data").expanduser()
+        values["data"], parser.problems = completed(values["data"], root)
     eps = _radius(values)
     found = parser.parse(AssessConfig, values, "", eps)
     if not isinstance(found, AssessConfig):
@@ -163,11 +167,11 @@ def _checkpoint(request: AssessConfig) -> int:
     weights, _ = load_weights_file(path)
     device = pick_device(request.device)
     _, test = data.source.load(Path(request.data_dir or "data").expanduser())
-    check_labels(test, data.classes, "data.classes")
+    check_labels(test, data.classes)
     net = build_model(
         model.spec,
         channels=test.images.shape[1],
-        size=test.images.shape[2],
+        size=(test.images.shape[2], test.images.shape[3]),
         classes=data.classes,
         head=model.head,
         mean=data.mean if model.normalize else None,

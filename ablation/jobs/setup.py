@@ -13,12 +13,11 @@ from torch import Tensor
 
 from ablation.config import experiment as configuration
 from ablation.config.experiment import Config
-from ablation.data import ImageSet, Split, check_labels, load_split, stratified_split, to_float
+from ablation.data import ImageSet, Split, check_labels, load_split, stratified_split
 from ablation.errors import InputError
 from ablation.evaluation import Pgd, Request, SplitName, evaluate
 from ablation.jobs.monitor import Monitor, fixed_subset
 from ablation.models import Net, build_model
-from ablation.numerics.modes import buffers, mode, restore_buffers
 from ablation.numerics.precision import fastest_exact_matmul
 from ablation.runs.directory import Run
 from ablation.runs.launches import recorded_launches
@@ -87,13 +86,7 @@ def load_images(config: Config, device: torch.device) -> Images:
     node = config.data
     train, test = node.source.load(config.data_root)
     for images in (train, test):
-        check_labels(images, node.classes, "data.classes")
-    channels = train.images.shape[1]
-    if config.model.normalize and len(node.mean) != channels:
-        raise InputError(
-            f"data.mean has {len(node.mean)} entries, the images have {channels} channels; "
-            f"give data.mean and data.std one entry per channel"
-        )
+        check_labels(images, node.classes)
     split = stratified_split(train.labels, node.val_size, node.split_seed, node.train_size)
     return Images(train.to(device), test, split)
 
@@ -104,7 +97,7 @@ def build_net(config: Config, images: ImageSet, method: Method, device: torch.de
     net = build_model(
         node.spec,
         channels=images.images.shape[1],
-        size=images.images.shape[2],
+        size=(images.images.shape[2], images.images.shape[3]),
         classes=config.data.classes,
         head=method.head or node.head,
         mean=config.data.mean if node.normalize else None,
@@ -156,28 +149,6 @@ def monitor(config: Config, images: Images) -> Monitor | None:
     split: SplitName = "val" if config.data.val_size else "train"
     measured: tuple[SplitName, ...] = ("train", "test") if node.effective_margin else ()
     return Monitor(some(split), split, config.norm, {name: some(name) for name in measured})
-
-
-def check_last_batch(net: Net, images: Images, batch_size: int) -> None:
-    """Refuse a last batch of one image where BatchNorm cannot normalise it.
-
-    Raises:
-        InputError: the last batch would hold one, and this network is such.
-    """
-    count = len(images.split.train)
-    if count % batch_size != 1:
-        return
-    saved = buffers(net)
-    try:
-        with mode(net, training=True), torch.no_grad():
-            net(to_float(images.train.images[:1].to(next(net.parameters()).device)))
-    except ValueError as error:
-        raise InputError(
-            f"batch_size={batch_size}: the last batch of {count} images would hold a single one, "
-            f"which BatchNorm cannot normalise; set data.drop_last=true"
-        ) from error
-    finally:
-        restore_buffers(net, saved)
 
 
 def own_normalisation(net: Net) -> dict[str, Tensor]:

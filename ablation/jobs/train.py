@@ -23,7 +23,6 @@ from ablation.jobs.attack import evaluate_checkpoint, show_examples
 from ablation.jobs.setup import (
     Images,
     build_net,
-    check_last_batch,
     check_split,
     load_images,
     monitor,
@@ -111,6 +110,9 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
         check_split(run.split_path, images.split)
     else:
         save_split(run.split_path, images.split)
+    extent = config.data.source.extent(config.data_root)
+    if extent is not None and extent.names:
+        run.keep_classes(extent.names)
     tracker = start_tracking(config.tracking, config, run, "train")
     code = JOB_FAILED
     try:
@@ -143,8 +145,6 @@ def fit(
     if config.init_from is not None:  # a checkpoint of this run, if there is one, wins
         start_from(net, Path(config.init_from).expanduser())
     device = next(net.parameters()).device
-    if not config.data.drop_last:
-        check_last_batch(net, images, config.batch_size)
     loader = DeviceLoader(
         images.train,
         images.split.train,

@@ -1,8 +1,9 @@
 """Models: architectures as specifications, heads, and the network that wraps them."""
 
-from ablation.models.blocks import Body
+from ablation.models.blocks import Body, Size
 from ablation.models.build import ModelSpec, build_model
 from ablation.models.cnn import Cnn, TinyCnn
+from ablation.models.fit import refusal
 from ablation.models.heads import HEADS, Annealing, Head, Hypersphere, LargeMargin, LinearHead
 from ablation.models.mlp import Mlp
 from ablation.models.net import Net
@@ -25,8 +26,10 @@ __all__ = [
     "Net",
     "PreActResNet",
     "ResNet",
+    "Size",
     "TinyCnn",
     "Vgg",
     "WideResNet",
     "build_model",
+    "refusal",
 ]

@@ -11,6 +11,8 @@ from ablation.errors import InputError
 
 Make = Callable[[int, int, int], nn.Module]
 """Builds a layer from its input channels, output channels and stride."""
+Size = tuple[int, int]
+"""(height, width) of images in pixels."""
 
 
 class Body(nn.Module):
@@ -117,14 +119,15 @@ def check_positive(**settings: int | Sequence[int]) -> None:
             raise ValueError(f"{name}={shown} must be 1 or more")
 
 
-def check_size(model: str, size: int, least: int) -> None:
+def check_size(model: str, size: Size, least: int) -> None:
     """Check that an image survives a model's down-sampling.
 
     Raises:
         InputError: it is too small.
     """
-    if size < least:
+    if min(size) < least:
+        height, width = size
         raise InputError(
-            f"{model} needs images of {least}x{least} pixels or more, these have {size}x{size}: "
+            f"{model} needs images of {least}x{least} pixels or more, these have {width}x{height}: "
             "choose a model for small images, for example model=tiny_cnn or model=mlp"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ablation.errors import InputError
-from ablation.models.blocks import Body
+from ablation.models.blocks import Body, Size
 from ablation.models.heads import HEADS
 from ablation.models.net import Net
 from ablation.random import key
@@ -19,12 +19,12 @@ from ablation.types import HeadFactory
 class ModelSpec(Protocol):
     """Hyperparameters of an architecture: a frozen dataclass, its fields the keys in YAML."""
 
-    def build(self, *, channels: int, size: int, classes: int) -> Body:
+    def build(self, *, channels: int, size: Size, classes: int) -> Body:
         """Build the layers below the head, initialised by PyTorch's rules.
 
         Args:
             channels: channels of the images.
-            size: height and width of the images in pixels.
+            size: (height, width) of the images in pixels.
             classes: number of classes; the bodies here do not depend on it.
 
         Raises:
@@ -44,7 +44,7 @@ def build_model(
     spec: ModelSpec,
     *,
     channels: int,
-    size: int,
+    size: int | Size,
     classes: int,
     head: str | HeadFactory = "linear",
     mean: Sequence[float] | None = None,
@@ -60,7 +60,7 @@ def build_model(
     Args:
         spec: the architecture.
         channels: channels of the images.
-        size: height and width of the images in pixels.
+        size: (height, width) of the images in pixels; one number means both.
         classes: number of logits.
         head: a name in ``HEADS``, or a head factory.
         mean: pixel mean per channel, subtracted inside the network; ``None`` means raw pixels.
@@ -88,7 +88,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the accelerators' generators as well.
         torch.default_generator.manual_seed(key(seed, "init", 0))
-        body = spec.build(channels=channels, size=size, classes=classes)
+        pixels = (size, size) if isinstance(size, int) else size
+        body = spec.build(channels=channels, size=pixels, classes=classes)
         try:
             net = Net(body, factory(features=body.features, classes=classes), mean, std)
         except ValueError as error:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ablation.models.blocks import Body, GlobalAverage, check_positive, check_size, conv3x3
+from ablation.models.blocks import (
+    Body,
+    GlobalAverage,
+    Size,
+    check_positive,
+    check_size,
+    conv3x3,
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,8 @@ class Cnn:
     def __post_init__(self) -> None:
         check_positive(width=self.width, dense=self.dense)
 
-    def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """Build the body from images of ``size`` x ``size`` pixels.
+    def build(self, *, channels: int, size: Size, classes: int) -> Body:
+        """Build the body for images of ``size`` (height, width).
 
         Raises:
             InputError: images below 4x4.
@@ -41,7 +48,7 @@ class Cnn:
             "stage1": _pair(channels, self.width),
             "stage2": _pair(self.width, 2 * self.width),
             "flatten": nn.Flatten(),
-            "dense": nn.Linear(2 * self.width * (size // 4) ** 2, self.dense),
+            "dense": nn.Linear(2 * self.width * (size[0] // 4) * (size[1] // 4), self.dense),
             "relu": nn.ReLU(inplace=True),
         }
         return Body(layers, self.dense)
@@ -74,8 +81,8 @@ class TinyCnn:
     def __post_init__(self) -> None:
         check_positive(width=self.width)
 
-    def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """Build the body from images of ``size`` x ``size`` pixels.
+    def build(self, *, channels: int, size: Size, classes: int) -> Body:
+        """Build the body for images of ``size`` (height, width).
 
         Raises:
             InputError: images below 4x4.

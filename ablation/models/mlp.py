@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ablation.models.blocks import Body, check_positive
+from ablation.models.blocks import Body, Size, check_positive
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Mlp:
     def __post_init__(self) -> None:
         check_positive(hidden=self.hidden, width=self.width)
 
-    def build(self, *, channels: int, size: int, classes: int) -> Body:
+    def build(self, *, channels: int, size: Size, classes: int) -> Body:
         """Build the body; any image size will do."""
-        inputs = [channels * size * size, *[self.width] * (self.hidden - 1)]
+        inputs = [channels * size[0] * size[1], *[self.width] * (self.hidden - 1)]
         layers = {
             f"hidden{number}": nn.Sequential(nn.Linear(n, self.width), nn.ReLU(inplace=True))
             for number, n in enumerate(inputs, start=1)

@@ -11,6 +11,7 @@ from ablation.models.blocks import (
     Body,
     GlobalAverage,
     PreActBlock,
+    Size,
     check_positive,
     check_size,
     conv1x1,
@@ -51,8 +52,8 @@ class PreActResNet:
     def __post_init__(self) -> None:
         check_positive(blocks=self.blocks, width=self.width)
 
-    def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """Build the body from images of ``size`` x ``size`` pixels.
+    def build(self, *, channels: int, size: Size, classes: int) -> Body:
+        """Build the body for images of ``size`` (height, width).
 
         Raises:
             InputError: images smaller than the total stride (8x8 by default).

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ablation.models.blocks import Body, GlobalAverage, check_positive, check_size
+from ablation.models.blocks import Body, GlobalAverage, Size, check_positive, check_size
 from ablation.models.foreign import HEAD, Names
 
 
@@ -43,8 +43,8 @@ class Vgg:
             place += 3 * count + 1  # the pooling
         return Names([*rules, (r"(?:classifier|linear|fc)\.(?:0\.)?", HEAD)])
 
-    def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """Build the body from images of ``size`` x ``size`` pixels.
+    def build(self, *, channels: int, size: Size, classes: int) -> Body:
+        """Build the body for images of ``size`` (height, width).
 
         Raises:
             InputError: the max-pools leave nothing of the image (below 32x32 by default).

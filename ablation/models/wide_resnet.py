@@ -15,6 +15,7 @@ from ablation.models.blocks import (
     GlobalAverage,
     Make,
     PreActBlock,
+    Size,
     check_positive,
     check_size,
     conv1x1,
@@ -65,8 +66,8 @@ class WideResNet:
         if self.depth < 10 or self.depth % 6 != 4:
             raise ValueError(f"depth={self.depth} must be 6n + 4: for example 10, 16, 28 or 34")
 
-    def build(self, *, channels: int, size: int, classes: int) -> Body:
-        """Build the body from images of ``size`` x ``size`` pixels.
+    def build(self, *, channels: int, size: Size, classes: int) -> Body:
+        """Build the body for images of ``size`` (height, width).
 
         Raises:
             InputError: images below 4x4; with ``emr`` also a size that 4 does not divide, where
@@ -74,9 +75,10 @@ class WideResNet:
         """
         check_size("WideResNet", size, 4)
         emr = self.variant == "emr"
-        if emr and size % 4:
+        if emr and (size[0] % 4 or size[1] % 4):
             raise InputError(
-                f"WideResNet with variant=emr needs an image size that 4 divides, not {size}: "
+                f"WideResNet with variant=emr needs height and width that 4 divides, not "
+                f"{size[1]}x{size[0]}: "
                 "choose model.spec.variant=standard, or crop or pad the images"
             )
         shortcut: Make = PoolAndPad if emr else conv1x1

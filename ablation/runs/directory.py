@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 VOLATILE = (
     *("attack", "evaluation", "tracking", "monitor", "runs_dir", "data_dir", "retry", "init_from"),
     *("runtime.device", "data.eps", "data.augment", "data.source.download"),
+    "data.source.relabel",  # older configs lack it; the identity has it
 )
 """Keys in which a command may differ from a run's ``config.yaml``: they change nothing that was
 trained, or act through other keys that are compared."""
@@ -80,6 +81,10 @@ class Run(RunStatus, EvaluationRecords):
     def split_path(self) -> Path:
         """The train and validation indices."""
         return self.path / "split.npz"
+
+    def keep_classes(self, names: Sequence[str]) -> None:
+        """Write ``classes.json``: what each class number stands for in the user's images."""
+        atomic_write_text(self.path / "classes.json", json.dumps(list(names), ensure_ascii=False))
 
     @contextmanager
     def open(self, config_yaml: str, ignore: Sequence[str] = VOLATILE) -> Iterator[None]:

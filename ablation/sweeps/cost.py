@@ -46,7 +46,7 @@ CORRECT, ROBUST = 0.85, 0.5
 """Assumed shares of images that a first attack runs on, and that later ones run on."""
 UNKNOWN_STEPS = 10
 """Gradient steps of a crafter or an attack that does not say how many it takes."""
-UNKNOWN_EXTENT = Extent(50_000, 10_000, 32)
+UNKNOWN_EXTENT = Extent(50_000, 10_000, 3, (32, 32), range(10))
 """Of a source that cannot tell before it is loaded: as CIFAR."""
 PROBE_SECONDS = 1.0
 """Time for the probe of one network, if a single image takes no longer."""
@@ -244,31 +244,33 @@ class Networks:
         if key not in self._bytes:
             self._bytes[key] = 0, 0
             with contextlib.suppress(InputError), torch.device("meta"):
-                net = _build(config, self.extent(config).size)
+                net = _build(config, self.extent(config))
                 self._bytes[key] = _bytes(net.state_dict().values()), _bytes(net.parameters())
         return self._bytes[key]
 
     def pace(self, config: Config, precision: Precision) -> float | None:
         """Probe the seconds of a forward pass per image; ``None`` if the network does not run."""
-        size, device = self.extent(config).size, setup.pick_device(config.runtime.device)
+        extent, device = self.extent(config), setup.pick_device(config.runtime.device)
         key = self._key(config), device, precision, config.runtime.channels_last
         if key not in self._paces:
             self._paces[key] = None
             with contextlib.suppress(Exception):  # too large for the device, or no such device
-                self._paces[key] = _probe(config, size, device, precision)
+                self._paces[key] = _probe(config, extent, device, precision)
         return self._paces[key]
 
     def _key(self, config: Config) -> str:
         head, data = config.phases[-1].method.head, config.data
-        return f"{config.model!r} {head!r} {data.classes} {data.mean} {self.extent(config).size}"
+        extent = self.extent(config)
+        shape = f"{extent.channels} {extent.size}"
+        return f"{config.model!r} {head!r} {data.classes} {data.mean} {shape}"
 
 
-def _build(config: Config, size: int) -> Net:
+def _build(config: Config, extent: Extent) -> Net:
     node, data = config.model, config.data
     return build_model(
         node.spec,
-        channels=len(data.mean),
-        size=size,
+        channels=extent.channels,
+        size=extent.size,
         classes=data.classes,
         head=config.phases[-1].method.head or node.head,
         mean=data.mean if node.normalize else None,
@@ -276,12 +278,12 @@ def _build(config: Config, size: int) -> Net:
     )
 
 
-def _probe(config: Config, size: int, device: torch.device, precision: Precision) -> float:
+def _probe(config: Config, extent: Extent, device: torch.device, precision: Precision) -> float:
     """Time forward and backward of noise images; seconds per forward pass and image."""
-    net = _build(config, size).to(device).eval()
+    net = _build(config, extent).to(device).eval()
     if config.runtime.channels_last:
         net = net.to(memory_format=torch.channels_last)
-    shape = (config.batch_size, len(config.data.mean), size, size)
+    shape = (config.batch_size, extent.channels, *extent.size)
     x = torch.rand(shape, generator=generator(0, "probe")).to(device)
     context = precision_context(precision, device)
 

@@ -121,15 +121,46 @@ class Position:
     best: dict[str, list[float]] = field(default_factory=dict)
 
 
-Group = Literal["term", "step", "correct", "craft"]
+Group = Literal["term", "step", "correct", "craft", "logits"]
 """What a step logs: weighted terms; loss, gradient norm and counts; correct predictions of views;
-facts of crafters."""
+facts of crafters; the largest logits of views, which are watched but not summed."""
 
 Key = tuple[Group, str]
 
 
+class Guard:
+    """Watches values on the device for the first step at which one is not finite.
+
+    Args:
+        keys: group and name of each value.
+        device: of the values.
+    """
+
+    def __init__(self, keys: Iterable[Key], device: torch.device) -> None:
+        self.keys = tuple(keys)
+        self._bad_at = torch.full((len(self.keys),), torch.inf, device=device)
+
+    def add(self, values: Tensor, step: int) -> None:
+        """Look at a step's values in the order of ``keys``, without synchronisation."""
+        now = torch.where(values.isfinite(), torch.inf, float(step))
+        self._bad_at = torch.minimum(self._bad_at, now)
+
+    def check(self) -> None:
+        """Wait for the device and check that every value was finite.
+
+        Raises:
+            NonFiniteError: with the name and step of the first value that was not.
+        """
+        bad_at = self._bad_at.tolist()
+        first = min(bad_at, default=math.inf)
+        if math.isfinite(first):
+            group, name = self.keys[bad_at.index(first)]
+            offender = name if group in ("term", "step") else f"{group}_{name}"
+            raise NonFiniteError(offender, f"first at step {int(first)}")
+
+
 class EpochSums:
-    """Sums over an epoch, on the device, and the first step at which each became non-finite.
+    """Sums over an epoch, on the device.
 
     Args:
         keys: group and name of each sum.
@@ -139,26 +170,10 @@ class EpochSums:
     def __init__(self, keys: Iterable[Key], device: torch.device) -> None:
         self.keys = tuple(keys)
         self.total = torch.zeros(len(self.keys), dtype=torch.float64, device=device)
-        self._bad_at = torch.full((len(self.keys),), torch.inf, device=device)
 
-    def add(self, values: Iterable[Tensor], step: int) -> None:
-        """Add one step's values in the order of ``keys``, without synchronisation."""
-        vector = torch.stack([value.to(self.total.dtype) for value in values])
-        self.total += vector
-        now = torch.where(vector.isfinite(), torch.inf, float(step))
-        self._bad_at = torch.minimum(self._bad_at, now)
-
-    def check(self) -> None:
-        """Wait for the device and check that every value was finite.
-
-        Raises:
-            NonFiniteError: with the name and step of the first value that was not.
-        """
-        first = self._bad_at.min().item()
-        if math.isfinite(first):
-            group, name = self.keys[self._bad_at.tolist().index(first)]
-            offender = f"{group}_{name}" if group in ("correct", "craft") else name
-            raise NonFiniteError(offender, f"first at step {int(first)}")
+    def add(self, values: Tensor) -> None:
+        """Add one step's values in the order of ``keys``."""
+        self.total += values
 
     def of(self, group: Group) -> dict[str, float]:
         """Fetch the sums of a group by name."""
@@ -229,6 +244,7 @@ class Engine:
                 body.compile()
         self._sums: EpochSums | None = None
         self._device = next(net.parameters()).device
+        self._guard = Guard((), self._device)
         self._memories = Memories(
             [phase.method for phase in recipe.phases],
             n_train=loader.n_train,
@@ -337,11 +353,17 @@ class Engine:
         values = self._measured(log, count)
         if self._sums is None or self._sums.keys != tuple(values):
             self._sums = EpochSums(values, self._device)
-        self._sums.add(values.values(), clock.step)
+        watched = {**values, **{("logits", view): top for view, top in log.logits.items()}}
+        vector = torch.stack([value.double() for value in watched.values()])
+        if self._guard.keys != tuple(watched):
+            self._guard.check()
+            self._guard = Guard(watched, self._device)
+        self._guard.add(vector, clock.step)
+        self._sums.add(vector[: len(values)])
         self.position.step += 1
         self.position.step_in_epoch += 1
         if self._device.type == "cpu" or self.position.step % SYNC_EVERY == 0:
-            self._sums.check()
+            self._guard.check()
         self._reporter.step(count)
         self._store.beat()
         if self._stop():
@@ -359,8 +381,7 @@ class Engine:
         return values
 
     def _interrupt(self) -> None:
-        if self._sums is not None:
-            self._sums.check()
+        self._guard.check()
         self._save()
         raise InterruptedRunError(
             f"stopped after step {self.position.step} and saved; run the same command to resume"
@@ -368,7 +389,7 @@ class Engine:
 
     def _end_of_epoch(self, started: float, first: int) -> None:
         assert self._sums is not None  # noqa: S101  an epoch has at least one step
-        self._sums.check()
+        self._guard.check()
         trained = time.perf_counter() - started
         row = self._row()
         done = self._total_epoch + 1

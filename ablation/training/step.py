@@ -46,6 +46,8 @@ class StepLog:
         correct: view -> number of correct predictions of the training pass, or of the pass after
             ``step`` where a view has no other.
         facts: ``<crafter>_<fact>`` -> what the crafter reports of its search, scalar.
+        logits: view -> largest absolute logit of its forwards, scalar. One that is not finite can
+            leave a finite loss: -inf for a wrong class.
     """
 
     loss: Tensor
@@ -53,6 +55,7 @@ class StepLog:
     grad_norm: Tensor
     correct: Mapping[str, Tensor]
     facts: Mapping[str, Tensor]
+    logits: Mapping[str, Tensor]
 
 
 def total_loss(
@@ -168,7 +171,8 @@ def train_step(
         for entry in method.trailing_passes:
             _pass(after, entry, method.trailing_passes)
     correct = _correct(after) | _correct(latest)
-    return StepLog(loss.detach(), _detached(parts), norm, correct, _facts(views)), latest
+    logits = after.largest_logits() | latest.largest_logits()
+    return StepLog(loss.detach(), _detached(parts), norm, correct, _facts(views), logits), latest
 
 
 def _pass(views: StepViews, entry: Pass, passes: Sequence[Pass]) -> None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from ablation.errors import InputError
 from ablation.models.folding import Folded
 from ablation.models.net import Net
 from ablation.numerics.double_backward import TwiceDifferentiable
@@ -112,7 +113,7 @@ class StepViews:
             return
         if remember:
             self._replays[name] = BatchNormReplay(self.net)
-        with self._precision(), self._observing(name, x) as x:
+        with _not_alone(x, f"pass {name}"), self._precision(), self._observing(name, x) as x:
             self._outputs[name] = self.net.output(x)
         if remember:
             self._replays[name].mark()
@@ -152,6 +153,13 @@ class StepViews:
         if len(output.logits) == 0:
             return output.logits
         return self.net.loss_logits(output, self.y(name), self.clock.step)
+
+    @torch.no_grad()
+    def largest_logits(self) -> dict[str, Tensor]:
+        """Largest absolute logit of each forward: ``nat``, ``adv``, or ``eval_nat``; scalars."""
+        outputs = {f"eval_{key[0]}": seen.output for key, seen in self._evaluated.items()}
+        outputs |= self._outputs
+        return {name: out.logits.abs().amax() for name, out in outputs.items() if len(out.logits)}
 
     def rng(self, stream: str) -> torch.Generator:
         """Random numbers of a stream, keyed by seed and step."""
@@ -196,7 +204,7 @@ class StepViews:
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of arbitrary points in the mode of the running pass."""
-        with self._precision():
+        with _not_alone(x, "attack in training mode"), self._precision():
             logits: Tensor = self._searched(x)
         return logits
 
@@ -219,6 +227,25 @@ class StepViews:
                 stack.enter_context(crafting(self.net, bn))
             yield
         self._searched, self._precision = self.net, precision
+
+
+@contextlib.contextmanager
+def _not_alone(x: Tensor, what: str) -> Iterator[None]:
+    """Say why BatchNorm refuses a single image [1, C, H, W], of a batch of which no more is left.
+
+    Raises:
+        InputError: it does.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if len(x) != 1:
+            raise
+        raise InputError(
+            f"{what}: a single image of the batch takes part in it, which BatchNorm cannot "
+            f"normalise where the last feature map is one pixel; set a larger batch_size, or a "
+            f"model with fewer stages"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -32,13 +32,16 @@ def parquet_source(root: Path) -> Source:
 def test_an_extent_is_what_loading_gives(tmp_path, make):
     source = make(tmp_path)
     train, test = source.load(tmp_path)
-    assert source.extent(tmp_path) == Extent(len(train), len(test), train.images.shape[2])
+    extent = source.extent(tmp_path)
+    assert (extent.train, extent.test) == (len(train), len(test))
+    assert (extent.channels, *extent.size) == train.images.shape[1:]
+    assert list(extent.labels) == train.labels.unique().tolist()
 
 
 @pytest.mark.parametrize("make", [folder_source, parquet_source])
 def test_an_extent_knows_that_images_are_resized(tmp_path, make):
     found = replace(make(tmp_path), image_size=12).extent(tmp_path)
-    assert found.size == 12
+    assert found.size == (12, 12)
 
 
 @pytest.mark.parametrize("source", [Parquet(), ImageFolder()])
@@ -59,14 +62,16 @@ def test_a_damaged_first_image_gives_no_extent(tmp_path):
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "svhn"])
 def test_the_extent_of_a_downloaded_set_is_what_its_config_says(tmp_path, name):
     header = (CONF / "data" / f"{name}.yaml").read_text()
-    said = re.match(r"# .*?([\d,]+) \+ ([\d,]+) .*?(\d+)x", header)
+    said = re.match(r"# .*?([\d,]+) \+ ([\d,]+) .*?(\d+)x\d+ (RGB|grey), (\d+) classes", header)
     assert said is not None
-    train, test, size = (int(number.replace(",", "")) for number in said.groups())
+    train, test, size, classes = (int(said[i].replace(",", "")) for i in (1, 2, 3, 5))
+    channels = {"RGB": 3, "grey": 1}[said[4]]
     source = compose_config(f"data={name}", "model=mlp").data.source
-    assert source.extent(tmp_path) == Extent(train, test, size)
+    expected = Extent(train, test, channels, (size, size), range(classes))
+    assert source.extent(tmp_path) == expected
 
 
 def test_a_part_of_tiny_imagenet_is_counted_by_its_classes(tmp_path):
-    assert TinyImageNet().extent(tmp_path) == Extent(100_000, 10_000, 64)
+    assert TinyImageNet().extent(tmp_path) == Extent(100_000, 10_000, 3, (64, 64), range(200))
     files.tiny_imagenet(tmp_path, ("n01", "n02", "n03"))
-    assert TinyImageNet().extent(tmp_path) == Extent(1_500, 150, 64)
+    assert TinyImageNet().extent(tmp_path) == Extent(1_500, 150, 3, (64, 64), range(3))

@@ -436,7 +436,9 @@ def test_margins_work_outside_the_autocast_region():
 
 def test_heads_without_a_margin_give_the_plain_logits():
     x, y = images(), torch.tensor([0, 1])
-    bare = Net(SMALL["mlp"].build(channels=3, size=32, classes=10), nn.Linear(16, 10), None, None)
+    bare = Net(
+        SMALL["mlp"].build(channels=3, size=(32, 32), classes=10), nn.Linear(16, 10), None, None
+    )
     for net in (bare, small("mlp")):
         out = net.output(x)
         assert net.loss_logits(out, y) is out.logits
@@ -515,7 +517,9 @@ def test_bad_input_to_build_model():
 
     with pytest.raises(InputError, match=r"model.head=liner: unknown; choose from .*linear"):
         build(head="liner")
-    with pytest.raises(InputError, match=r"size that 4 divides, not 30.*variant=standard"):
+    with pytest.raises(
+        InputError, match=r"height and width that 4 divides, not 30x30.*variant=standard"
+    ):
         build(WideResNet(10, 1, "emr"))
     with pytest.raises(InputError, match=r"data.mean=\[0.1\] has 1 entries for images of 3"):
         build(mean=[0.1], std=[0.3])
@@ -527,7 +531,7 @@ def test_bad_input_to_build_model():
         build(channels=0)
     with pytest.raises(InputError, match="classes=1"):
         build(classes=1)
-    body = Mlp(1, 4).build(channels=3, size=2, classes=10)
+    body = Mlp(1, 4).build(channels=3, size=(2, 2), classes=10)
     with pytest.raises(ValueError, match="one per channel"):
         Net(body, LinearHead(4, 10), [0.1] * 3, [0.1])
 

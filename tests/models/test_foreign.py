@@ -149,7 +149,9 @@ def trained(make: Any) -> nn.Module:
 
 
 def ours(make: Any, **options: Any) -> Net:
-    return build_model(make.spec, channels=3, size=make.size, classes=5, **options).eval()
+    return build_model(
+        make.spec, channels=3, size=(make.size, make.size), classes=5, **options
+    ).eval()
 
 
 @pytest.mark.parametrize("make", FOREIGN)

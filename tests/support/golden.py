@@ -22,6 +22,18 @@ from ablation.sweeps.tables import Table, table_names
 from tests.support.options import COMPONENTS, completed, options
 
 PATH = Path(__file__).with_name("golden_ids.json")
+GIVEN = {  # what comes from the images where it is not given: what these options once had
+    "image_folder": (
+        "data.classes=10",
+        "data.mean=[0.485,0.456,0.406]",
+        "data.std=[0.229,0.224,0.225]",
+    ),
+    "parquet": (
+        "data.classes=10",
+        "data.mean=[0.4914,0.4822,0.4465]",
+        "data.std=[0.2471,0.2435,0.2616]",
+    ),
+}
 GROUPS = ("method", "model", "optim", "schedule", "average", "evaluation", "scale")
 
 Ids = list[str]
@@ -35,7 +47,7 @@ def single_runs() -> Iterator[tuple[str, list[str]]]:
             overrides = [f"{group}={option}", "epochs=110"]
             yield f"{group}={option}", overrides
     for option in options("data"):
-        yield f"data={option}", [f"data={option}", "selection.n=null"]
+        yield f"data={option}", [f"data={option}", "selection.n=null", *GIVEN.get(option, ())]
     for method in options("method"):
         for component in COMPONENTS:
             overrides = [f"method={method}", *completed(component)]

@@ -273,7 +273,10 @@ def test_every_model_is_sized(name):
 
 
 def test_what_cannot_be_known_is_taken_to_be_like_cifar(tmp_path):
-    unknown = config("data=parquet", f"data_dir={tmp_path}", "data.train_size=300")
+    unknown = config(
+        *("data=parquet", f"data_dir={tmp_path}", "data.train_size=300"),
+        *("data.classes=10", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"),
+    )
     assert Networks().extent(unknown) == UNKNOWN_EXTENT
     assert Networks().split(unknown) == {"train": 300, "val": 1000, "test": 10_000}
 

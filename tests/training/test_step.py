@@ -393,7 +393,7 @@ def test_a_term_may_be_called_like_a_column_of_the_step():
     keys: list[Key] = [("term", name) for name in names]
     keys += [("step", "images"), ("correct", "nat"), ("craft", "adv_found")]
     sums = EpochSums(keys, torch.device("cpu"))
-    sums.add([torch.tensor(float(i)) for i in range(9)], step=0)
+    sums.add(torch.arange(9.0, dtype=torch.float64))
     assert sums.of("term") == {name: float(i) for i, name in enumerate(names)}
     assert (sums.of("step"), sums.of("correct")) == ({"images": 6.0}, {"nat": 7.0})
     again = EpochSums.restored(sums.state_dict(), torch.device("cpu"))

@@ -1,0 +1,86 @@
+"""Every model on images of every form: it trains, or says why not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ablation.errors import InputError
+from ablation.models import (
+    Cnn,
+    Mlp,
+    ModelSpec,
+    PreActResNet,
+    ResNet,
+    TinyCnn,
+    Vgg,
+    WideResNet,
+    build_model,
+    refusal,
+)
+
+MODELS: dict[str, ModelSpec] = {
+    "mlp": Mlp(hidden=1, width=4),
+    "cnn": Cnn(width=2, dense=4),
+    "vgg": Vgg(convs=(1, 1, 1, 1, 1), width=2),
+    "resnet": ResNet(blocks=(1, 1, 1, 1), width=2),
+    "preact_resnet": PreActResNet(blocks=(1, 1, 1, 1), width=2),
+    "wide_resnet": WideResNet(depth=10, width=1),
+    "wide_resnet_emr": WideResNet(depth=10, width=1, variant="emr"),
+    "tiny_cnn": TinyCnn(width=2),
+}
+SIZES = [(24, 40), (40, 24), (8, 8), (28, 28), (64, 64), (33, 9), (3, 50)]
+TOO_SMALL = {
+    "cnn": {(3, 50)},
+    "vgg": {(24, 40), (40, 24), (8, 8), (28, 28), (33, 9), (3, 50)},
+    "resnet": {(3, 50)},
+    "preact_resnet": {(3, 50)},
+    "wide_resnet": {(3, 50)},
+    "wide_resnet_emr": {(33, 9), (3, 50)},
+    "tiny_cnn": {(3, 50)},
+}
+"""Height and width that an architecture refuses."""
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_on_every_form_of_image(name, size, channels):
+    spec = MODELS[name]
+    if size in TOO_SMALL.get(name, ()):
+        message = refusal(spec, channels, size, 2)
+        assert message is not None
+        assert f"{size[1]}x{size[0]}" in message
+        with pytest.raises(InputError):
+            build_model(spec, channels=channels, size=size, classes=3)
+        return
+    assert refusal(spec, channels, size, 2) is None
+    net = build_model(spec, channels=channels, size=size, classes=3)
+    x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0))
+    loss = net(x).square().sum()
+    loss.backward()
+    assert loss.isfinite()
+    first = next(net.parameters())
+    assert first.grad is not None
+    assert first.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (16, 24)])
+def test_a_batch_of_one_is_refused_where_it_would_crash(name, size):
+    spec = MODELS[name]
+    if refusal(spec, 3, size, 2) is not None:
+        return
+    net = build_model(spec, channels=3, size=size, classes=3)
+    try:
+        net(torch.zeros(1, 3, *size))
+    except ValueError:
+        assert refusal(spec, 3, size, 1) == "BatchNorm cannot normalise a batch of a single image"
+    else:
+        assert refusal(spec, 3, size, 1) is None
+
+
+def test_one_number_means_a_square():
+    one, two = (build_model(Mlp(1, 4), channels=1, size=s, classes=2) for s in (6, (6, 6)))
+    assert one.state_dict().keys() == two.state_dict().keys()
+    assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
