@@ -94,6 +94,13 @@ def own_tables(arguments: Sequence[str]) -> list[Path]:
     return [Path(given[-1]).expanduser()] if given else []
 
 
+def as_list(text: str, keys: Sequence[str]) -> str:
+    """``row=a,b`` as ``row=[a,b]`` for these keys: Hydra would take the commas for a sweep."""
+    key, _, value = text.lstrip("+").partition("=")
+    plain = key in keys and "," in value and not set("[]()'\"") & set(value)
+    return f"{key}=[{value}]" if plain else text
+
+
 def sweeping(arguments: Sequence[str]) -> bool:
     """Check that a command line asks for a table or a plan without ``-m``."""
     given, _, _ = flags.split(arguments)

@@ -35,6 +35,14 @@ def beside(checkout: str, installed: str, witness: str) -> Path:
     return found if (found / witness).is_file() else package / installed
 
 
+def has_file(path: Path) -> bool:
+    """Check for a file; a name that no file could have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 @lru_cache(maxsize=1)
 def component_names() -> list[str]:
     """Every component that ``conf/component`` has a folder for."""

@@ -102,13 +102,13 @@ def sift(
     problems, usable = [], []
     for override in overrides:
         key, text = override.key_or_group, str(override.input_line)
-        if override.is_sweep_override() and not multirun:
-            problems.append(f"{text}: several values need --multirun (-m)")
-            continue
         try:
             many = alternatives(text)
         except HydraException as error:
             problems.append(one_line(error))
+            continue
+        if override.is_sweep_override() and not multirun:
+            problems.append(f"{text}: several values need --multirun (-m)")
             continue
         if key in known_groups and not override.is_delete():
             if problem := list_problem(text):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from ablation.config import validation
 from ablation.config.experiment import Config
+from ablation.config.folders import has_file
 from ablation.data import Extent, check_batch_size, check_sizes
 from ablation.errors import InputError
 
@@ -19,7 +20,7 @@ def init_problems(config: Config) -> list[str]:
     if config.init_from is None:
         return []
     weights = Path(config.init_from).expanduser() / "checkpoints" / "last.safetensors"
-    if weights.is_file():
+    if has_file(weights):
         return []
     return [f"init_from={config.init_from}: no finished run there ({weights} is missing)"]
 
@@ -46,13 +47,26 @@ def size_problems(config: Config, extent: Extent | None) -> list[str]:
     """Check split and batch against the training set, if its size is known before it is read."""
     if extent is None:
         return []
-    node, rest = config.data, extent.train - config.data.val_size
-    try:
-        check_sizes(extent.train, node.classes, node.val_size, node.train_size)
-        check_batch_size(config.batch_size, rest if node.train_size is None else node.train_size)
-    except InputError as error:
-        return [str(error)]
-    return []
+    node, problems = config.data, list[str]()
+    val_size, train_size = node.val_size, node.train_size
+
+    def fits(check: Callable[..., None], *sizes: int | None) -> bool:
+        try:
+            check(*sizes)
+        except InputError as error:
+            problems.append(str(error))
+            return False
+        return True
+
+    # What does not fit is left out of what the others are held against.
+    if not fits(check_sizes, extent.train, node.classes, val_size, None):
+        val_size = 0
+    if train_size is not None and not fits(
+        check_sizes, extent.train, node.classes, val_size, train_size
+    ):
+        train_size = None
+    fits(check_batch_size, config.batch_size, train_size or extent.train - val_size)
+    return problems
 
 
 def device_problems(name: str) -> list[str]:

@@ -259,7 +259,7 @@ def test_what_would_silently_train_something_else_is_refused(overrides, message)
         (["component.awp=enabled"], "write component/awp=enabled"),
         (["component.awp.gamma=0.1"], "component.awp is disabled"),
         (["seed=-1"], "between 0 and 2^63"),
-        (["data.name=../x"], "they name the run's folder"),
+        (["data.name=../x"], "it names a folder"),
         (["evaluation.n=0"], "at least 1"),
     ],
 )
@@ -383,3 +383,35 @@ def test_option_files_may_size_a_sweep(tmp_path):
 def test_the_version_is_ours():
     found = shell("ablation-train", "--version")
     assert (found.returncode, found.stdout.split()[0]) == (0, "ablation")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epochs=" + "9" * 30], "at most 1000000000"),
+        (["attack.steps=" + "9" * 30], "at most 1000000000"),
+        (["evaluation.batch_size=" + "9" * 30], "at most 1000000000"),
+        (["lr=" + "9" * 400], "at most 1000000000"),
+        (["seed=" + "9" * 30], "at most 9223372036854775807"),
+        (["data.split_seed=-1"], "data.split_seed=-1: between 0 and 2^63"),
+        (["data.train_size=0"], "data.train_size=0: at least 1"),
+        (["model.spec.width=100000"], "model.spec.width=100000: at most 10000"),
+        (["model=resnet18", "model.spec.width=9000"], "parameters, at most 1e+10"),
+        (["model=resnet18", "model.spec.blocks=[9999,9999,9999]"], "at most 10000"),
+        (["evaluation.eps=8"], "did you mean 8/255?"),
+        (["evaluation.checkpoints=[]"], "null means the selected ones"),
+        (["evaluation.checkpoints=[last,last]"], "name each once"),
+        (["data.name='a\nb'"], "it names a folder"),
+        (["data.name='$(true)'"], "it names a folder"),
+        (["model.name='a\\b'"], "it names a folder"),
+        (["data.val_size=0", "selection.metric=last", "batch_size=9999"], "batch_size=9999"),
+    ],
+)
+def test_numbers_and_names_have_bounds(overrides, message):
+    assert any(message in problem for problem in problems(*overrides))
+
+
+def test_sizes_that_do_not_fit_the_data_are_told_together():
+    found = problems("data.val_size=5000", "batch_size=9999", "data.train_size=7000")
+    for key in ("data.val_size=5000", "batch_size=9999", "data.train_size=7000"):
+        assert any(key in problem for problem in found), found
