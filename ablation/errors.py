@@ -8,6 +8,11 @@ DONE, BAD_INPUT, JOB_FAILED, INTERRUPTED = 0, 1, 3, 75
 """Exit codes of the console scripts; 75 (EX_TEMPFAIL) asks a scheduler to requeue the command."""
 
 
+def printable(text: str) -> str:
+    """A text on one line without control characters, which would act on a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class InputError(Exception):
     """Input that cannot be used: nothing was started and nothing was changed."""
 
@@ -22,7 +27,7 @@ class ConfigError(InputError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-        lines = "\n".join(f"  - {problem}" for problem in problems)
+        lines = "\n".join(f"  - {printable(problem)}" for problem in problems)
         super().__init__(f"{count} in the configuration; nothing was started:\n{lines}")
 
 

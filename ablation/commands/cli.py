@@ -5,24 +5,42 @@ Imports neither torch nor wandb, so that ``--help`` and shell completion answer 
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
+import yaml
+from hydra import compose
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.version import setbase
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+from ablation.commands import flags
 from ablation.config.compose import to_plain
-from ablation.config.folders import conf_dir, register_components, register_tables, sweeps_dir
-from ablation.config.overrides import letting_in, sift
+from ablation.config.folders import (
+    conf_dir,
+    option_files_problems,
+    register_components,
+    register_tables,
+    sweeps_dir,
+)
+from ablation.config.hydra_node import (
+    command_line_problems,
+    option_file_problems,
+    sets_hydra,
+    value_problems,
+)
+from ablation.config.overrides import crossed, groups, letting_in, readable, sift
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.sweeps.launchers import missing_extra, register_launchers
 from ablation.sweeps.tables import table_names
@@ -30,12 +48,6 @@ from ablation.text import one_line
 
 Job = Callable[[Mapping[str, Any]], int]
 """Runs one composed config (plain data) and returns an exit code."""
-
-PASSIVE = (
-    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"),
-    *("--shell-completion", "-sc", "--resolve", "--package", "-p"),
-)
-"""Flags with which nothing is run: no check before Hydra takes over."""
 
 
 def run(
@@ -52,7 +64,6 @@ def run(
         check: problems of a composed config, one line each; called before anything starts.
         planned: multiruns go to the sweeper ``arms``, which plans and checks its jobs itself.
     """
-    conf = conf_dir()
     register_components()
     if planned:
         register_launchers()
@@ -66,7 +77,7 @@ def run(
             codes.append(guarded(job, config))
 
     try:
-        _launch(config_name, conf, task, check, planned)
+        _launch(config_name, task, check, planned)
     except KeyboardInterrupt:
         sys.stderr.write("stopped before anything started\n")
         sys.exit(INTERRUPTED)
@@ -83,34 +94,41 @@ def own_tables(arguments: Sequence[str]) -> list[Path]:
     return [Path(given[-1]).expanduser()] if given else []
 
 
+def as_list(text: str, keys: Sequence[str]) -> str:
+    """``row=a,b`` as ``row=[a,b]`` for these keys: Hydra would take the commas for a sweep."""
+    key, _, value = text.lstrip("+").partition("=")
+    plain = key in keys and "," in value and not set("[]()'\"") & set(value)
+    return f"{key}=[{value}]" if plain else text
+
+
 def sweeping(arguments: Sequence[str]) -> bool:
     """Check that a command line asks for a table or a plan without ``-m``."""
+    given, _, _ = flags.split(arguments)
     asked = any(text.startswith(("table=", "hydra.sweeper.plan=")) for text in arguments)
-    multirun = any(text in ("-m", "--multirun") for text in arguments)
-    return asked and not multirun and not passive(arguments)
-
-
-def passive(arguments: Sequence[str]) -> bool:
-    """Check that Hydra will only show something, as for ``--help``."""
-    return any(argument.split("=")[0] in PASSIVE for argument in arguments)
+    return asked and not given.multirun and not flags.passive(given)
 
 
 def _launch(
     config_name: str,
-    conf: Path,
     task: Callable[[DictConfig], None],
     check: Callable[[Mapping[str, Any]], list[str]],
     planned: bool,
 ) -> None:
     arguments = sys.argv[1:]
-    checked = any(argument.startswith("++launch=") for argument in arguments)  # by the sweeper
-    if not passive(arguments):
-        problems = [] if checked else preflight(config_name, conf, arguments, check, planned)
-        if problems:
-            sys.stderr.write(f"{ConfigError(problems)}\n")
-            sys.exit(BAD_INPUT)
-        sys.argv[1:] = [letting_in(argument) for argument in arguments]
-    hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
+    given, overrides, _ = flags.split(arguments)
+    if given.version:
+        sys.stdout.write(f"ablation {version('ablation')}\n")
+        sys.exit(DONE)
+    checked = any(text.startswith("++launch=") for text in overrides)  # by the sweeper
+    problems = [] if checked else preflight(config_name, arguments, check, planned)
+    if problems:
+        sys.stderr.write(f"{ConfigError(problems)}\n")
+        sys.exit(BAD_INPUT)
+    if not given.shell_completion:  # it is about an unfinished line
+        let_in = {text: letting_in(text) for text in overrides}
+        kept = [text for text in arguments if text not in let_in]
+        sys.argv[1:] = [*kept, *(let_in[text] for text in overrides)]
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
 
 
 def guarded(job: Job, config: DictConfig) -> int:
@@ -132,7 +150,6 @@ def unread() -> int:
 
 def preflight(
     config_name: str,
-    conf: Path,
     arguments: Sequence[str],
     check: Callable[[Mapping[str, Any]], list[str]],
     planned: bool = False,
@@ -141,22 +158,26 @@ def preflight(
 
     Hydra stops at the first unknown key or option. Here wrong options are set aside, unknown keys
     are let in, and the schema then reports all of them together. Jobs of a planned sweep are left
-    to its sweeper.
+    to its sweeper, and what is only shown need not be right.
     """
-    options, rest = _flags().parse_known_args(list(arguments))
-    texts = [text for text in rest if not text.startswith("-")]
-    extra = []
-    if options.config_dir:
-        extra = [f"hydra.searchpath=[file://{Path(options.config_dir).resolve()}]"]
-    try:
-        parsed = OverridesParser.create().parse_overrides(texts)
-    except HydraException as error:
-        return [one_line(error)]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+    given, texts, problems = flags.split(arguments)
+    problems += flags.problems(given, planned)
+    if problems or given.help or given.hydra_help or given.shell_completion:
+        return problems
+    overrides, problems = readable(texts)
+    problems += command_line_problems(overrides)
+    overrides = [each for each in overrides if not command_line_problems([each])]
+    settings = [str(each.input_line) for each in overrides if sets_hydra(each)]
+    with searching(None):
+        own = compose(config_name, settings, return_hydra_config=True)
+    with searching(given.config_dir):
         loader = GlobalHydra.instance().config_loader()
-        own = Path(options.config_dir) if options.config_dir else None
-        problems, alternatives = sift(parsed, loader, options.multirun, own)
+        if given.config_dir and (
+            unread := option_files_problems(Path(given.config_dir), groups(loader))
+        ):
+            return problems + unread
+        wrong, alternatives = sift(overrides, loader, given.multirun)
+        problems += wrong
         problems += [
             f"tables_dir={folder}: no such folder"
             for folder in own_tables(texts)
@@ -164,36 +185,63 @@ def preflight(
         ]
         chosen = [t.partition("=")[2] for t in texts if t.startswith("hydra/launcher=")]
         problems += [text for text in map(missing_extra, chosen) if text]
-        if planned and options.multirun:
-            return problems
-        jobs = list(itertools.product(*alternatives))
-        found: dict[str, list[str]] = {}
-        for job in jobs:
-            swept = [text for text, many in zip(job, alternatives, strict=True) if len(many) > 1]
-            for problem in _composed(options.config_name or config_name, [*extra, *job], check):
-                found.setdefault(problem, []).append(" ".join(swept).replace("++", ""))
-    return problems + [_in_jobs(problem, names, len(jobs)) for problem, names in found.items()]
+        name = given.config_name or config_name
+        if given.multirun and planned:  # its jobs are checked when it is planned
+            fixed = [many[0] for many in alternatives if len(many) == 1]
+            return problems + _composed(name, fixed, own, lambda _: [])
+        shown = flags.passive(given)
+        return problems + _of_jobs(name, alternatives, own, (lambda _: []) if shown else check)
 
 
-def _flags() -> argparse.ArgumentParser:
-    """Hydra's flags that matter here, so that their values are not taken for overrides."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("--config-name", "-cn")
-    parser.add_argument("--config-path", "-cp")
-    parser.add_argument("--experimental-rerun")
-    parser.add_argument("--multirun", "-m", action="store_true")
-    return parser
+@contextmanager
+def searching(folder: str | None) -> Iterator[None]:
+    """Hydra with our options and those of a user's folder, as ``--config-dir`` gives them."""
+    setbase("1.3")
+    path = create_config_search_path(str(conf_dir()))
+    if folder is not None:
+        place = f"file://{Path(folder).resolve()}"
+        path.prepend("command-line", place, SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2("app", path)
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _of_jobs(
+    config_name: str,
+    alternatives: Sequence[Sequence[str]],
+    own: DictConfig,
+    check: Callable[[Mapping[str, Any]], list[str]],
+) -> list[str]:
+    """Problems of every job of a plain sweep; each once, with the jobs that have it."""
+    try:
+        jobs = crossed(alternatives)
+    except HydraException as error:
+        return [one_line(error)]
+    found: dict[str, list[str]] = {}
+    for job in jobs:
+        swept = [text for text, many in zip(job, alternatives, strict=True) if len(many) > 1]
+        for problem in _composed(config_name, job, own, check):
+            found.setdefault(problem, []).append(" ".join(swept).replace("++", ""))
+    return [_in_jobs(problem, names, len(jobs)) for problem, names in found.items()]
 
 
 def _composed(
-    config_name: str, overrides: list[str], check: Callable[[Mapping[str, Any]], list[str]]
+    config_name: str,
+    overrides: Sequence[str],
+    own: DictConfig,
+    check: Callable[[Mapping[str, Any]], list[str]],
 ) -> list[str]:
+    """Problems of one config and of its Hydra node, which ``own`` has without option files."""
     try:
-        return check(to_plain(compose(config_name, overrides)))
+        composed = compose(config_name, list(overrides), return_hydra_config=True)
+        problems = [*value_problems(composed), *option_file_problems(composed, own)]
+        return problems + check(to_plain(composed))
     except ConfigError as error:
         return list(error.problems)
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         return [one_line(error)]
 
 

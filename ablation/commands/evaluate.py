@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ def evaluate(container: Mapping[str, Any]) -> int:
 
 def main() -> None:
     """Console script."""
+    sys.argv[1:] = [cli.as_list(text, ("run",)) for text in sys.argv[1:]]
     cli.run("evaluate", evaluate, check)
 
 

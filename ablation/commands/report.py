@@ -115,8 +115,7 @@ def take_in(arguments: Sequence[str]) -> list[str]:
     for text in arguments:
         key = text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
         foreign = "=" in text and key not in OWN and not text.startswith("-")
-        if not foreign and key in LISTS and "," in text and "[" not in text:
-            text = f"{key}=[{text.partition('=')[2]}]"
+        text = text if foreign else cli.as_list(text, LISTS)
         (recipe if foreign or text.startswith("~") else own).append(text)
     return [*own, f"recipe={quoted(recipe)}"] if recipe else own
 

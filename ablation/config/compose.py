@@ -16,9 +16,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ablation.config.overrides import groups, key_of, letting_in, list_problem, parsed
+from ablation.config.hydra_node import option_file_problems, reads_other_files, sets_hydra
+from ablation.config.overrides import bare, groups, key_of, letting_in, list_problem, parsed
 from ablation.errors import ConfigError
 from ablation.text import one_line
+
+OUTSIDE = "only a command line sets keys of Hydra; remove it"
+"""Of overrides in table files."""
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
@@ -27,12 +31,20 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: one of them leads nowhere.
     """
+    config = without_hydra(config)
     try:
         container = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([one_line(error)]) from error
     assert isinstance(container, dict)  # noqa: S101
-    return {str(key): value for key, value in container.items() if key != "hydra"}
+    return {str(key): value for key, value in container.items()}
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The config without Hydra's own node."""
+    if "hydra" not in config:
+        return config
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 class Composer:
@@ -48,6 +60,7 @@ class Composer:
         self._name = config_name
         self._groups = set(groups(GlobalHydra.instance().config_loader()))
         self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._foreign = reads_other_files(GlobalHydra.instance().config_loader())
 
     def is_group(self, text: str) -> bool:
         """Check that an override chooses an option of a group."""
@@ -66,8 +79,10 @@ class Composer:
             choices = tuple(text for text in overrides if self.is_group(text))
             if lists := [problem for text in choices if (problem := list_problem(text))]:
                 raise ConfigError(lists)
+            if sets := [text for text in overrides if sets_hydra(parsed(text))]:
+                raise ConfigError([f"{bare(text)}: {OUTSIDE}" for text in sets])
             if choices not in self._bases:
-                self._bases[choices] = compose(self._name, list(choices))
+                self._bases[choices] = self._base(choices)
             config = copy.deepcopy(self._bases[choices])
             rest = [parsed(letting_in(text)) for text in overrides if not self.is_group(text)]
             with open_dict(config):
@@ -76,3 +91,17 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError([one_line(error)]) from error
         return to_plain(config)
+
+    def _base(self, choices: Sequence[str]) -> DictConfig:
+        """The composed options; those of a user's own folder may not reach Hydra's node.
+
+        Raises:
+            ConfigError: one of them does.
+        """
+        if not self._foreign:
+            return compose(self._name, list(choices))
+        composed = compose(self._name, list(choices), return_hydra_config=True)
+        own = compose(self._name, [], return_hydra_config=True)
+        if problems := option_file_problems(composed, own):
+            raise ConfigError(problems)
+        return without_hydra(composed)

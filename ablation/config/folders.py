@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ablation.errors import ConfigError
+from ablation.text import one_line
 
 
 def conf_dir() -> Path:
@@ -29,6 +33,14 @@ def beside(checkout: str, installed: str, witness: str) -> Path:
     package = Path(__file__).resolve().parents[1]
     found = package.parent / checkout
     return found if (found / witness).is_file() else package / installed
+
+
+def has_file(path: Path) -> bool:
+    """Check for a file; a name that no file could have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 @lru_cache(maxsize=1)
@@ -59,7 +71,78 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ConfigError: it cannot be read.
     """
+    return _read(path, lambda text: OmegaConf.to_container(OmegaConf.create(text)))
+
+
+def read_saved_config(run: Path) -> dict[str, Any]:
+    """The ``config.yaml`` of a run directory.
+
+    Raises:
+        ConfigError: it cannot be read, or is no mapping.
+    """
+    path = run / "config.yaml"
+    found = _read(path, yaml.safe_load)
+    if not isinstance(found, dict):
+        raise ConfigError([f"{path}: no config of a run; it holds {type(found).__name__}"])
+    return {str(key): value for key, value in found.items()}
+
+
+def _read(path: Path, load: Callable[[str], Any]) -> Any:
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: {' '.join(str(error).split())}"]) from error
+        text = path.read_text("utf-8")
+        refuse_bombs(text)
+        return load(text)
+    except RecursionError as error:
+        raise ConfigError([f"{path}: nested too deeply"]) from error
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = one_line(error).replace('in "<unicode string>", ', "at ")
+        raise ConfigError([f"{path}: {reason}"]) from error
+
+
+MOST_NODES = 100_000
+"""Values of a YAML file, counted as often as its aliases repeat them."""
+
+
+def refuse_bombs(text: str) -> None:
+    """Refuse a text that grows beyond all measure when its aliases are written out.
+
+    Raises:
+        ValueError: it does.
+        YAMLError: it is no YAML.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader) if "&" in text and "*" in text else None
+    if root is not None and _written_out(root, {}) > MOST_NODES:
+        raise ValueError(f"its aliases (*) would make more than {MOST_NODES} values of it")
+
+
+def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
+    """Nodes below a node and itself; infinite where it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while it is open
+        entries = node.value if isinstance(node, yaml.CollectionNode) else ()
+        children = itertools.chain.from_iterable(
+            entry if isinstance(entry, tuple) else (entry,) for entry in entries
+        )
+        known[id(node)] = 1 + sum(_written_out(child, known) for child in children)
+    return known[id(node)]
+
+
+def option_files_problems(folder: Path, groups: Iterable[str]) -> list[str]:
+    """Files of a user's config folder that Hydra could not read, one line each.
+
+    Args:
+        folder: that ``--config-dir`` names.
+        groups: whose options may be chosen.
+    """
+    tops = sorted({group.split("/")[0] for group in groups})
+    paths = [*folder.glob("*.yaml"), *(p for top in tops for p in (folder / top).rglob("*.yaml"))]
+    problems = []
+    if (folder / "hydra").is_dir():
+        problems.append(f"{folder / 'hydra'}: options of Hydra are not read here; remove it")
+    for path in sorted(paths):
+        try:
+            if not isinstance(read_yaml(path), dict):
+                problems.append(f"{path}: an option is a mapping of keys")
+        except ConfigError as error:
+            problems += error.problems
+    return problems

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 
 from ablation.config.folders import conf_dir
@@ -28,6 +28,17 @@ def parsed(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
+def readable(texts: Iterable[str]) -> tuple[list[Override], list[str]]:
+    """The overrides that are in Hydra's grammar; a line for each that is not."""
+    found, problems = [], []
+    for text in texts:
+        try:
+            found.append(parsed(text))
+        except HydraException as error:
+            problems.append(one_line(error))
+    return found, problems
+
+
 def key_of(text: str) -> str:
     """``lr`` of ``++lr=0.1``, ``component/awp`` of ``component/awp=enabled``."""
     return str(parsed(text).key_or_group)
@@ -42,44 +53,68 @@ def letting_in(argument: str) -> str:
     return argument if is_group else f"++{argument}"
 
 
+MOST_JOBS = 10_000
+"""Of one sweep: with more, a person has mistyped."""
+
+
 def alternatives(text: str) -> list[str]:
     """``lr=0.1,0.2`` as ``lr=0.1`` and ``lr=0.2``; anything else as it is.
 
     Raises:
-        HydraException: it is not in Hydra's grammar.
+        HydraException: it is not in Hydra's grammar, or no list of values.
     """
     override = parsed(text)
     if not override.is_sweep_override():
         return [text]
-    if not override.is_discrete_sweep():
-        raise HydraException(f"{text}: interval() is no list of values; write {text[:8]}...=1,2")
+    sweep = override.value()
     key = text.split("=")[0]
+    if not override.is_discrete_sweep() or isinstance(sweep, Glob):
+        raise HydraException(f"{text}: list the values, as in {key}=a,b, choice(a,b), range(0,3)")
+    if isinstance(sweep, RangeSweep) and _count(sweep) > MOST_JOBS:
+        raise HydraException(f"{text}: more than {MOST_JOBS} values; give fewer")
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
+def _count(sweep: RangeSweep) -> float:
+    """Values of ``range(start,stop,step)``."""
+    if sweep.start is None or sweep.stop is None or not sweep.step:
+        return math.inf
+    return (sweep.stop - sweep.start) / sweep.step
+
+
+def crossed(grids: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Every choice of one alternative from each grid.
+
+    Raises:
+        HydraException: there are too many.
+    """
+    count = math.prod(map(len, grids))
+    if count > MOST_JOBS:
+        raise HydraException(f"the sweep has {count} jobs, at most {MOST_JOBS}; sweep fewer keys")
+    return list(itertools.product(*grids))
+
+
 def sift(
-    overrides: Sequence[Override], loader: ConfigLoader, multirun: bool, own: Path | None
+    overrides: Sequence[Override], loader: ConfigLoader, multirun: bool
 ) -> tuple[list[str], list[list[str]]]:
     """Problems of the overrides themselves; for each usable one its alternatives in a sweep."""
     known_groups = set(groups(loader))
     problems, usable = [], []
     for override in overrides:
         key, text = override.key_or_group, str(override.input_line)
-        if override.is_sweep_override() and not multirun:
-            problems.append(f"{text}: several values need --multirun (-m)")
-            continue
         try:
             many = alternatives(text)
         except HydraException as error:
             problems.append(one_line(error))
             continue
-        mine = sorted(path.stem for path in own.glob(f"{key}/*.yaml")) if own else []
-        if (key in known_groups or mine) and not override.is_delete():
+        if override.is_sweep_override() and not multirun:
+            problems.append(f"{text}: several values need --multirun (-m)")
+            continue
+        if key in known_groups and not override.is_delete():
             if problem := list_problem(text):
                 problems.append(problem)
                 continue
-            known = loader.get_group_options(key) if key in known_groups else []
-            wrong = _unknown_options(override, [*known, *mine])
+            wrong = _unknown_options(override, loader.get_group_options(key))
             problems += [f"{key}={option}: no such option; {remedy}" for option, remedy in wrong]
             if not wrong:
                 usable.append(many)

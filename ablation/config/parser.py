@@ -17,11 +17,15 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ablation.config.places import is_protocol, misfit
 from ablation.text import did_you_mean
 
 TARGET = "_target_"
 ALLOWED_PREFIX = "ablation."
 """A configuration may only name classes of this package: it cannot run anything else."""
+MOST = 10**9
+"""Largest whole number of any key: what counts more is mistyped."""
+MOST_SEED = 2**63 - 1
 _MISSING = object()
 
 
@@ -115,7 +119,7 @@ class Parser:
             return self._dataclass(hint, value, key, eps)
         if hint in (bool, int, float, str):
             return self._scalar(hint, value, key)
-        return self._part(value, key, eps)
+        return self._part((hint,), value, key, eps)
 
     def _fail(self, key: str, value: Any, remedy: str) -> None:
         self.problems.append(f"{key}={value!r}: {remedy}")
@@ -123,7 +127,7 @@ class Parser:
     def _number(self, kind: str, value: Any, key: str, eps: float) -> float | None:
         try:
             return fraction(value) if kind == "fraction" else relative_step(value, eps)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             examples = "8/255 or 0.03" if kind == "fraction" else "eps/4, 2/255 or 0.01"
             self._fail(key, value, f"not a number; write for example {examples}")
             return None
@@ -132,6 +136,8 @@ class Parser:
         if value is None and type(None) in choices:
             return None
         rest = [choice for choice in choices if choice is not type(None)]
+        if all(map(is_protocol, rest)):
+            return self._part(rest, value, key, eps)
         for choice in rest[:-1]:
             attempt = Parser()
             found = attempt.parse(choice, value, key, eps)
@@ -145,8 +151,12 @@ class Parser:
         return value
 
     def _scalar(self, hint: type, value: Any, key: str) -> Any:
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+        if isinstance(value, int) and not isinstance(value, bool) and hint in (int, float):
+            most = MOST_SEED if key.endswith("seed") else MOST
+            if abs(value) > most:
+                self._fail(key, value, f"at most {most}")
+                return None
+            return hint(value)
         if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
             if isinstance(value, float) and not math.isfinite(value):
                 self._fail(key, value, "not a finite number")
@@ -170,7 +180,7 @@ class Parser:
             name: self.parse(item, entry, f"{key}.{name}", eps) for name, entry in value.items()
         }
 
-    def _part(self, value: Any, key: str, eps: float) -> Any:
+    def _part(self, protocols: Sequence[type], value: Any, key: str, eps: float) -> Any:
         if not isinstance(value, Mapping) or TARGET not in value:
             self._fail(key, value, f"expected a part: a mapping with {TARGET}")
             return None
@@ -178,6 +188,9 @@ class Parser:
             cls = locate(str(value[TARGET]))
         except ValueError as error:
             self._fail(f"{key}.{TARGET}", value[TARGET], str(error))
+            return None
+        if wrong := misfit(cls, protocols):
+            self._fail(f"{key}.{TARGET}", value[TARGET], wrong)
             return None
         settings = {name: entry for name, entry in value.items() if name != TARGET}
         return self._dataclass(cls, settings, key, eps)
@@ -222,7 +235,7 @@ class Parser:
 
 def _class_is_fixed(cls: type, key: str) -> str:
     """The remedy for a ``_target_`` where there is no choice: it would be ignored."""
-    parts = [name for name, hint in _hints(cls).items() if getattr(hint, "_is_protocol", False)]
+    parts = [name for name, hint in _hints(cls).items() if is_protocol(hint)]
     places = ", ".join(f"{key}.{name}.{TARGET}" if key else f"{name}.{TARGET}" for name in parts)
     instead = f"; a class can be chosen at {places}" if places else ""
     return f"the class here is always {cls.__name__}; remove it{instead}"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
-from ablation.config.experiment import Config
+import torch
+
+from ablation.config.experiment import Config, DataConfig, EvaluationConfig, ModelConfig
+from ablation.errors import InputError
 from ablation.evaluation import Measure
+from ablation.models import ModelSpec, build_model
 
 ROLES = ("robust", "classify")
 """Roles that components look for; see ``Method``."""
@@ -16,29 +22,44 @@ def broken_rules(config: Config) -> list[str]:
     return [problem for rule in RULES for problem in rule(config)]
 
 
+def radius_problems(eps: float | None, norm: str | None, key: str = "eps") -> Iterator[str]:
+    """Check a radius: not negative, and in pixels that lie in [0, 1]."""
+    if eps is None:
+        return
+    if eps < 0:
+        yield f"{key}={eps:g}: a radius is not negative; write for example 8/255"
+    if norm in (None, "linf") and eps > 1:
+        yield f"{key}={eps:g}: pixels lie in [0, 1]; did you mean {eps:g}/255?"
+
+
 def _threat(c: Config) -> Iterator[str]:
-    if c.eps < 0:
-        yield f"eps={c.eps:g}: a radius is not negative; write for example 8/255"
-    if c.norm == "linf" and c.eps > 1:
-        yield f"eps={c.eps:g}: pixels lie in [0, 1]; did you mean {c.eps:g}/255?"
-    if c.evaluation.eps is not None and c.evaluation.eps < 0:
-        yield f"evaluation.eps={c.evaluation.eps}: a radius is not negative"
+    yield from radius_problems(c.eps, c.norm)
+
+
+def name_problems(data: DataConfig | None, model: ModelConfig | None) -> Iterator[str]:
+    """Check what becomes part of a folder's name."""
+    for key, node in (("data.name", data), ("model.name", model)):
+        if node is not None:
+            yield from _name(key, node.name)
+
+
+def _name(key: str, name: str) -> Iterator[str]:
+    if not re.fullmatch(r"\w[\w .,+@=~-]{0,99}", name):
+        yield f"{key}={name!r}: it names a folder; use letters, digits, _ and -, at most 100"
 
 
 def _names(c: Config) -> Iterator[str]:
-    names = (c.data.name, c.model.name, c.method.name)
-    if any(not name or name[0] == "." or "/" in name for name in names):
-        yield (
-            f"data.name={c.data.name}, model.name={c.model.name}, method.name={c.method.name}: "
-            f"they name the run's folder; use letters, digits, _ and -"
-        )
+    yield from name_problems(c.data, c.model)
+    yield from _name("method.name", c.method.name)
+
+
+def _seed(key: str, seed: int) -> Iterator[str]:
+    if seed < 0:
+        yield f"{key}={seed}: between 0 and 2^63"
 
 
 def _numbers(c: Config) -> Iterator[str]:
-    if not 0 <= c.seed < 2**63 or not 0 <= c.evaluation.seed < 2**63:
-        yield f"seed={c.seed}, evaluation.seed={c.evaluation.seed}: between 0 and 2^63"
-    if c.evaluation.batch_size < 1 or (c.evaluation.n is not None and c.evaluation.n < 1):
-        yield (f"evaluation.n={c.evaluation.n}, .batch_size={c.evaluation.batch_size}: at least 1")
+    yield from _seed("seed", c.seed)
     if c.batch_size < 1:
         yield f"batch_size={c.batch_size}: at least 1"
     if c.epochs < 1:
@@ -58,11 +79,59 @@ def _schedule(c: Config) -> Iterator[str]:
         )
 
 
+def data_problems(node: DataConfig) -> Iterator[str]:
+    """Check the numbers of a data set's node."""
+    yield from _seed("data.split_seed", node.split_seed)
+    if node.val_size < 0:
+        yield f"data.val_size={node.val_size}: 0 means no validation"
+    if node.train_size is not None and node.train_size < 1:
+        yield f"data.train_size={node.train_size}: at least 1; null means all"
+    if len(node.mean) != len(node.std) or min(node.std, default=1) <= 0:
+        yield f"data.mean={node.mean}, data.std={node.std}: one positive std per mean"
+
+
 def _data(c: Config) -> Iterator[str]:
-    if c.data.val_size < 0:
-        yield f"data.val_size={c.data.val_size}: 0 means no validation"
-    if len(c.data.mean) != len(c.data.std) or min(c.data.std, default=1) <= 0:
-        yield f"data.mean={c.data.mean}, data.std={c.data.std}: one positive std per mean"
+    yield from data_problems(c.data)
+
+
+def model_problems(spec: ModelSpec) -> Iterator[str]:
+    """Check that a network is none that no machine could hold."""
+    numbers = {
+        name: [value] if isinstance(value, int) else list(value)
+        for name, value in vars(spec).items()
+        if isinstance(value, (int, list, tuple))
+    }
+    for name, values in numbers.items():
+        if max(values, default=0) > MOST_UNITS or sum(values) > 2 * MOST_UNITS:
+            yield f"model.spec.{name}={getattr(spec, name)}: at most {MOST_UNITS}"
+            return
+    if max((value for values in numbers.values() for value in values), default=0) > USUAL_UNITS:
+        count = _parameters(spec)
+        if count > MOST_PARAMETERS:
+            yield (
+                f"model.spec: a network of {count:.2g} parameters, at most "
+                f"{MOST_PARAMETERS:.0e}; make it smaller"
+            )
+
+
+def _parameters(spec: ModelSpec) -> int:
+    """Parameters of a network for small colour images; nothing is allocated."""
+    try:
+        with torch.device("meta"):
+            net = build_model(spec, channels=3, size=32, classes=10)
+    except InputError:  # it takes other images
+        return 0
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+MOST_UNITS, USUAL_UNITS = 10_000, 2048
+"""Of a network's widths and depths: refused beyond; above what every network here has."""
+MOST_PARAMETERS = 10**10
+"""40 GB of weights alone, and training holds three times as much."""
+
+
+def _model(c: Config) -> Iterator[str]:
+    yield from model_problems(c.model.spec)
 
 
 def _selection(c: Config) -> Iterator[str]:
@@ -78,15 +147,36 @@ def _selection(c: Config) -> Iterator[str]:
         yield f"selection.n={node.n}: must lie between 1 and data.val_size={val_size}"
 
 
-def _evaluation(c: Config) -> Iterator[str]:
-    node = c.evaluation
+def evaluation_problems(node: EvaluationConfig) -> Iterator[str]:
+    """Check what an evaluation says of itself, whatever it attacks."""
+    yield from _seed("evaluation.seed", node.seed)
+    yield from radius_problems(node.eps, node.norm, "evaluation.eps")
+    if node.n is not None and node.n < 1:
+        yield f"evaluation.n={node.n}: at least 1; null means all"
+    if node.batch_size < 1:
+        yield f"evaluation.batch_size={node.batch_size}: at least 1"
+    if node.checkpoints is not None and not node.checkpoints:
+        yield "evaluation.checkpoints=[]: name some; null means the selected ones"
+    if len(set(node.checkpoints or ())) != len(node.checkpoints or ()):
+        yield f"evaluation.checkpoints={node.checkpoints}: name each once"
     if not set(node.val) <= set(node.attacks):
         yield (
             f"evaluation.val={node.val}: only metrics of evaluation.attacks can be run on the "
             f"validation images too"
         )
-    if _own_splits(c, node.val):
+    if _own_splits(node, node.val):
         yield f"evaluation.val={node.val}: a measure with a split of its own stays on its images"
+
+
+def _evaluation(c: Config) -> Iterator[str]:
+    node = c.evaluation
+    yield from evaluation_problems(replace(node, norm=node.norm or c.norm))
+    yield from availability_problems(c)
+
+
+def availability_problems(c: Config) -> Iterator[str]:
+    """Check that a run has the weights and images that its evaluation asks for."""
+    node = c.evaluation
     if node.weights == "average" and c.average is None:
         yield (
             "evaluation.weights=average: the run keeps no average; set average=ema or weights=raw"
@@ -106,16 +196,16 @@ def _without_validation_images(c: Config) -> Iterator[str]:
             f"evaluation.val={node.val}: data.val_size=0 leaves no validation data; set "
             f"evaluation.val=[]"
         )
-    if "val" in _own_splits(c, node.attacks):
+    if "val" in _own_splits(node, node.attacks):
         yield (
             "evaluation.attacks: a measure has split: val, and data.val_size=0 leaves no such "
             "images"
         )
 
 
-def _own_splits(c: Config, metrics: Iterable[str]) -> set[str]:
+def _own_splits(node: EvaluationConfig, metrics: Iterable[str]) -> set[str]:
     """Splits that these metrics name themselves."""
-    attacks = [c.evaluation.attacks.get(metric) for metric in metrics]
+    attacks = [node.attacks.get(metric) for metric in metrics]
     return {m.split for m in attacks if isinstance(m, Measure) and m.split is not None}
 
 
@@ -136,6 +226,6 @@ def _roles(c: Config) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
-    *(_threat, _names, _numbers, _schedule, _data),
+    *(_threat, _names, _numbers, _schedule, _data, _model),
     *(_selection, _evaluation, _attack, _roles),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from ablation.config import validation
 from ablation.config.evaluations import evaluations
 from ablation.config.experiment import Config
+from ablation.config.folders import has_file
 from ablation.data import Extent, check_batch_size, check_sizes, label_problems
 from ablation.errors import InputError
 from ablation.evaluation import AutoAttack, Square
@@ -22,7 +23,7 @@ def init_problems(config: Config) -> list[str]:
     if config.init_from is None:
         return []
     weights = Path(config.init_from).expanduser() / "checkpoints" / "last.safetensors"
-    if weights.is_file():
+    if has_file(weights):
         return []
     return [f"init_from={config.init_from}: no finished run there ({weights} is missing)"]
 
@@ -50,17 +51,30 @@ def size_problems(config: Config, extent: Extent | None) -> list[str]:
     """Check classes, split, batch and model against the images, where these are known unread."""
     if extent is None:
         return []
-    node, rest = config.data, extent.train - config.data.val_size
-    count = rest if node.train_size is None else node.train_size
+    node, classes = config.data, len(extent.labels)
+    val_size, train_size = node.val_size, node.train_size
     problems = label_problems(extent.labels, node.classes)
     problems += _normalisation_problems(config, extent)
-    try:
-        check_sizes(extent.train, len(extent.labels), node.val_size, node.train_size)
-        check_batch_size(config.batch_size, count)
-    except InputError as error:
-        return [*problems, str(error)]
-    problems += _attack_problems(config, extent)
-    return problems + _model_problems(config, extent, count)
+
+    def fits(check: Callable[..., None], *sizes: int | None) -> bool:
+        try:
+            check(*sizes)
+        except InputError as error:
+            problems.append(str(error))
+            return False
+        return True
+
+    # What does not fit is left out of what the others are held against.
+    if not fits(check_sizes, extent.train, classes, val_size, None):
+        val_size = 0
+    if train_size is not None and not fits(
+        check_sizes, extent.train, classes, val_size, train_size
+    ):
+        train_size = None
+    count = train_size or extent.train - val_size
+    if fits(check_batch_size, config.batch_size, count):
+        problems += _model_problems(config, extent, count)
+    return problems + _attack_problems(config, extent)
 
 
 def _normalisation_problems(config: Config, extent: Extent) -> list[str]:

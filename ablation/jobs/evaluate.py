@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,22 @@ import yaml
 from ablation.config import experiment as configuration
 from ablation.config import validation
 from ablation.config.experiment import Config, DataConfig, EvaluationConfig, ModelConfig
+from ablation.config.folders import has_file, read_saved_config
 from ablation.config.from_data import completed
 from ablation.config.parser import Parser
+from ablation.config.phases import head_problems
+from ablation.config.rules import (
+    availability_problems,
+    data_problems,
+    evaluation_problems,
+    model_problems,
+    name_problems,
+    radius_problems,
+)
 from ablation.config.surroundings import device_problems
 from ablation.data import check_labels
-from ablation.errors import DONE, ConfigError
+from ablation.errors import DONE, INTERRUPTED, ConfigError, InputError
+from ablation.evaluation import Measure
 from ablation.jobs.attack import Subject, evaluate_checkpoint
 from ablation.jobs.setup import load_images, own_normalisation, pick_device, start_tracking
 from ablation.jobs.state import missing, weights_problems
@@ -50,39 +62,78 @@ class AssessConfig:
 
 
 def parse(container: Mapping[str, Any]) -> tuple[AssessConfig | None, list[str]]:
-    """The typed request and every problem in it."""
+    """The typed request for one run or checkpoint, and every problem in it."""
     values = {"data": None, "model": None, **container}
     parser = Parser()
     if isinstance(values["data"], Mapping):
         root = Path(values.get("data_dir") or "data").expanduser()
         values["data"], parser.problems = completed(values["data"], root)
-    eps = _radius(values)
-    found = parser.parse(AssessConfig, values, "", eps)
+    saved: dict[str, Any] = {}
+    if values.get("run"):
+        place = Path(str(values["run"])).expanduser()
+        if not has_file(place / "config.yaml"):
+            parser.problems.append(f"run={place}: no run there (config.yaml is missing)")
+        else:
+            saved = _saved(place, parser.problems)
+    found = parser.parse(AssessConfig, values, "", _radius(values, saved))
     if not isinstance(found, AssessConfig):
         return None, parser.problems
-    problems = device_problems(found.device)
+    problems = parser.problems
+    problems += [text.removeprefix("runtime.") for text in device_problems(found.device)]
+    problems += radius_problems(found.eps, found.norm)
+    norm = found.evaluation.norm or found.norm or saved.get("norm")
+    problems += evaluation_problems(replace(found.evaluation, norm=norm))
     if (found.run is None) == (found.checkpoint is None):
         problems.append("give either run=runs/<name> or checkpoint=<file>, not both")
     elif found.run is not None:
         if found.data is not None or found.model is not None:
             problems.append("run= knows its data and model: remove data= and model=")
-        if not (Path(found.run) / "config.yaml").is_file():
-            problems.append(f"run={found.run}: no run there (config.yaml is missing)")
+        problems += _run_problems(found, saved) if saved else []
     else:
         problems += _checkpoint_problems(found)
     return found, problems
 
 
-def _radius(values: Mapping[str, Any]) -> float:
+def _saved(run: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        return read_saved_config(run)
+    except ConfigError as error:
+        problems += error.problems
+        return {}
+
+
+def _radius(values: Mapping[str, Any], saved: Mapping[str, Any]) -> float:
     """Choose the radius by which pixel step sizes are divided: the request's, run's or data's."""
-    sources = [values.get("eps"), (values.get("data") or {}).get("eps")]
-    if values.get("run"):
-        path = Path(str(values["run"])) / "config.yaml"
-        if path.is_file():
-            sources.insert(1, (yaml.safe_load(path.read_text()) or {}).get("eps"))
+    data = values.get("data")
+    usual = data.get("eps") if isinstance(data, Mapping) else None
+    sources = (values.get("eps"), saved.get("eps"), usual)
     given = next((value for value in sources if value is not None), 0.0)
     found = Parser().parse(Fraction, given, "eps")
     return found if isinstance(found, float) else 0.0
+
+
+def _run_problems(request: AssessConfig, saved: Mapping[str, Any]) -> list[str]:
+    """Check that the run has what the evaluation asks for."""
+    config, problems = validation.check(saved)
+    if config is None or problems:
+        return [f"run={request.run}: its config.yaml: {problem}" for problem in problems]
+    config = _asked(request, config)
+    return [*availability_problems(config), *config.data.source.check(config.data_root)]
+
+
+def _asked(request: AssessConfig, config: Config) -> Config:
+    """The run's config with the evaluation that is asked for."""
+    evaluation = replace(
+        request.evaluation,
+        eps=request.eps if request.evaluation.eps is None else request.evaluation.eps,
+        norm=request.norm if request.evaluation.norm is None else request.evaluation.norm,
+    )
+    return replace(
+        config,
+        evaluation=evaluation,
+        data_dir=request.data_dir or config.data_dir,
+        runs_dir=str(Path(str(request.run)).expanduser().parent),
+    )
 
 
 def _checkpoint_problems(config: AssessConfig) -> list[str]:
@@ -91,50 +142,78 @@ def _checkpoint_problems(config: AssessConfig) -> list[str]:
         for key, node in (("data", config.data), ("model", config.model))
         if node is None
     ]
-    if not Path(str(config.checkpoint)).is_file():
+    problems += name_problems(config.data, config.model)
+    if not has_file(Path(str(config.checkpoint)).expanduser()):
         problems.append(f"checkpoint={config.checkpoint}: no such file")
     if config.data is not None:
+        problems += data_problems(config.data)
         problems += config.data.source.check(Path(config.data_dir or "data").expanduser())
-    if config.evaluation.split != "test":
-        problems.append("evaluation.split: a bare checkpoint has no split of its own; use test")
+    if config.model is not None:
+        problems += model_problems(config.model.spec)
+        problems += head_problems(config.model.head, ())
+    return problems + _of_a_run(config.evaluation)
+
+
+def _of_a_run(node: EvaluationConfig) -> list[str]:
+    """What only a run has: splits, several checkpoints, averaged weights."""
+    problems = []
+    own = {m.split for m in node.attacks.values() if isinstance(m, Measure)} | {node.split}
+    if own - {None, "test"}:
+        problems.append("evaluation: a bare checkpoint has no train or val images; use split: test")
+    if node.checkpoints is not None:
+        problems.append(f"evaluation.checkpoints={node.checkpoints}: a bare checkpoint is one")
+    if node.weights == "average":
+        problems.append("evaluation.weights=average: a bare checkpoint holds one set of weights")
     return problems
+
+
+def each_run(container: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A request per run: ``run`` may be a list, and a name may be a pattern as in ``runs/*``."""
+    given = container.get("run")
+    if given is None:
+        return [container]
+    names: list[str] = []
+    for text in given if isinstance(given, list) else [given]:
+        pattern = str(Path(str(text)).expanduser())
+        if not set("*?[") & set(pattern):
+            names.append(pattern)
+            continue
+        places = sorted(glob(pattern))  # noqa: PTH207 (a path may be absolute)
+        runs = [place for place in places if (Path(place) / "config.yaml").is_file()]
+        names += runs or [pattern]
+    return [{**container, "run": name} for name in dict.fromkeys(names)]
 
 
 def check(container: Mapping[str, Any]) -> list[str]:
     """Problems of a composed request."""
-    return parse(container)[1]
+    return list(dict.fromkeys(text for each in each_run(container) for text in parse(each)[1]))
 
 
 def run(container: Mapping[str, Any]) -> int:
-    """Evaluate; returns an exit code.
+    """Evaluate each run, or the checkpoint; returns the last exit code that is not 0.
 
     Raises:
         InputError: something the user gave cannot be used.
     """
-    request, problems = parse(container)
-    if problems or request is None:
-        raise ConfigError(problems)
-    return _run(request) if request.run is not None else _checkpoint(request)
+    code = DONE
+    for each in each_run(container):
+        request, problems = parse(each)
+        if problems or request is None:
+            raise ConfigError(problems)
+        one = _run(request) if request.run is not None else _checkpoint(request)
+        if one == INTERRUPTED:
+            return one
+        code = one or code
+    return code
 
 
 def _run(request: AssessConfig) -> int:
     """Evaluate a run's weights; its own config says what it is."""
-    path = Path(str(request.run))
-    config = validation.load(yaml.safe_load((path / "config.yaml").read_text()))
-    evaluation = replace(
-        request.evaluation,
-        eps=request.eps if request.evaluation.eps is None else request.evaluation.eps,
-        norm=request.norm if request.evaluation.norm is None else request.evaluation.norm,
-    )
-    config = replace(
-        config,
-        evaluation=evaluation,
-        data_dir=request.data_dir or config.data_dir,
-        runs_dir=str(path.parent),
-    )
+    path = Path(str(request.run)).expanduser()
+    config = _asked(request, validation.load(read_saved_config(path)))
     # The name, not the config: an id that this version would compute differently stays valid.
     trained = Run.at(path)
-    problems = config.data.source.check(config.data_root) + weights_problems(config, trained)
+    problems = weights_problems(config, trained)
     if problems:
         raise ConfigError(problems)
     names = missing(config, trained)
@@ -163,10 +242,14 @@ def _checkpoint(request: AssessConfig) -> int:
     """Evaluate a bare file of weights; the result gets a folder of its own."""
     assert request.data is not None  # noqa: S101  parse has checked both
     assert request.model is not None  # noqa: S101
-    path, data, model = Path(str(request.checkpoint)), request.data, request.model
+    path = Path(str(request.checkpoint)).expanduser()
+    data, model = request.data, request.model
     weights, _ = load_weights_file(path)
     device = pick_device(request.device)
     _, test = data.source.load(Path(request.data_dir or "data").expanduser())
+    n, total = request.evaluation.n, len(test.labels)
+    if n is not None and n > total:
+        raise InputError(f"evaluation.n={n}: there are {total} test images; set {total} or null")
     check_labels(test, data.classes)
     net = build_model(
         model.spec,

@@ -6,7 +6,6 @@ command line's; later layers win key by key. Jobs with the same ``train_id`` are
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from hydra.errors import HydraException
 from ablation.config import evaluations, surroundings, validation
 from ablation.config.compose import Composer
 from ablation.config.experiment import Config
-from ablation.config.overrides import alternatives, bare, key_of, layered
+from ablation.config.overrides import alternatives, bare, crossed, key_of, layered
 from ablation.data import Extent
 from ablation.errors import ConfigError
 from ablation.jobs import state
@@ -191,6 +190,7 @@ class Planner:
                 texts = self._kept(name, layered(self._below(), inherited, own))
                 texts = layered(texts, self._rest, self._axes)
                 many = [(text, alternatives(text)) for text in texts]
+                choices = crossed([values for _, values in many])
             except HydraException as error:
                 problems.append(f"{name}: {one_line(error)}" if name else one_line(error))
                 continue
@@ -199,7 +199,7 @@ class Planner:
                 problems += [f"{name}: {text}: an empty grid" for text in empty]
                 continue
             swept = [text for text, values in many if len(values) > 1 or text in self._axes]
-            for choice in itertools.product(*(values for _, values in many)):
+            for choice in choices:
                 point = _point(name, [text for text, _ in many], choice, swept, self.axes)
                 grid = (*[bare(text) for text in inherited], *point.grid)
                 found.append(self._composed(replace(point, grid=grid), complete))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.errors import InputError
 from ablation.sweeps.tables import Table
-from ablation.text import did_you_mean
+from ablation.text import did_you_mean, one_line
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,51 @@ def load_published(path: Path) -> PublishedTable:
     units: dict[str, str] = {}
     datasets: dict[str, str] = {}
     models: dict[str, str] = {}
+    rows = _read(path)
+    ambiguous = _several_models(rows)
+    for row in rows:
+        arm, model = row["arm"], row["model"]
+        key = f"{arm}@{model}" if arm in ambiguous else arm
+        number = Published(float(row["value"]), row["value"], row["ci"], row["note"])
+        cells.setdefault(key, {})[row["metric"]] = number
+        units[row["metric"]] = row["unit"]
+        datasets[key] = PUBLISHED_NAMES.get(row["dataset"], row["dataset"])
+        models[key] = PUBLISHED_NAMES.get(model, model)
+    return PublishedTable(tuple(units), units, cells, datasets, models)
+
+
+COLUMNS = ("arm", "dataset", "model", "metric", "value", "ci", "unit", "note")
+"""Of a CSV file, those that are read."""
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file, complete and with numbers for values."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        ambiguous = _several_models(rows)
-        for row in rows:
-            arm, model = row["arm"], row["model"]
-            key = f"{arm}@{model}" if arm in ambiguous else arm
-            number = Published(float(row["value"]), row["value"], row["ci"], row["note"])
-            cells.setdefault(key, {})[row["metric"]] = number
-            units[row["metric"]] = row["unit"]
-            datasets[key] = PUBLISHED_NAMES.get(row["dataset"], row["dataset"])
-            models[key] = PUBLISHED_NAMES.get(model, model)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error!r}") from error
-    return PublishedTable(tuple(units), units, cells, datasets, models)
+            reader = csv.DictReader(file)
+            lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise InputError(f"{path}: the columns {', '.join(lacking)} are missing")
+            found = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: not as many cells as columns"
+                    )
+                if not _is_number(row["value"]):
+                    line = f"{path}, line {reader.line_num}"
+                    raise InputError(f"{line}: value={row['value']!r} is no number")
+                found.append(row)
+            return found
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _several_models(rows: Sequence[Mapping[str, str]]) -> set[str]:
@@ -99,17 +131,19 @@ def _several_models(rows: Sequence[Mapping[str, str]]) -> set[str]:
 
 
 def check_published(table: Table, published: PublishedTable, source: str) -> list[str]:
-    """Rows that only one of file and CSV has."""
-    ours = {row.key for row in table.lines()}
+    """Rows that only one of file and CSV has; a row that no paper has names no ``csv``."""
+    ours = {row.key: row for row in table.lines()}
     theirs = set(published.cells)
+    left = sorted(theirs - ours.keys())
     problems = [
         f"rows: {key} is not in {source}; {did_you_mean(key, sorted(theirs))}"
-        for key in sorted(ours - theirs)
+        for key in sorted(ours.keys() - theirs)
+        if ours[key].csv or ours[key].model or difflib.get_close_matches(key, left, n=1)
     ]
     problems += [
         f"{source} has {key}, the table file has no such row; add it to rows, or to unavailable "
         f"with the reason"
-        for key in sorted(theirs - ours - set(table.unavailable))
+        for key in sorted(theirs - ours.keys() - set(table.unavailable))
     ]
     problems += [
         f"unavailable.{key}: {'it is among the rows' if key in ours else f'not in {source}'}"

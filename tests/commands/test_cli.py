@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 
 from ablation.commands import cli, train
-from ablation.config.folders import conf_dir, register_components
+from ablation.config.folders import register_components
+from ablation.sweeps.launchers import register_launchers
 from tests.support.configs import compose_config, compose_plain
 
 BIN = Path(sys.executable).parent
 
 
-def problems(*overrides: str) -> list[str]:
+def problems(*overrides: str, planned: bool = False) -> list[str]:
     register_components()
-    return cli.preflight("config", conf_dir(), overrides, train.check)
+    register_launchers()
+    return cli.preflight("config", overrides, train.check, planned)
 
 
 def shell(*command: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -257,7 +259,7 @@ def test_what_would_silently_train_something_else_is_refused(overrides, message)
         (["component.awp=enabled"], "write component/awp=enabled"),
         (["component.awp.gamma=0.1"], "component.awp is disabled"),
         (["seed=-1"], "between 0 and 2^63"),
-        (["data.name=../x"], "they name the run's folder"),
+        (["data.name=../x"], "it names a folder"),
         (["evaluation.n=0"], "at least 1"),
     ],
 )
@@ -274,3 +276,142 @@ def test_options_in_a_folder_of_ones_own(tmp_path):
     arguments = ("--config-dir", str(tmp_path))
     assert problems(*arguments, "method=mine", "+component/gentle=enabled") == []
     assert any("did you mean mine?" in p for p in problems(*arguments, "method=mina"))
+
+
+OPEN = "{_target_: builtins.open, file: %s, mode: w}"
+"""Hydra would call it, and a file would appear."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["++hydra.callbacks.x=" + OPEN], "callbacks are not run"),
+        (["+hydra/callbacks=log_job_return"], "callbacks are not run"),
+        (["-m", "hydra/launcher=pool", "hydra.launcher.gpus=" + OPEN], "a plain value belongs"),
+        (["-m", "hydra/launcher=pool", "hydra.launcher.jobs=[{a: " + OPEN + "}]"], "a plain value"),
+        (["-m", "++hydra.launcher._target_=builtins.open"], "a plain value belongs here"),
+        (["-m", "++hydra.launcher.gpus._target_=builtins.open"], "a plain value belongs here"),
+        (["hydra.sweeper=" + OPEN], "sweeps have one planner"),
+        (["hydra={callbacks: {x: " + OPEN + "}}"], "of Hydra's keys set only"),
+        (["method@hydra.callbacks.x=at"], "of Hydra's keys set only"),
+        (["hydra.job_logging.handlers.x=" + OPEN], "of Hydra's keys set only"),
+        (["hydra.run.dir=/proc/nope"], "set runs_dir"),
+        (["hydra.mode=MULTIRUN"], "write -m"),
+        (["hydra.sweeper.plan=1,2"], "give one"),
+        (["--help", "--experimental-rerun", "job.pickle"], "a pickle may run any code"),
+        (["--experimental-rerun=job.pickle"], "a pickle may run any code"),
+        (["--exp", "job.pickle"], "--exp: no such flag"),
+        (["-m", "hydra.sweeper.max_batch_size=abc"], "expected a whole number"),
+        (["-m", "hydra.sweeper.max_batch_size=0"], "at least 1; null means all"),
+        (["-m", "hydra.sweeper.plan=maybe"], "plan='maybe': expected true or false"),
+        (["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "expected a whole number"),
+        (["-m", "hydra/sweeper=basic"], "sweeps have one planner"),
+        (["-m", "--cfg", "job"], "--cfg and --multirun: give one of them"),
+        (["--cfg", "jobs"], "invalid choice"),
+        (["--cfg", "job", "model=resnet81"], "did you mean resnet18?"),
+        (["--cfg", "job", "--resolve", "eps=${nope}"], "nope"),
+        (["--resolve"], "--resolve: goes with --cfg"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
+        (["--config-path", "."], "write --config-dir"),
+        (["-m", "--config-name", "mine"], "a sweep starts from conf/config.yaml"),
+        (["-m", "seed=interval(0,3)"], "list the values, as in seed=a,b, choice(a,b), range(0,3)"),
+        (["-m", "method=glob(*)"], "list the values, as in method=a,b"),
+        (["-m", "seed=range(0,1000000000)"], "more than 10000 values"),
+    ],
+)
+def test_what_hydra_would_run_or_stumble_over_is_refused(arguments, message, tmp_path):
+    file = tmp_path / "called"
+    found = problems(*(text.replace("%s", str(file)) for text in arguments), planned=True)
+    assert any(message in problem for problem in found), found
+    assert not file.exists()
+
+
+def own_folder(tmp_path: Path, name: str, text: str) -> list[str]:
+    """Write an option file into a folder of one's own; the flags that read it."""
+    path = tmp_path / "own" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text, "latin-1")
+    return ["--config-dir", str(tmp_path / "own")]
+
+
+@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"]])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "component/x/y.yaml",
+            "# @package hydra.callbacks.x\n_target_: builtins.open",
+            "callbacks",
+        ),
+        (
+            "component/x/y.yaml",
+            "# @package _global_\nhydra: {job_logging: {version: 2}}",
+            "version",
+        ),
+        ("component/x/y.yaml", "# @package _global_\nhydra: {job: {env_set: {A: b}}}", "env_set.A"),
+        (
+            "component/x/y.yaml",
+            "# @package _global_\ndefaults: [{override /hydra/launcher: joblib}]",
+            "launcher._target_",
+        ),
+        (
+            "hydra/launcher/basic.yaml",
+            "_target_: builtins.open",
+            "options of Hydra are not read here",
+        ),
+        ("component/x/y.yaml", "a: !!python/object/apply:os.getcwd []", "constructor for the tag"),
+        ("component/x/y.yaml", "a: &a [*a]", "aliases"),
+        ("component/x/y.yaml", "a: [1", "expected"),
+        ("component/x/y.yaml", "\xff", "y.yaml"),
+        ("component/x/y.yaml", "- 1", "y.yaml"),
+    ],
+)
+def test_option_files_run_nothing_and_do_not_stop_hydra(tmp_path, name, text, message, more):
+    flags = own_folder(tmp_path, name, text)
+    chosen = ["+component/x=y"] if name.startswith("component") else []
+    found = problems(*flags, *chosen, *more, planned=True)
+    assert any(message in problem for problem in found), found
+
+
+def test_option_files_may_size_a_sweep(tmp_path):
+    flags = own_folder(
+        tmp_path, "component/x/y.yaml", "# @package hydra.sweeper\nmax_batch_size: 2"
+    )
+    assert problems(*flags, "+component/x=y", "-m", planned=True) == []
+
+
+def test_the_version_is_ours():
+    found = shell("ablation-train", "--version")
+    assert (found.returncode, found.stdout.split()[0]) == (0, "ablation")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epochs=" + "9" * 30], "at most 1000000000"),
+        (["attack.steps=" + "9" * 30], "at most 1000000000"),
+        (["evaluation.batch_size=" + "9" * 30], "at most 1000000000"),
+        (["lr=" + "9" * 400], "at most 1000000000"),
+        (["seed=" + "9" * 30], "at most 9223372036854775807"),
+        (["data.split_seed=-1"], "data.split_seed=-1: between 0 and 2^63"),
+        (["data.train_size=0"], "data.train_size=0: at least 1"),
+        (["model.spec.width=100000"], "model.spec.width=100000: at most 10000"),
+        (["model=resnet18", "model.spec.width=9000"], "parameters, at most 1e+10"),
+        (["model=resnet18", "model.spec.blocks=[9999,9999,9999]"], "at most 10000"),
+        (["evaluation.eps=8"], "did you mean 8/255?"),
+        (["evaluation.checkpoints=[]"], "null means the selected ones"),
+        (["evaluation.checkpoints=[last,last]"], "name each once"),
+        (["data.name='a\nb'"], "it names a folder"),
+        (["data.name='$(true)'"], "it names a folder"),
+        (["model.name='a\\b'"], "it names a folder"),
+        (["data.val_size=0", "selection.metric=last", "batch_size=9999"], "batch_size=9999"),
+    ],
+)
+def test_numbers_and_names_have_bounds(overrides, message):
+    assert any(message in problem for problem in problems(*overrides))
+
+
+def test_sizes_that_do_not_fit_the_data_are_told_together():
+    found = problems("data.val_size=5000", "batch_size=9999", "data.train_size=7000")
+    for key in ("data.val_size=5000", "batch_size=9999", "data.train_size=7000"):
+        assert any(key in problem for problem in found), found

@@ -106,7 +106,7 @@ def test_all_problems_are_found_before_anything_starts_grouped_by_row():
     assert "lr=-1: must be positive" in text
     assert "off (job lr=-1 seed=0 and 1 more)" in text
     assert "empty: " in text
-    assert "between: lr=interval(0,1): interval() is no list of values" in text
+    assert "between: lr=interval(0,1): list the values" in text
     assert not plan.jobs
 
 

@@ -126,8 +126,27 @@ def test_an_unavailable_row_must_be_published_and_not_printed(write):
 
 def test_a_broken_csv_is_named(write):
     folder = write(TABLE, CSV.replace("48.10", "28.7a"))
-    with pytest.raises(InputError, match=r"mine\.csv cannot be read"):
+    with pytest.raises(InputError, match=r"mine\.csv, line 2: value='28.7a' is no number"):
         load_published(folder / "published" / "mine.csv")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("metric,value", "metrics,value", r"mine\.csv: the columns metric are missing"),
+        (",unit,note", "", r"the columns unit, note are missing"),
+        (",48.10,0.2,percent,", ",48.10", r"line 2: not as many cells as columns"),
+        (",48.10,", ",nan,", r"line 2: value='nan' is no number"),
+    ],
+)
+def test_a_csv_names_what_it_lacks(write, old, new, message):
+    with pytest.raises(InputError, match=message):
+        load_published(write(TABLE, CSV.replace(old, new)) / "published" / "mine.csv")
+
+
+def test_a_row_that_no_paper_has_needs_no_line(write):
+    text = TABLE.replace("rows:", "rows:\n  - {arm: at, select: {metric: clean}, label: ours}")
+    assert open_table("mine", write(text, CSV)).lines()[0].arm == "at"
 
 
 @pytest.mark.parametrize("path", CSVS, ids=lambda path: path.stem)
