@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from ablation.config.compose import to_plain
 from ablation.config.folders import conf_dir, register_components, register_tables, sweeps_dir
 from ablation.config.overrides import letting_in, sift
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
+from ablation.output import lasting_output, warn
 from ablation.sweeps.launchers import missing_extra, register_launchers
 from ablation.sweeps.tables import table_names
 from ablation.text import one_line
@@ -66,12 +66,11 @@ def run(
             codes.append(guarded(job, config))
 
     try:
-        _launch(config_name, conf, task, check, planned)
+        with lasting_output():
+            _launch(config_name, conf, task, check, planned)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped before anything started\n")
+        warn("stopped before anything started")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(unread())
     if len(codes) == 1 or INTERRUPTED in codes:
         sys.exit(codes[-1])
     sys.exit(JOB_FAILED if any(codes) else DONE)
@@ -107,7 +106,7 @@ def _launch(
     if not passive(arguments):
         problems = [] if checked else preflight(config_name, conf, arguments, check, planned)
         if problems:
-            sys.stderr.write(f"{ConfigError(problems)}\n")
+            warn(str(ConfigError(problems)))
             sys.exit(BAD_INPUT)
         sys.argv[1:] = [letting_in(argument) for argument in arguments]
     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
@@ -118,16 +117,8 @@ def guarded(job: Job, config: DictConfig) -> int:
     try:
         return job(to_plain(config))
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
+        warn(f"error: {error}")
         return BAD_INPUT
-    except BrokenPipeError:
-        return unread()
-
-
-def unread() -> int:
-    """After ``| head`` nobody reads on; Python would complain at exit if stdout stayed open."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return DONE
 
 
 def preflight(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from ablation.jobs.state import missing, weights_problems
 from ablation.jobs.summary import result_table
 from ablation.jobs.supervise import supervised
 from ablation.models import build_model
+from ablation.output import say
 from ablation.runs.directory import Run
 from ablation.runs.state_dicts import load_into, load_weights_file
 from ablation.runs.tracking import TrackingConfig
@@ -138,7 +138,7 @@ def _run(request: AssessConfig) -> int:
             code = supervised(trained, lambda stop: _assess(config, trained, request, stop), False)
         if code != DONE:
             return code
-    sys.stdout.write(f"{result_table(trained)}\nresults in {path}\n")
+    say(f"{result_table(trained)}\nresults in {path}")
     return DONE
 
 
@@ -184,5 +184,5 @@ def _checkpoint(request: AssessConfig) -> int:
             code = supervised(folder, lambda stop: subject.record(folder, net, test, stop))
         if code != DONE:
             return code
-    sys.stdout.write(f"{result_table(folder)}\nresults in {folder.path}\n")
+    say(f"{result_table(folder)}\nresults in {folder.path}")
     return DONE
