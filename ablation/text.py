@@ -20,13 +20,6 @@ def did_you_mean(name: str, choices: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices) or 'none'}"
 
 
-def printable(text: str) -> str:
-    """A text from a file with its control characters written out: they would act on a terminal."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
 def one_line(error: Exception) -> str:
     """An exception's text without line breaks."""
     return " ".join(str(error).split())

@@ -5,7 +5,6 @@ Imports neither torch nor wandb, so that ``--help`` and shell completion answer 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from ablation.config.hydra_node import (
 )
 from ablation.config.overrides import crossed, groups, letting_in, readable, sift
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
+from ablation.output import lasting_output, say, warn
 from ablation.sweeps.launchers import missing_extra, register_launchers
 from ablation.sweeps.tables import table_names
 from ablation.text import one_line
@@ -77,12 +77,11 @@ def run(
             codes.append(guarded(job, config))
 
     try:
-        _launch(config_name, task, check, planned)
+        with lasting_output():
+            _launch(config_name, task, check, planned)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped before anything started\n")
+        warn("stopped before anything started")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(unread())
     if len(codes) == 1 or INTERRUPTED in codes:
         sys.exit(codes[-1])
     sys.exit(JOB_FAILED if any(codes) else DONE)
@@ -117,12 +116,12 @@ def _launch(
     arguments = sys.argv[1:]
     given, overrides, _ = flags.split(arguments)
     if given.version:
-        sys.stdout.write(f"ablation {version('ablation')}\n")
+        say(f"ablation {version('ablation')}")
         sys.exit(DONE)
     checked = any(text.startswith("++launch=") for text in overrides)  # by the sweeper
     problems = [] if checked else preflight(config_name, arguments, check, planned)
     if problems:
-        sys.stderr.write(f"{ConfigError(problems)}\n")
+        warn(str(ConfigError(problems)))
         sys.exit(BAD_INPUT)
     if not given.shell_completion:  # it is about an unfinished line
         let_in = {text: letting_in(text) for text in overrides}
@@ -136,16 +135,8 @@ def guarded(job: Job, config: DictConfig) -> int:
     try:
         return job(to_plain(config))
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
+        warn(f"error: {error}")
         return BAD_INPUT
-    except BrokenPipeError:
-        return unread()
-
-
-def unread() -> int:
-    """After ``| head`` nobody reads on; Python would complain at exit if stdout stayed open."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return DONE
 
 
 def preflight(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ablation.data.images import OwnImages
+from ablation.output import warn
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def statistics(source: OwnImages, root: Path) -> Statistics:
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text("utf-8"))
         return Statistics(list(map(float, known["mean"])), list(map(float, known["std"])))
-    sys.stderr.write(f"reading {root} once for data.mean and data.std\n")
+    warn(f"reading {root} once for data.mean and data.std")
     train, _ = source.load(root)
     found = Statistics(*pixel_statistics(train.images))
     with suppress(OSError):  # a cache saves time, no more

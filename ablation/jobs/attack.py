@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from ablation.evaluation import Evaluation, Pgd, Request, evaluate
 from ablation.jobs.setup import Images, build_net
 from ablation.models import Net
 from ablation.numerics.modes import evaluating
+from ablation.output import warn
 from ablation.random import generator
 from ablation.runs.columns import Column
 from ablation.runs.directory import Run
@@ -95,7 +95,7 @@ class Subject:
 def report(metric: str, done: int, total: int) -> None:
     """One line when an attack has seen all images."""
     if done == total:
-        sys.stderr.write(f"  {metric}: {total} images\n")
+        warn(f"  {metric}: {total} images")
 
 
 def evaluate_checkpoint(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from glob import glob
@@ -38,6 +37,7 @@ from ablation.jobs.summary import result_table
 from ablation.jobs.supervise import supervised
 from ablation.models import build_model
 from ablation.models.foreign import translate
+from ablation.output import say
 from ablation.runs.directory import Run
 from ablation.runs.state_dicts import load_into, load_weights_file
 from ablation.runs.tracking import TrackingConfig
@@ -222,7 +222,7 @@ def _run(request: AssessConfig) -> int:
             code = supervised(trained, lambda stop: _assess(config, trained, request, stop), False)
         if code != DONE:
             return code
-    sys.stdout.write(f"{result_table(trained)}\nresults in {path}\n")
+    say(f"{result_table(trained)}\nresults in {path}")
     return DONE
 
 
@@ -273,5 +273,5 @@ def _checkpoint(request: AssessConfig) -> int:
             code = supervised(folder, lambda stop: subject.record(folder, net, test, stop))
         if code != DONE:
             return code
-    sys.stdout.write(f"{result_table(folder)}\nresults in {folder.path}\n")
+    say(f"{result_table(folder)}\nresults in {folder.path}")
     return DONE

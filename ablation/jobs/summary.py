@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ablation.config.experiment import Config
+from ablation.output import say
 from ablation.runs.directory import Run
 from ablation.text import show_fraction, summary_table
 
@@ -24,8 +24,7 @@ def announce(config: Config, run: Run, device: torch.device) -> None:
         f"data    {config.data.name}, model {config.model.name}, {phases} epochs on {device}",
         f"threat  {config.norm}, eps {show_fraction(config.eps)}",
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    say("\n".join(lines))
 
 
 def checks_line(checks: Sequence[Mapping[str, Any]]) -> str:

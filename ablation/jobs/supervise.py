@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from ablation.errors import (
     InterruptedRunError,
     NonFiniteError,
 )
+from ablation.output import warn
 from ablation.runs.directory import Run
 from ablation.runs.signals import stop_on_signals
 from ablation.runs.status import State
@@ -48,7 +48,7 @@ def supervised(
             work(lambda: signals.requested)
     except InterruptedRunError as error:
         record("interrupted", error=str(error))
-        sys.stderr.write(f"{error}\n")
+        warn(str(error))
         if signals.hand_on():  # submitit requeues and exits, but lets SIGTERM pass
             return supervised(run, work, training, stand)
         return INTERRUPTED
@@ -57,14 +57,14 @@ def supervised(
         return INTERRUPTED
     except NonFiniteError as error:
         record("failed", error=str(error), term=error.term)
-        sys.stderr.write(f"failed: {error}; this run has no result\n")
+        warn(f"failed: {error}; this run has no result")
         return JOB_FAILED
     except InputError as error:
         record(stand, error=str(error))
         raise
     except Exception as error:
         record("failed", error=f"{type(error).__name__}: {error}")
-        sys.stderr.write(traceback.format_exc())
+        warn(traceback.format_exc().rstrip())
         return JOB_FAILED
     record("done")
     return DONE

@@ -6,7 +6,6 @@ it learns is on disk before it is printed.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from ablation.jobs.summary import announce, result_table
 from ablation.jobs.supervise import supervised
 from ablation.models import Net
 from ablation.numerics.precision import precision_context
+from ablation.output import say, warn
 from ablation.runs.directory import Run
 from ablation.runs.launches import note_launch
 from ablation.runs.progress import Progress
@@ -60,13 +60,13 @@ def train(container: Mapping[str, Any]) -> int:
     if status is not None and status.state == "done" and not missing(config, run):
         if moved(config, run):
             run.check_data(load_images(config, torch.device("cpu")).fingerprint())
-        sys.stdout.write(f"{config.run_name} is done\n{result_table(run)}\n")
+        say(f"{config.run_name} is done\n{result_table(run)}")
         return DONE
     if status is not None and status.state == "failed" and not config.retry:
-        sys.stderr.write(
+        warn(
             f"{config.run_name} failed before: {status.error}\n"
             f"change the config, or run the same command with retry=true: it goes on from the "
-            f"last good checkpoint\n"
+            f"last good checkpoint"
         )
         return JOB_FAILED
     problems = check(container)
@@ -128,9 +128,9 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
         code = DONE
     finally:
         tracker.finish(code)
-    sys.stdout.write(f"{result_table(run)}\nresults in {run.path}\n")
+    say(f"{result_table(run)}\nresults in {run.path}")
     if config.tracking.mode == "offline":
-        sys.stdout.write(f"to see it in W&B: wandb sync {run.path / 'wandb'}/offline-run-*\n")
+        say(f"to see it in W&B: wandb sync {run.path / 'wandb'}/offline-run-*")
 
 
 def fit(

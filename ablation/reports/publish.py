@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation.errors import InputError
+from ablation.output import say
 from ablation.runs.tracking import TrackingConfig
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
     from ablation.reports.latex import latex
 
     pairs = statistics.contrasts(comparison, config.against) if config.against else ()
-    sys.stdout.write(f"{render.terminal(comparison, config.strict, pairs)}\n")
+    say(render.terminal(comparison, config.strict, pairs))
     folder = Path(config.out).expanduser() / comparison.name
     texts = {
         "table.csv": render.csv(comparison, config.strict),
@@ -66,8 +66,9 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
             f"set out=<another folder>"
         ) from error
     written = [*texts, *(path.name for path in images)]
-    sys.stdout.write(f"written to {folder}: {', '.join(written)}\n")
-    sys.stdout.write("".join(f"not drawn: {reason}\n" for reason in left_out))
+    say(f"written to {folder}: {', '.join(written)}")
+    for reason in left_out:
+        say(f"not drawn: {reason}")
     pictures = {path.name: path for path in images if path.suffix == ".png"}
     _mirror(comparison, config, folder, pictures)
 
@@ -125,7 +126,7 @@ def _histories(comparison: Comparison) -> list[History]:
         try:
             return Run.at(path).read_metrics()
         except InputError as error:
-            sys.stdout.write(f"not drawn: {error}\n")
+            say(f"not drawn: {error}")
             return []
 
     return [
@@ -189,8 +190,8 @@ def _mirror(
         directory=folder,
     )
     if place is not None:
-        sys.stdout.write(f"table in W&B: {place}\n")
+        say(f"table in W&B: {place}")
     if config.dashboard:
         path = folder / "dashboard.json"
         url = dashboard(comparison, config.tracking, path)
-        sys.stdout.write(f"dashboard: {url or path}\n")
+        say(f"dashboard: {url or path}")

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
+from ablation.output import warn
 from ablation.runs.checkpoint import Checkpoints, Snapshot
 from ablation.runs.evaluations import EvaluationRecords
 from ablation.runs.files import (
@@ -138,7 +138,7 @@ class Run(RunStatus, EvaluationRecords):
         """
         snapshot, warnings = self.checkpoints.load_latest() or (None, ())
         for warning in warnings:
-            sys.stderr.write(f"warning: {warning}\n")
+            warn(f"warning: {warning}")
         return snapshot
 
     def keep_weights(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
+from ablation import output
 from ablation.text import duration
 
 BAR_SECONDS = 0.5
@@ -48,8 +48,8 @@ class Progress:
         terminal: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._out = sys.stdout if out is None else out
-        self._bar_file = sys.stderr if bar is None else bar
+        self._out = output.out() if out is None else out
+        self._bar_file = output.err() if bar is None else bar
         self._terminal = drawable(self._bar_file) if terminal is None else terminal
         self._clock = clock
         self._bar: tqdm[NoReturn] | None = None
@@ -155,7 +155,7 @@ def drawable(stream: TextIO) -> bool:
     """Say whether this is a terminal with a size; pseudo-terminals of containers may have none."""
     try:
         return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 0
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
+
+from ablation import output
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -389,7 +390,7 @@ def tidy(value: Any) -> bool | float | str | None:
 
 def warn(text: str) -> None:
     """One line on stderr."""
-    sys.stderr.write(f"warning: {text}\n")
+    output.warn(f"warning: {text}")
 
 
 def describe(error: BaseException) -> str:

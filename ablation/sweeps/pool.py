@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from ablation import output
 from ablation.errors import DONE, INTERRUPTED, InputError
 from ablation.runs.progress import drawable
 from ablation.text import duration
@@ -142,7 +143,7 @@ class Pool:
 
     def __init__(self, slots: Sequence[Environment], out: TextIO | None = None) -> None:
         self._slots = slots
-        self._board = Board(sys.stdout if out is None else out)
+        self._board = Board(output.out() if out is None else out)
         self._running: dict[int, _Child] = {}
         self._codes: dict[int, int] = {}
         self._seconds: list[float] = []
@@ -330,7 +331,7 @@ class Board:
     def _write(self, text: str, shown: str) -> None:
         clear = "\r\x1b[K" if self._shown else ""
         self._shown = shown
-        self._out.write(clear + text)
+        self._out.write(clear + output.printable(text))
         self._out.flush()
 
 

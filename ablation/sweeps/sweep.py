@@ -6,7 +6,6 @@ command again continues.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from ablation.config.overrides import bare, quoted, variant
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
+from ablation.output import say, warn
 from ablation.runs.directory import Run
 from ablation.runs.launches import Launch, note_launch, recorded_launches
 from ablation.sweeps.cost import describe_total, estimate
@@ -58,11 +58,11 @@ def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
         if plan.problems:
             raise ConfigError(plan.problems)
         if caller.plan:
-            sys.stdout.write(f"{described(plan, caller.at_a_time)}\n")
+            say(described(plan, caller.at_a_time))
             return DONE
         return Sweep(caller, request, planner, plan, epilogue).run()
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
+        warn(f"error: {error}")
         return BAD_INPUT
 
 
@@ -134,8 +134,7 @@ class Sweep:
         title = self._request.name or "sweep"
         lines = [f"{title}: {len(self._plan.jobs)} jobs, {done} done{later}"]
         lines += [f"note: {notice}" for notice in self._plan.notices]
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
+        say("\n".join(lines))
 
     def _open(self) -> list[Job]:
         """Jobs to launch now: not done, not tried yet, no two of them in one directory."""
@@ -161,7 +160,7 @@ class Sweep:
         try:
             launcher.launch([list(command) for command in commands], initial_job_idx=0)
         except Exception as error:
-            sys.stderr.write(f"the launcher gave up: {type(error).__name__}: {one_line(error)}\n")
+            warn(f"the launcher gave up: {type(error).__name__}: {one_line(error)}")
 
     def _command(self, job: Job) -> list[str]:
         """The job's overrides, and who asked for it."""
@@ -194,12 +193,11 @@ class Sweep:
         running = counts["running"]
         if running:
             lines.append(f"{running} jobs still run elsewhere: the same command again looks anew")
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
+        say("\n".join(lines))
         if not stopped:
-            sys.stdout.write(f"{self._epilogue(self._request, self._planner)}\n")
+            say(self._epilogue(self._request, self._planner))
         if stopped:
-            sys.stderr.write("stopped; the same command again continues\n")
+            warn("stopped; the same command again continues")
             return INTERRUPTED
         if failed:
             return JOB_FAILED
@@ -235,4 +233,4 @@ def note_served(job: Job, launch: Launch) -> None:
         with run.reopen():
             note_launch(run, launch)
     except InputError as error:  # another process is at it, or somebody else's directory
-        sys.stderr.write(f"warning: {error}\n")
+        warn(f"warning: {error}")
