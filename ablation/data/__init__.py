@@ -5,7 +5,7 @@ from ablation.data.image_folder import ImageFolder
 from ablation.data.images import Extent, ImageSet, Source, check_labels, to_float
 from ablation.data.loader import Augment, DeviceLoader, check_batch_size, crop_flip
 from ablation.data.parquet import Parquet
-from ablation.data.split import Split, check_sizes, load_split, save_split, stratified_split
+from ablation.data.split import Split, check_sizes, encode_split, load_split, stratified_split
 from ablation.data.tiny_imagenet import TinyImageNet
 from ablation.data.vision import Cifar10, Cifar100, Mnist, Svhn
 
@@ -28,8 +28,8 @@ __all__ = [
     "check_labels",
     "check_sizes",
     "crop_flip",
+    "encode_split",
     "load_split",
-    "save_split",
     "stratified_split",
     "to_float",
 ]

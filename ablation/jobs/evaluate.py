@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ablation.config.experiment import Config, DataConfig, EvaluationConfig, Mod
 from ablation.config.parser import Parser
 from ablation.config.surroundings import device_problems
 from ablation.data import check_labels
-from ablation.errors import DONE, ConfigError
+from ablation.errors import DONE, ConfigError, InputError
 from ablation.jobs.attack import Subject, evaluate_checkpoint
 from ablation.jobs.setup import load_images, own_normalisation, pick_device, start_tracking
 from ablation.jobs.state import missing, weights_problems
@@ -74,7 +75,8 @@ def _radius(values: Mapping[str, Any]) -> float:
     if values.get("run"):
         path = Path(str(values["run"])) / "config.yaml"
         if path.is_file():
-            sources.insert(1, (yaml.safe_load(path.read_text()) or {}).get("eps"))
+            with suppress(InputError):  # said when the run is opened
+                sources.insert(1, Run.at(path.parent).config().get("eps"))
     given = next((value for value in sources if value is not None), 0.0)
     found = Parser().parse(Fraction, given, "eps")
     return found if isinstance(found, float) else 0.0
@@ -115,7 +117,7 @@ def run(container: Mapping[str, Any]) -> int:
 def _run(request: AssessConfig) -> int:
     """Evaluate a run's weights; its own config says what it is."""
     path = Path(str(request.run))
-    config = validation.load(yaml.safe_load((path / "config.yaml").read_text()))
+    config = validation.load(Run.at(path).config())
     evaluation = replace(
         request.evaluation,
         eps=request.eps if request.evaluation.eps is None else request.evaluation.eps,
