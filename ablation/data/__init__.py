@@ -13,7 +13,7 @@ from ablation.data.images import (
 )
 from ablation.data.loader import Augment, DeviceLoader, check_batch_size, crop_flip
 from ablation.data.parquet import Parquet
-from ablation.data.split import Split, check_sizes, load_split, save_split, stratified_split
+from ablation.data.split import Split, check_sizes, encode_split, load_split, stratified_split
 from ablation.data.statistics import statistics
 from ablation.data.tiny_imagenet import TinyImageNet
 from ablation.data.vision import Cifar10, Cifar100, Mnist, Svhn
@@ -38,9 +38,9 @@ __all__ = [
     "check_labels",
     "check_sizes",
     "crop_flip",
+    "encode_split",
     "label_problems",
     "load_split",
-    "save_split",
     "statistics",
     "stratified_split",
     "to_float",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -98,16 +99,15 @@ def largest_remainder(counts: Tensor, size: int) -> Tensor:
     return shares
 
 
-def save_split(path: Path, split: Split) -> None:
-    """Write ``train`` and ``val`` to an ``.npz``; readers never see half a file."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, train=split.train.cpu().numpy(), val=split.val.cpu().numpy())
-    partial.replace(path)
+def encode_split(split: Split) -> bytes:
+    """Content of an ``.npz`` file with ``train`` and ``val``."""
+    buffer = BytesIO()
+    np.savez(buffer, train=split.train.cpu().numpy(), val=split.val.cpu().numpy())
+    return buffer.getvalue()
 
 
 def load_split(path: Path) -> Split:
-    """Read what ``save_split`` wrote.
+    """Read what ``encode_split`` made.
 
     Raises:
         InputError: the file is missing, damaged or no split.

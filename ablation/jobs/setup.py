@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +109,11 @@ def build_net(config: Config, images: ImageSet, method: Method, device: torch.de
     return net
 
 
-def validator(config: Config, images: Images) -> Validate:
-    """Clean accuracy on all validation images, PGD accuracy on a fixed set of them."""
+def validator(config: Config, images: Images, stop: Callable[[], bool]) -> Validate:
+    """Clean accuracy on all validation images, PGD accuracy on a fixed set of them.
+
+    A validation raises ``InterruptedRunError`` between two batches once ``stop`` says so.
+    """
     val = images.of("val") if config.data.val_size else None
     node = config.selection
     attack = Pgd(node.attack.steps, node.attack.step_size, node.attack.start, n=node.n)
@@ -127,7 +130,7 @@ def validator(config: Config, images: Images) -> Validate:
     def validate(net: torch.nn.Module) -> Mapping[str, float]:
         if val is None:
             return {}
-        found = evaluate(net, val.images, val.labels, request)
+        found = evaluate(net, val.images, val.labels, request, should_stop=stop)
         return {entry.metric: entry.value for entry in found.entries}
 
     return validate

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from ablation.config.evaluations import checkpoints, chosen_weights, eval_id, evaluations
 from ablation.config.experiment import CheckpointName, Config, EvaluationConfig
 from ablation.runs.directory import Run
@@ -13,7 +11,7 @@ from ablation.runs.directory import Run
 
 def moved(config: Config, run: Run) -> bool:
     """Say whether the command names another data folder than the run was trained from."""
-    saved = yaml.safe_load(run.config_path.read_text()) if run.config_path.is_file() else {}
+    saved = run.config() if run.config_path.exists() else {}
     before = Path(str(saved.get("data_dir", config.data_dir))).expanduser()
     return before.resolve() != config.data_root.resolve()
 

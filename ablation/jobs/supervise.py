@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
+import torch
+
 from ablation.errors import (
     DONE,
     INTERRUPTED,
@@ -17,6 +19,19 @@ from ablation.output import warn
 from ablation.runs.directory import Run
 from ablation.runs.signals import stop_on_signals
 from ablation.runs.status import State
+from ablation.text import first_line
+
+REMEDY = (
+    "set a smaller batch_size= in training, evaluation.batch_size= in evaluation, or choose a "
+    "device with more memory; retry=true tries again"
+)
+"""What to do where memory ran out."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether memory ran out, on a GPU or the host; the host's allocator has no own error."""
+    host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return host or isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
 
 
 def supervised(
@@ -63,6 +78,11 @@ def supervised(
         record(stand, error=str(error))
         raise
     except Exception as error:
+        if out_of_memory(error):
+            text = f"out of memory ({first_line(error)}): {REMEDY}"
+            record("failed", error=text)
+            warn(f"failed: {text}")
+            return JOB_FAILED
         record("failed", error=f"{type(error).__name__}: {error}")
         warn(traceback.format_exc().rstrip())
         return JOB_FAILED

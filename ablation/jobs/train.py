@@ -16,7 +16,7 @@ import yaml
 from ablation.config.experiment import Config
 from ablation.config.surroundings import check
 from ablation.config.validation import load
-from ablation.data import DeviceLoader, save_split
+from ablation.data import DeviceLoader, encode_split
 from ablation.errors import DONE, JOB_FAILED, ConfigError, InputError
 from ablation.jobs.attack import evaluate_checkpoint, show_examples
 from ablation.jobs.setup import (
@@ -33,14 +33,16 @@ from ablation.jobs.setup import (
 )
 from ablation.jobs.state import is_trained, missing, moved, weights_problems
 from ablation.jobs.summary import announce, result_table
-from ablation.jobs.supervise import supervised
+from ablation.jobs.supervise import out_of_memory, supervised
 from ablation.models import Net
 from ablation.numerics.precision import precision_context
 from ablation.output import say, warn
 from ablation.runs.directory import Run
+from ablation.runs.files import atomic_write_bytes
 from ablation.runs.launches import note_launch
 from ablation.runs.progress import Progress
 from ablation.runs.tracking import Tracker
+from ablation.text import first_line
 from ablation.training.engine import Engine, Recipe
 
 
@@ -109,7 +111,7 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
     if run.split_path.is_file():
         check_split(run.split_path, images.split)
     else:
-        save_split(run.split_path, images.split)
+        atomic_write_bytes(run.split_path, encode_split(images.split))
     extent = config.data.source.extent(config.data_root)
     if extent is not None and extent.names:
         run.keep_classes(extent.names)
@@ -118,8 +120,14 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
     try:
         if not is_trained(run):
             net = build_net(config, images.train, config.phases[-1].method, device)
+            note_threads(run, device)
             with numerics(config.runtime):
-                fit(config, run, net, images, stop, tracker)
+                try:
+                    fit(config, run, net, images, stop, tracker)
+                except Exception as error:
+                    if out_of_memory(error):
+                        error.args = (f"batch_size={config.batch_size}: {first_line(error)}",)
+                    raise
             run.set_status("running", trained=True)
             del net
         for name, node in missing(config, run):
@@ -131,6 +139,18 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
     say(f"{result_table(run)}\nresults in {run.path}")
     if config.tracking.mode == "offline":
         say(f"to see it in W&B: wandb sync {run.path / 'wandb'}/offline-run-*")
+
+
+def note_threads(run: Run, device: torch.device) -> None:
+    """Keep the number of threads: on a CPU it decides over the last bits of every sum."""
+    now, status = torch.get_num_threads(), run.status()
+    before = now if status is None else status.facts.get("threads", now)
+    if device.type == "cpu" and before != now:
+        warn(
+            f"warning: the run began with {before} threads and goes on with {now}: its numbers "
+            f"differ in the last bits; OMP_NUM_THREADS={before} keeps them"
+        )
+    run.note(threads=before)
 
 
 def fit(
@@ -168,7 +188,7 @@ def fit(
         compile=config.runtime.compile,
     )
 
-    validate, watch = validator(config, images), monitor(config, images)
+    validate, watch = validator(config, images, stop), monitor(config, images)
 
     def look(net: torch.nn.Module) -> Mapping[str, float | str]:
         return {**validate(net), **({} if watch is None else watch(net))}

@@ -191,7 +191,13 @@ class Checkpoints:
             there = ", ".join(self.names()) or "none yet"
             kind = "averaged weights" if average else "weights"
             raise InputError(f"{self.folder} has no {kind} {name!r}; it has: {there}")
-        weights, meta = load_weights_file(path)
+        try:
+            weights, meta = load_weights_file(path)
+        except InputError as error:
+            raise InputError(
+                f"{path} is damaged: restore it from a backup, or move the run's directory away "
+                f"to train it anew"
+            ) from error
         if meta.get("train_id", self.train_id) != self.train_id:
             raise self._foreign(path, meta["train_id"])
         return weights

@@ -26,12 +26,22 @@ from ablation.runs.evaluations import EvaluationRecords
 from ablation.runs.files import (
     atomic_write_bytes,
     atomic_write_text,
+    discard,
     finite,
     make_folder,
     storage_error,
     sweep_temporaries,
 )
-from ablation.runs.status import LOCK_SECONDS, RunStatus, State, utc_now
+from ablation.runs.status import (
+    LOCK_SECONDS,
+    STALE_SECONDS,
+    RunStatus,
+    State,
+    place_lock,
+    place_of,
+    seconds_since,
+    utc_now,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,17 +138,22 @@ class Run(RunStatus, EvaluationRecords):
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a resumable checkpoint; see ``Checkpoints.save`` for errors."""
+        self.check_place()
         self.checkpoints.save(snapshot)
 
     def load(self) -> Snapshot | None:
         """Read the newest intact checkpoint; a damaged one is named on stderr and passed over.
 
         Raises:
-            InputError: none is intact, or one belongs to another run or a newer program.
+            InputError: none is intact, or one belongs to another run or a newer program; or the
+                best weights so far are damaged.
         """
         snapshot, warnings = self.checkpoints.load_latest() or (None, ())
         for warning in warnings:
             warn(f"warning: {warning}")
+        if snapshot is not None:  # the best weights so far cannot be computed again: say so now
+            for name in snapshot.train.get("position", {}).get("best", ()):
+                self.checkpoints.load_weights(name, snapshot.average is not None)
         return snapshot
 
     def keep_weights(
@@ -149,6 +164,7 @@ class Run(RunStatus, EvaluationRecords):
         Raises:
             InputError: the disk is full or cannot be written; the old files are untouched.
         """
+        self.check_place()
         averaged = None if average is None else average.state_dict()
         meta = {"epoch": str(epoch), "step": str(step), "run": self.path.name}
         self.checkpoints.save_weights(name, net.state_dict(), averaged, meta=meta)
@@ -160,6 +176,7 @@ class Run(RunStatus, EvaluationRecords):
             InputError: the disk is full or cannot be written; the file is as before.
         """
         line = json.dumps(finite(row), allow_nan=False) + "\n"
+        self.check_place()
         try:
             make_folder(self.path)
             _append(self.metrics_path, line.encode())
@@ -172,34 +189,50 @@ class Run(RunStatus, EvaluationRecords):
         Raises:
             InputError: another line is damaged.
         """
+        rows, damaged = self._rows()
+        if damaged:
+            raise InputError(f"{self.metrics_path}: line {damaged[0]} is damaged; remove it")
+        return rows
+
+    def _rows(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """The sound lines, and the numbers of the damaged ones, counted from 1."""
         try:
             content = self.metrics_path.read_bytes()
         except FileNotFoundError:
-            return []
+            return [], []
         except OSError as error:
             raise InputError(f"{self.metrics_path} cannot be read: {error.strerror}") from error
         lines = content[: content.rfind(b"\n") + 1].splitlines()
-        rows = []
+        rows, damaged = [], []
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                if number == len(lines):
-                    break
-                raise InputError(
-                    f"{self.metrics_path}: line {number} is damaged; remove it"
-                ) from error
-            rows.append(row)
-        return rows
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict) and isinstance(row.get("epoch", -1), int):
+                rows.append(row)
+            elif number < len(lines):
+                damaged.append(number)
+        return rows, damaged
 
     def rewind_metrics(self, epoch: int) -> None:
-        """Drop the lines of this epoch (of the whole run) and later ones, and a torn one.
+        """Drop the lines of this epoch (of the whole run) and later ones, and damaged ones.
+
+        Epochs that are lost are named on stderr: they cannot be measured again.
 
         Raises:
             InputError: the disk is full or cannot be written; the file is as before.
         """
-        kept = [row for row in self.read_metrics() if row.get("epoch", -1) < epoch]
-        content = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept).encode()
+        rows, _ = self._rows()
+        kept = [row for row in rows if row.get("epoch", -1) < epoch]
+        lost = sorted(set(range(epoch)) - {row.get("epoch") for row in kept})
+        if lost:
+            names = ", ".join(str(number) for number in lost)
+            warn(
+                f"warning: {self.metrics_path}: the lines of epochs {names} are damaged or "
+                f"missing; training goes on, the curves lack them"
+            )
+        content = "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in kept).encode()
         if self.metrics_path.is_file() and self.metrics_path.read_bytes() != content:
             atomic_write_bytes(self.metrics_path, content)
 
@@ -214,14 +247,28 @@ class Run(RunStatus, EvaluationRecords):
         except OSError as error:
             raise storage_error(error, self.path, "starting the run") from error
         try:
-            check()
-            self._started = utc_now()
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._started}
-            self._record({**self._recorded(), "owner": owner})
-            yield
+            with place_lock(self.path) as free:
+                if not free:
+                    raise InputError(self._who_has_it())
+                self._check_claim()
+                check()
+                self._place, self._started = place_of(self.path), utc_now()
+                owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._started}
+                self._record({**self._recorded(), "owner": owner})
+                yield
         finally:
-            self._started = None
+            self._place = self._started = None
             lock.release()
+
+    def _check_claim(self) -> None:
+        """Refuse a run that another machine works on, also where locks do not reach it."""
+        found = self._recorded()
+        if self._claimed_elsewhere(found):
+            seconds = STALE_SECONDS - seconds_since(str(found.get("heartbeat")))
+            raise InputError(
+                f"{self._who_has_it()}; if that host is dead, run the same command again in "
+                f"{max(1, round(seconds))} s"
+            )
 
     def _who_has_it(self) -> str:
         owner = self._recorded().get("owner") or {}
@@ -235,24 +282,39 @@ class Run(RunStatus, EvaluationRecords):
         for folder in (self.path, self.evaluations):
             sweep_temporaries(folder)
         self.checkpoints.sweep()
+        for partial in self.evaluations.glob("*.partial"):
+            checkpoint, _, eval_id = partial.stem.rpartition("-")
+            if self.has_evaluation(checkpoint, eval_id):  # a kill came before it was removed
+                discard(partial)
         self._rebuild_result()  # a kill may have come between an evaluation and the result
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config that the run was started with, as plain data.
+
+        Raises:
+            InputError: it is missing, damaged or no config.
+        """
+        try:
+            found = yaml.safe_load(self.config_path.read_bytes())
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise self._damaged_config(" ".join(str(error).split())) from error
+        if not isinstance(found, dict) or not found:
+            kind = "it is empty" if not found else f"it is a {type(found).__name__}"
+            raise self._damaged_config(kind)
+        return found
+
+    def _damaged_config(self, why: str) -> InputError:
+        return InputError(
+            f"{self.config_path} cannot be read ({why}): restore it, move the run's directory "
+            f"away, or set runs_dir=..."
+        )
 
     def _write_config(self, text: str, ignore: Sequence[str]) -> None:
         if not self.config_path.exists():
             atomic_write_text(self.config_path, text)
             return
-        try:
-            there = self.config_path.read_text("utf-8")
-            before = None if there == text else yaml.safe_load(there)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise InputError(
-                f"{self.config_path} cannot be read ({' '.join(str(error).split())}): move the "
-                f"run's directory away or set runs_dir=..."
-            ) from error
-        found = None
-        if there != text:
-            now = yaml.safe_load(text)
-            found = first_difference(_switched_on(before), _switched_on(now), ignore)
+        before, now = self.config(), yaml.safe_load(text)
+        found = first_difference(_switched_on(before), _switched_on(now), ignore)
         if found is not None:
             key, old, new = found
             raise InputError(

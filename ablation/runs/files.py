@@ -115,10 +115,12 @@ def discard(path: Path) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write and flush to the disk. Not mkstemp, whose files only the owner may read."""
-    target = os.open(
-        path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666
-    )
+    """Write a new file and flush it to the disk; what is there under its name goes, a link too.
+
+    Not mkstemp, whose files only the owner may read.
+    """
+    path.unlink(missing_ok=True)
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         rest = memoryview(content)
         while rest:

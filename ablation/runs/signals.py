@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+STOPS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+"""Signals that stop a run or a pool: Ctrl-C, a closed terminal, and what schedulers send."""
+
 
 class Stop:
     """Remember whether a signal has asked to stop.
@@ -63,15 +66,16 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only set a flag, until the context ends.
+    """SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 only set a flag, until the context ends.
 
     Python allows handlers in the main thread only; elsewhere nothing is installed.
     """
     stop = Stop()
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
-            number = getattr(signal, name, None)  # Windows has no SIGUSR1
-            if number is not None:
+        for name in STOPS:
+            number = getattr(signal, name, None)  # Windows has few of them
+            ignored = name == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            if number is not None and not ignored:  # nohup ignores it for good
                 stop.before[number] = signal.signal(number, stop.receive)
     try:
         yield stop

@@ -7,8 +7,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +67,7 @@ class RunStatus:
         self.path = path
         self._started: str | None = None
         self._last_beat = -math.inf
+        self._place: tuple[int, int] | None = None  # of the directory, while it is open
 
     @property
     def _status_path(self) -> Path:
@@ -78,7 +79,7 @@ class RunStatus:
         state = found.pop("state", None)
         if state not in get_args(State):
             return None
-        if state == "running" and not self._alive(found):
+        if state == "running" and not self._alive({**found, "state": state}):
             state = "interrupted"
             found["error"] = "the process was killed"
         names = ("host", "started", "heartbeat", "finished", "error", "term")
@@ -158,19 +159,24 @@ class RunStatus:
 
     def _alive(self, found: Mapping[str, Any]) -> bool:
         """Say whether the process that claims to be running still holds the lock."""
-        elsewhere = found.get("host") != socket.gethostname()
-        if elsewhere and seconds_since(str(found.get("heartbeat"))) < STALE_SECONDS:
-            return True  # not every network file system carries locks from machine to machine
+        if self._claimed_elsewhere(found):
+            return True
         path = self.path / ".lock"
-        if not path.is_file():
-            return False
         try:
-            with FileLock(path).acquire(timeout=LOCK_SECONDS / 5, poll_interval=0.01):
-                return False
+            with place_lock(self.path) as free:
+                if not free or not path.is_file():
+                    return not free
+                with FileLock(path).acquire(timeout=LOCK_SECONDS / 5, poll_interval=0.01):
+                    return False
         except Timeout:
             return True
         except OSError:  # somebody else's directory, read-only: only the heartbeat can tell
-            return seconds_since(str(found.get("heartbeat"))) < STALE_SECONDS
+            return fresh(str(found.get("heartbeat")))
+
+    def _claimed_elsewhere(self, found: Mapping[str, Any]) -> bool:
+        """Say whether another machine is at it: not every network file system carries locks."""
+        elsewhere = found.get("host") != socket.gethostname()
+        return elsewhere and found.get("state") == "running" and fresh(str(found.get("heartbeat")))
 
     def _recorded(self) -> dict[str, Any]:
         try:
@@ -180,12 +186,69 @@ class RunStatus:
         return found if isinstance(found, dict) else {}
 
     def _record(self, status: Mapping[str, Any]) -> None:
+        self.check_place()
         atomic_write_text(self._status_path, json_text(status))
+
+    def check_place(self) -> None:
+        """Make sure that the directory is the one that was opened.
+
+        Raises:
+            InputError: it was removed or replaced while the run was at work.
+        """
+        if self._place is not None and self._place != place_of(self.path):
+            raise InputError(
+                f"{self.path} was removed or replaced while this process worked in it: nothing "
+                f"more is saved; run the same command again to train it anew"
+            )
 
 
 def utc_now() -> str:
     """For example ``2025-03-01T12:00:00+00:00``."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def fresh(heartbeat: str) -> bool:
+    """Say whether a sign of life is recent. Clocks differ; one far in the future is no sign."""
+    return abs(seconds_since(heartbeat)) < STALE_SECONDS
+
+
+def place_of(path: Path) -> tuple[int, int] | None:
+    """Device and number of a directory, which tell it from another of its name."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def place_lock(path: Path) -> Iterator[bool]:
+    """Lock a directory itself, beside its lock file, which somebody may remove.
+
+    Yields:
+        Whether nobody else holds it; true where directories cannot be locked.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows, or somebody else's directory
+        yield True
+        return
+    try:
+        yield _locked_now(fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(handle)
+
+
+def _locked_now(flock: Callable[[int, int], None], handle: int, how: int) -> bool:
+    try:
+        flock(handle, how)
+    except BlockingIOError:
+        return False
+    except OSError:  # a network file system without such locks
+        return True
+    return True
 
 
 def seconds_since(moment: str) -> float:

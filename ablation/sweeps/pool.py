@@ -27,10 +27,9 @@ from typing import TextIO
 from ablation import output
 from ablation.errors import DONE, INTERRUPTED, InputError
 from ablation.runs.progress import drawable
+from ablation.runs.signals import STOPS
 from ablation.text import duration
 
-STOPS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-"""Signals that stop a pool: Ctrl-C, a closed terminal, and what schedulers send."""
 POLL_SECONDS = 0.1
 LINE_SECONDS = 30.0
 """Time between two lines of progress where there is no terminal."""

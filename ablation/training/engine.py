@@ -396,8 +396,11 @@ class Engine:
         last = done == sum(phase.epochs for phase in self.recipe.phases)
         ends = self._phase.selectable and self.position.epoch + 1 == self._phase.epochs
         if done % self.recipe.select_every == 0 or last or ends:
-            self._prepare_average()
-            row |= self._validate(self.evaluated)
+            try:
+                self._prepare_average()
+                row |= self._validate(self.evaluated)
+            except InterruptedRunError:  # the epoch's steps are kept; its validation starts anew
+                self._interrupt()
         self._select(row)
         steps = self.position.step_in_epoch - first
         images = steps * self._sums.of("step")["images"] / max(1, self.position.step_in_epoch)

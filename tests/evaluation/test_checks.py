@@ -562,7 +562,7 @@ def test_selection_is_not_diagnosed_and_results_reach_the_tracker(tmp_path, monk
     monkeypatch.setattr("ablation.jobs.setup.evaluate", spy)
     monkeypatch.setattr("ablation.jobs.attack.build_net", lambda *_: net)
     monkeypatch.setattr("ablation.jobs.attack.load_into", lambda *_: None)
-    assert set(setup.validator(config, data)(net)) == {"val_clean", "val_robust"}
+    assert set(setup.validator(config, data, lambda: False)(net)) == {"val_clean", "val_robust"}
     tracker: Any = Recorder()
     run_ = Run(config.run_dir, config.train_id)
     monkeypatch.setattr(run_.checkpoints, "load_weights", lambda *_: {})

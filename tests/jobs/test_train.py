@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 
 from ablation.config.validation import load
 from ablation.errors import DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
+from ablation.evaluation import evaluate
 from ablation.jobs import evaluate as assess
 from ablation.jobs import train as job
 from ablation.runs.directory import Run
@@ -470,3 +473,55 @@ def test_a_finished_run_is_not_shown_for_other_images(tmp_path, monkeypatch):
     monkeypatch.setattr(Digits, "load", other)
     with pytest.raises(InputError, match="other data"):
         job.train({**container, "data_dir": "elsewhere"})
+
+
+def test_a_signal_in_a_validation_does_not_wait_and_costs_no_bit(tmp_path, monkeypatch):
+    whole, broken = plain(tmp_path / "whole", "epochs=2"), plain(tmp_path / "broken", "epochs=2")
+    assert job.train(whole) == DONE
+    calls: list[int] = []
+
+    def interrupted(*args, should_stop, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, should_stop=should_stop, **options)
+
+    monkeypatch.setattr("ablation.jobs.setup.evaluate", interrupted)
+    assert job.train(broken) == INTERRUPTED
+    assert metrics(run_of(broken)) == []
+    assert job.train(broken) == DONE
+    assert metrics(run_of(whole)) == metrics(run_of(broken))
+    assert weights(run_of(whole)) == weights(run_of(broken))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError("no room")]
+)
+def test_no_memory_is_said_with_the_batch_size_and_a_remedy(tmp_path, monkeypatch, capsys, error):
+    def fit(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(job, "fit", fit)
+    container = plain(tmp_path, "epochs=1")
+    assert job.train(container) == JOB_FAILED
+    said = capsys.readouterr().err
+    assert f"batch_size={container['batch_size']}" in said
+    assert "set a smaller batch_size=" in said
+    assert "Traceback" not in said
+
+
+def test_a_resume_with_other_threads_says_so(tmp_path, monkeypatch, capsys):
+    container = plain(tmp_path, "epochs=1")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert job.train(container) == INTERRUPTED
+    run_of(container).note(threads=64)
+    assert job.train(container) == DONE
+    assert "the run began with 64 threads" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_the_split_is_one_line(tmp_path):
+    container = plain(tmp_path, "epochs=1")
+    run_of(container).split_path.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"split\.npz"):
+        job.train(container)

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -23,8 +24,9 @@ import yaml
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
 from ablation.runs import status as runs
+from ablation.runs.checkpoint import Snapshot
 from ablation.runs.directory import Run, find_runs, first_difference
-from ablation.runs.files import finite
+from ablation.runs.files import atomic_write_text, finite, temporary_path
 from ablation.runs.signals import stop_on_signals
 
 TRAIN_ID = "0123456789"
@@ -506,7 +508,7 @@ def test_runs_are_found_by_name(tmp_path):
 # Signals
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
 def test_a_signal_sets_the_flag_and_handlers_come_back(name, capfd):
     number = getattr(signal, name)
     before = signal.getsignal(number)
@@ -570,3 +572,95 @@ def test_the_first_difference_is_found_in_order():
 def test_finite_reaches_into_everything():
     value = {"a": [1.0, math.inf, {"b": np.float64("nan")}], "c": torch.tensor(2), 3: (True,)}
     assert finite(value) == {"a": [1.0, None, {"b": None, "b_reason": "nan"}], "c": 2, "3": [True]}
+
+
+# What somebody else does to a directory
+
+
+def test_a_removed_lock_file_lets_nobody_in(run):
+    with elsewhere(run):
+        (run.path / ".lock").unlink()
+        assert state(run) == "running"
+        with pytest.raises(InputError, match="is being trained or evaluated by pid"):
+            enter(run)
+
+
+@pytest.mark.parametrize("call", ["log", "note", "save"])
+def test_a_directory_removed_at_work_is_not_made_again(run, call):
+    calls = {
+        "log": lambda: run.log({"epoch": 0}),
+        "note": lambda: run.note(a=1),
+        "save": lambda: run.save(Snapshot(1, 0, {"w": torch.zeros(1)}, None, {})),
+    }
+    with run.open(CONFIG):
+        shutil.rmtree(run.path)
+        with pytest.raises(InputError, match="was removed or replaced"):
+            calls[call]()
+    assert not run.path.exists()
+
+
+def test_a_fresh_claim_of_another_host_is_refused_without_locks(run, monkeypatch):
+    enter(run)
+    run.note(state="running", host="other")
+    with pytest.raises(InputError, match=r"on host .*if that host is dead, run the same .* in 1"):
+        enter(run)
+    monkeypatch.setattr(runs, "STALE_SECONDS", -1.0)
+    enter(run)
+
+
+def test_a_heartbeat_in_the_future_blocks_nobody(run):
+    enter(run)
+    run.note(state="running", host="other", heartbeat="2999-01-01T00:00:00+00:00")
+    assert state(run) == "interrupted"
+    enter(run)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[1, 2]", b"a: [", b"\xff\xfe", b"!!python/none x", b"3"]
+)
+def test_a_damaged_config_is_named(run, content):
+    enter(run)
+    run.config_path.write_bytes(content)
+    for call in (run.config, lambda: enter(run)):
+        with pytest.raises(InputError, match=r"config\.yaml cannot be read"):
+            call()
+    assert run.config_path.read_bytes() == content
+
+
+def test_what_is_left_of_a_finished_evaluation_goes(run):
+    with run.open(CONFIG):
+        run.evaluations.mkdir()
+        for name in ("last-0a.json", "last-0a.parquet", "last-0a.partial", "last-0b.partial"):
+            (run.evaluations / name).write_text('{"meta": {}, "flags": [], "entries": []}')
+    enter(run)
+    assert sorted(path.name for path in run.evaluations.glob("*.partial")) == ["last-0b.partial"]
+
+
+def test_a_resume_passes_over_damaged_lines_and_names_their_epochs(run, capsys):
+    with run.open(CONFIG):
+        for epoch in range(4):
+            run.log({"epoch": epoch})
+        lines = run.metrics_path.read_bytes().splitlines()
+        lines[1:3] = [b'{"epoch": \xff', b"[2]"]
+        run.metrics_path.write_bytes(b"\n".join(lines) + b"\n")
+        run.rewind_metrics(4)
+        assert [row["epoch"] for row in run.read_metrics()] == [0, 3]
+    assert "epochs 1, 2 are damaged or missing" in capsys.readouterr().err
+
+
+def test_a_temporary_link_leads_nowhere(tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / "file"
+    victim.write_text("mine")
+    temporary_path(path).symlink_to(victim)
+    atomic_write_text(path, "new")
+    assert (victim.read_text(), path.read_text()) == ("mine", "new")
+
+
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
