@@ -79,8 +79,11 @@ def _of_runs(config: ReportConfig) -> Comparison:
         if not any(place.is_dir() for place in places):
             raise InputError(f"runs={text}: no such folder")
         for place in places:
-            is_run = (place / "config.yaml").is_file()
-            paths += [place] if is_run else [found.path for found in find_runs(place, damaged=True)]
+            inside = (found.path for found in find_runs(place, damaged=True))
+            # A folder of runs, or a run, also one that lost its config.yaml.
+            traces = ("config.yaml", "status.json", "evaluations")
+            is_run = any((place / name).exists() for name in traces)
+            paths += [place] if is_run else inside
     return compare_runs(paths, _listed(config.by), f"runs in {', '.join(_listed(config.runs))}")
 
 

@@ -118,11 +118,10 @@ def _readable(paths: Iterable[Path], notes: list[str]) -> list[_Trained]:
     runs = []
     for path in paths:
         try:
-            config = saved_config(Run.at(path))
+            run = _trained(path, saved_config(Run.at(path)))
         except InputError as error:
             notes.append(f"left out: {error}")
             continue
-        run = _trained(path, config)
         if run is not None:
             runs.append(run)
             notes += run.directory.problems
@@ -143,9 +142,15 @@ def _without_copies(runs: Sequence[_Trained], notes: list[str]) -> list[_Trained
 
 
 def _trained(path: Path, config: Mapping[str, Any]) -> _Trained | None:
-    """``None`` for what is no training: ``ablation-evaluate checkpoint=`` leaves folders, too."""
-    if not {"seed", "data", "selection"} <= config.keys():
+    """``None`` for what is no training: ``ablation-evaluate checkpoint=`` leaves folders, too.
+
+    Raises:
+        InputError: the config is cut.
+    """
+    if config.keys() == {"weights", "data"}:
         return None
+    if not {"seed", "data", "selection", "evaluation", "method"} <= config.keys():
+        raise InputError(f"{Run.at(path).config_path} is cut: move it away")
     checkpoint, weights = _stands_for(config)
     directory = read(path)
     numbers: dict[str, list[Measurement]] = {}

@@ -344,7 +344,11 @@ def find_runs(runs_dir: Path, *, damaged: bool = False) -> Iterator[Run]:
         if match is None:
             continue
         run = Run(path, match[1])
-        if run.config_path.is_file() or (damaged and run.evaluations.is_dir()):
+        try:
+            is_run = run.config_path.is_file() or (damaged and run.evaluations.is_dir())
+        except OSError:  # somebody else's, closed to us
+            is_run = damaged
+        if is_run:
             yield run
 
 

@@ -99,12 +99,7 @@ class EvaluationRecords:
         Raises:
             InputError: an evaluation's file is damaged.
         """
-        records = []
-        for path in sorted(self.evaluations.glob("*.json")):
-            try:
-                records.append(json.loads(path.read_bytes()))
-            except ValueError as error:
-                raise InputError(f"{path} is damaged: move it away and evaluate again") from error
+        records = [_record(path) for path in sorted(self.evaluations.glob("*.json"))]
         if not records:
             return None
         metas = [record["meta"] for record in records]
@@ -128,8 +123,28 @@ class EvaluationRecords:
         if result is None:
             return
         text = json_text(result)
-        if not self.result_path.is_file() or self.result_path.read_text("utf-8") != text:
+        if not self.result_path.is_file() or self.result_path.read_bytes() != text.encode():
             atomic_write_text(self.result_path, text)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Read an evaluation's file.
+
+    Raises:
+        InputError: it is damaged, or is no evaluation.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        whole = (
+            isinstance(record["meta"], dict)
+            and isinstance(record["flags"], list)
+            and all(entry.keys() >= ENTRY_FIELDS for entry in record["entries"])
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path} is damaged: move it away and evaluate again")
+    return dict(record)
 
 
 def _unique(lists: Iterator[Sequence[str]]) -> list[str]:

@@ -243,3 +243,20 @@ def test_the_command_line_says_what_it_takes(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.run("report", report.run, report.check)
     assert "ablation-report table=demo against=at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", ["{run}", "{runs}", "{runs}/*"])
+def test_a_run_that_lost_its_config_is_named_however_it_is_asked_for(go, tmp_path, capsys, named):
+    pattern = "method=at evaluation=demo evaluation.val=[] seed="
+    for seed in (0, 1):
+        fake_run(
+            compose_config(*f"{pattern}{seed} runs_dir={tmp_path}/runs".split()),
+            {"pgd20": 40, "clean": 90},
+        )
+    lost, kept = sorted((tmp_path / "runs").iterdir())
+    (lost / "config.yaml").unlink()
+    asked = named.format(run=f"[{lost},{kept}]", runs=tmp_path / "runs")
+    assert go(f"runs={asked}", "by=method", "plots=false", f"out={tmp_path}/out") == DONE
+    out = capsys.readouterr().out
+    assert "left out: " in out
+    assert str(lost / "config.yaml") in out

@@ -358,12 +358,14 @@ def test_a_training_counts_once_however_often_it_was_copied(world):
     assert note == f"counted once: {copy} is the same training as {first}"
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "list", "bytes"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "short", "empty", "list", "bytes"])
 def test_a_run_without_a_usable_config_is_named_and_left_out(world, damage):
     world.train(simple(at=Arm(["method=at"])))
     paths = sorted(world.path.glob("digits-*"))
     config = paths[0] / "config.yaml"
-    text = {"cut": config.read_text()[:-40] + "{", "empty": "", "list": "[1, 2]", "bytes": "\xff"}
+    whole = config.read_text()
+    text = {"cut": whole[:-40] + "{", "empty": "", "list": "[1, 2]", "bytes": "\xff"}
+    text["short"] = whole.partition("\n")[0]
     config.unlink()
     if damage != "gone":
         config.write_bytes(text[damage].encode("latin-1"))
