@@ -9,7 +9,7 @@ from typing import Literal
 from ablation import terms
 from ablation.crafters import BoundarySearch
 from ablation.numerics.boundary import AnyNorm
-from ablation.training.method import CLEAN, Component, Method, Pass, Slot
+from ablation.training.method import ASCENT, CLEAN, Component, Method, Pass, Slot
 from ablation.types import Fraction
 
 TERM, POINTS = "margin", "boundary"
@@ -136,5 +136,6 @@ def reading_points(method: Method, term: terms.MarginTerm, crafter: BoundarySear
     idle = (set(former.needs) & method.added) - needed
     passes = [entry for entry in method.passes if entry.kind != "view" or entry.view not in idle]
     if crafter.subset and Pass("view", POINTS) not in passes:
-        passes.insert(passes.index(Pass("craft", POINTS)) + 1, Pass("view", POINTS))
+        after = ASCENT if ASCENT in passes else Pass("craft", POINTS)
+        passes.insert(passes.index(after) + 1, Pass("view", POINTS))
     return replace(method, passes=tuple(passes)).with_changed_term(TERM, term)

@@ -22,6 +22,8 @@ def eval_id(evaluation: EvaluationConfig, eps: float, norm: Norm, weights: Weigh
     """
     node = plain(evaluation)
     del node["checkpoints"], node["val"]
+    if evaluation.temperature == 1:  # ids are older than the key
+        del node["temperature"]
     eps = eps if evaluation.eps is None else evaluation.eps
     return digest({**node, "eps": eps, "norm": evaluation.norm or norm, "weights": weights})
 

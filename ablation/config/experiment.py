@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -136,11 +137,14 @@ class MonitorConfig:
             ``None`` means all, as a number beyond their count does.
         effective_margin: EMR's margin (eq. 3) too, of ``n`` training and ``n`` test images: as
             many backward passes as there are classes.
+        curves: splits whose accuracy, and accuracy and loss under ``selection.attack``, are
+            measured on ``n`` images each; test curves are for tables without a validation split.
     """
 
     enabled: bool = True
     n: int | None = 512
     effective_margin: bool = False
+    curves: list[SplitName] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:
@@ -183,6 +187,8 @@ class EvaluationConfig:
         weights: ``None`` means averaged where the run averages, else raw.
         val: those of ``attacks`` that are also run on the validation images: what a table selects
             among its runs by.
+        temperature: the network's logits are divided by it first; above 0. Attacks on cosines
+            instead of the scaled logits of a hypersphere head have its scale here.
     """
 
     attacks: Mapping[str, Attack | Measure | None]
@@ -195,6 +201,16 @@ class EvaluationConfig:
     checkpoints: list[CheckpointName] | None
     weights: Weights | None
     val: list[str] = field(default_factory=list)
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.temperature < math.inf):
+            raise ValueError(f"temperature={self.temperature:g} must be positive and finite")
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What goes into every number's parameters beside the attack's own."""
+        return {} if self.temperature == 1 else {"temperature": self.temperature}
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,8 @@ def availability_problems(c: Config) -> Iterator[str]:
 
 def _without_validation_images(c: Config) -> Iterator[str]:
     node = c.evaluation
+    if "val" in c.monitor.curves:
+        yield f"monitor.curves={c.monitor.curves}: data.val_size=0 leaves no validation data"
     if {"best_robust", "best_clean"} & set(node.checkpoints or ()):
         yield f"evaluation.checkpoints={node.checkpoints}: data.val_size=0 leaves only last"
     if node.split == "val":

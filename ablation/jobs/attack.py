@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ablation.config.evaluations import chosen_weights, eval_id
 from ablation.config.experiment import CheckpointName, Config, EvaluationConfig, Weights
@@ -23,6 +24,23 @@ from ablation.runs.launches import recorded_launches
 from ablation.runs.state_dicts import load_into
 from ablation.runs.tracking import Panel, Tracker
 from ablation.types import Norm
+
+
+class Tempered(nn.Module):
+    """A network whose logits are divided by a temperature."""
+
+    temperature: Tensor
+
+    def __init__(self, net: Net, temperature: float) -> None:
+        super().__init__()
+        self.net = net
+        parameter = next(net.parameters())
+        self.register_buffer("temperature", parameter.new_tensor(temperature))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, K] of points [N, C, H, W]."""
+        logits: Tensor = self.net(x)
+        return logits / self.temperature
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ class Subject:
         )
         partial = run.evaluations / f"{self.checkpoint}-{self.key}.partial"
         found = evaluate(
-            net,
+            net if node.temperature == 1 else Tempered(net, node.temperature),
             images.images,
             images.labels,
             request,
@@ -75,7 +93,12 @@ class Subject:
             partial=partial,
         )
         entries = [
-            {"checkpoint": self.checkpoint, "weights": self.weights, **asdict(entry)}
+            {
+                "checkpoint": self.checkpoint,
+                "weights": self.weights,
+                **asdict(entry),
+                "params": {**entry.params, **node.facts},
+            }
             for entry in found.entries
         ]
         meta = {

@@ -2,7 +2,7 @@
 
 Measured wherever the run is validated, on the same weights (averaged, where it averages), and
 written beside the accuracies. Nothing is chosen by these numbers, and they change nothing: the
-network is copied, no random number is drawn.
+network is copied, and random starts have a stream of their own.
 """
 
 from __future__ import annotations
@@ -15,10 +15,59 @@ import torch
 from torch import Tensor, nn
 
 from ablation.data import ImageSet, to_float
+from ablation.evaluation import Pgd
+from ablation.numerics.functional import cross_entropy
 from ablation.numerics.margins import Survey, effective_margin, summarise, survey
+from ablation.numerics.modes import evaluating
 from ablation.numerics.precision import exact_arithmetic
 from ablation.random import generator
 from ablation.types import Norm
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Accuracies, and the loss under attack, of fixed images over the epochs.
+
+    Attributes:
+        images: by split.
+        attack: PGD on the cross-entropy.
+        eps: its radius, in pixels.
+        norm: of the ball.
+        seed: of its starts, which are the same in every epoch.
+    """
+
+    images: Mapping[str, ImageSet]
+    attack: Pgd
+    eps: float
+    norm: Norm
+    seed: int
+
+    def __call__(self, net: nn.Module, device: torch.device) -> dict[str, float]:
+        """``curve_<split>_clean`` and ``_robust`` in percent, ``_robust_loss`` in nats."""
+        row: dict[str, float] = {}
+        with evaluating(net):
+            for split, images in self.images.items():
+                clean, robust, loss = self._measure(net, images, device)
+                row |= {f"curve_{split}_clean": clean, f"curve_{split}_robust": robust}
+                row[f"curve_{split}_robust_loss"] = loss
+        return row
+
+    def _measure(
+        self, net: nn.Module, images: ImageSet, device: torch.device
+    ) -> tuple[float, float, float]:
+        rng = generator(self.seed, "curves", 0, device)
+        sums = torch.zeros(3, dtype=torch.double, device=device)
+        for x, y in _batches(images, device):
+            point = self.attack(net, x, y, self.eps, self.norm, rng)
+            with torch.no_grad():
+                right, logits = net(x).argmax(1) == y, net(point)
+            robust = right & (logits.argmax(1) == y)
+            sums += torch.stack(
+                [right.sum(), robust.sum(), cross_entropy(logits, y).double().sum()]
+            )
+        clean, robust_share, loss = (sums / len(images)).tolist()
+        return 100 * clean, 100 * robust_share, loss
+
 
 BATCH = 250
 """Images measured at once."""
@@ -36,6 +85,7 @@ class Monitor:
         norm: of the margins.
         effective: images by split, ``train`` and ``test``, whose effective margins (EMR, eq. 3;
             L2) are measured too.
+        curves: accuracies and loss under attack; ``None`` measures none.
 
     Attributes:
         margins: of the last measurement, in pixels, one per image; none before the first.
@@ -45,6 +95,7 @@ class Monitor:
     split: str
     norm: Norm
     effective: Mapping[str, ImageSet]
+    curves: Curves | None = None
     margins: Sequence[float] = ()
 
     def __call__(self, net: nn.Module) -> dict[str, float | str]:
@@ -55,7 +106,7 @@ class Monitor:
         of z_(1) - z_(2). ``zero_gradient``: share of images in [0, 1] at which grad_x of the
         cross-entropy is exactly 0. ``margin_split``, ``margin_norm``: of what.
         ``margin_train``, ``margin_test`` and ``..._std``: effective margins of the correctly
-        classified images.
+        classified images. ``curve_...``: see ``Curves``.
 
         Args:
             net: images [N, C, H, W] in [0, 1] to logits [N, K].
@@ -73,6 +124,8 @@ class Monitor:
             for split, images in self.effective.items():
                 mean, std = _effective(net, images, device)
                 row |= {f"margin_{split}": mean, f"margin_{split}_std": std}
+            if self.curves is not None:
+                row |= self.curves(net, device)
         self.margins = found.margin.tolist()
         return row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from ablation.config.experiment import Config
 from ablation.data import ImageSet, Split, check_labels, load_split, stratified_split
 from ablation.errors import InputError
 from ablation.evaluation import Pgd, Request, SplitName, evaluate
-from ablation.jobs.monitor import Monitor, fixed_subset
+from ablation.jobs.monitor import Curves, Monitor, fixed_subset
 from ablation.models import Net, build_model
 from ablation.numerics.precision import fastest_exact_matmul
 from ablation.runs.directory import Run
@@ -116,7 +116,7 @@ def validator(config: Config, images: Images, stop: Callable[[], bool]) -> Valid
     """
     val = images.of("val") if config.data.val_size else None
     node = config.selection
-    attack = Pgd(node.attack.steps, node.attack.step_size, node.attack.start, n=node.n)
+    attack = replace(selection_attack(config), n=node.n)
     request = Request(
         {"val_clean": None, "val_robust": attack},
         config.eps,
@@ -136,6 +136,12 @@ def validator(config: Config, images: Images, stop: Callable[[], bool]) -> Valid
     return validate
 
 
+def selection_attack(config: Config) -> Pgd:
+    """PGD of the config's selection, on all images."""
+    node = config.selection.attack
+    return Pgd(node.steps, node.step_size, node.start)
+
+
 def monitor(config: Config, images: Images) -> Monitor | None:
     """Build the monitor that measures margins at each validation, on a fixed subset of the images.
 
@@ -151,7 +157,20 @@ def monitor(config: Config, images: Images) -> Monitor | None:
 
     split: SplitName = "val" if config.data.val_size else "train"
     measured: tuple[SplitName, ...] = ("train", "test") if node.effective_margin else ()
-    return Monitor(some(split), split, config.norm, {name: some(name) for name in measured})
+    curves = Curves(
+        {name: some(name) for name in node.curves},
+        selection_attack(config),
+        config.eps,
+        config.norm,
+        config.data.split_seed,
+    )
+    return Monitor(
+        some(split),
+        split,
+        config.norm,
+        {name: some(name) for name in measured},
+        curves if node.curves else None,
+    )
 
 
 def own_normalisation(net: Net) -> dict[str, Tensor]:

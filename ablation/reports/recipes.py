@@ -31,7 +31,8 @@ class Recipe:
         if attack is None:
             return {}
         eps = config.eps if node.eps is None else node.eps
-        return describe(attack, eps, node.norm or config.norm, config.data.classes)
+        norm = node.norm or config.norm
+        return {**describe(attack, eps, norm, config.data.classes), **node.facts}
 
     def mismatches(self, measurement: Measurement) -> tuple[str, ...]:
         """Why a number cannot stand beside the published one."""

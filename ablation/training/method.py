@@ -6,6 +6,9 @@ move BatchNorm's statistics and so belong to the published method:
     craft:<name>   run a crafter; the points become the view <name>
     <view>         a train-mode forward of ``nat`` (the clean images) or of a crafted view
     bn:<view>      feed that view's batch statistics into the running ones again, without a forward
+    ascent         the weights move here (AWP); passes before it are at the unmoved weights, for
+                   BatchNorm alone. Without it they move before all passes; nothing moves them in a
+                   method that has no ascent
     step           loss, backward, optimiser step; views after it are forwards for BatchNorm alone
 """
 
@@ -41,18 +44,20 @@ class Pass:
 
     Attributes:
         kind: ``craft`` runs a crafter, ``view`` is a train-mode forward, ``replay`` feeds a view's
-            batch statistics again, ``step`` is loss, backward and optimiser step.
-        view: crafted, forwarded or replayed; "" for ``step``.
+            batch statistics again, ``ascent`` moves the weights, ``step`` is loss, backward and
+            optimiser step.
+        view: crafted, forwarded or replayed; "" for ``ascent`` and ``step``.
     """
 
-    kind: Literal["craft", "view", "replay", "step"]
+    kind: Literal["craft", "view", "replay", "ascent", "step"]
     view: str = ""
 
     @staticmethod
     def parse(text: str) -> Pass:
         """Read an entry as it is written in YAML: ``craft:adv``, ``adv``, ``bn:adv``, ``step``."""
-        if text == "step":
-            return STEP
+        for single in (ASCENT, STEP):
+            if text == single.kind:
+                return single
         if text.startswith("craft:"):
             return Pass("craft", text.removeprefix("craft:"))
         if text.startswith("bn:"):
@@ -60,10 +65,11 @@ class Pass:
         return Pass("view", text)
 
     def __str__(self) -> str:
-        prefix = {"craft": "craft:", "view": "", "replay": "bn:", "step": "step"}[self.kind]
+        prefix = {"craft": "craft:", "view": "", "replay": "bn:"}.get(self.kind, self.kind)
         return prefix + self.view
 
 
+ASCENT = Pass("ascent")
 STEP = Pass("step")
 
 
@@ -124,6 +130,12 @@ class Method:
         return self.passes[: self.passes.index(STEP)] if STEP in self.passes else self.passes
 
     @property
+    def loss_passes(self) -> tuple[Pass, ...]:
+        """The training passes that the loss is taken of: those after ``ascent``, or all."""
+        passes = self.training_passes
+        return passes[passes.index(ASCENT) + 1 :] if ASCENT in passes else passes
+
+    @property
     def trailing_passes(self) -> tuple[Pass, ...]:
         """The passes after ``step``: forwards for BatchNorm alone."""
         return self.passes[len(self.training_passes) + 1 :]
@@ -139,13 +151,13 @@ class Method:
     def with_view(self, name: str) -> Method:
         """Add the train-mode pass of a view unless there is one.
 
-        A missing ``nat`` goes after the last craft, before the other views; a crafted view goes
-        right before ``step``.
+        A missing ``nat`` goes before the other views, after the last craft and ``ascent``; a
+        crafted view goes right before ``step``.
         """
         view = Pass("view", name)
-        if view in self.passes:
+        if view in self.loss_passes:
             return self
-        place = after_crafts(self.passes) if name == CLEAN else self.passes.index(STEP)
+        place = before_views(self.passes) if name == CLEAN else self.passes.index(STEP)
         return replace(self, passes=self._inserted(view, place), added=self.added | {name})
 
     def with_term(self, name: str, slot: Slot) -> Method:
@@ -231,7 +243,9 @@ class Method:
         done: set[Pass] = set()
         for entry in self.passes:
             kind, view = entry.kind, entry.view
-            if kind != "step" and (view not in known or entry == Pass("craft", CLEAN)):
+            if kind not in ("ascent", "step") and (
+                view not in known or entry == Pass("craft", CLEAN)
+            ):
                 yield f"passes: {entry} names no view; choose from {', '.join(sorted(known))}"
             if kind == "replay" and Pass("view", view) not in done:
                 yield f"passes: {entry} comes before the pass {view}"
@@ -239,6 +253,14 @@ class Method:
                 yield f"passes: {entry} comes after {STEP}; put {view} there instead"
             if kind == "craft" and STEP in done:
                 yield f"passes: {entry} comes after {STEP}, where no term sees its points"
+            if kind == "craft" and ASCENT in done:
+                yield f"passes: {entry} comes after {ASCENT}; attacks are at the unmoved weights"
+            if kind == "ascent" and STEP in done:
+                yield f"passes: {entry} comes after {STEP}; put it before"
+            if kind == "ascent" and ASCENT in done:
+                yield f"passes: {entry} is there twice"
+            if kind == "ascent":
+                done = {each for each in done if each.kind != "view"}  # other weights: other views
             crafted = kind == "view" and view != CLEAN and view in self.crafters
             if crafted and Pass("craft", view) not in done:
                 yield f"passes: {entry} comes before {Pass('craft', view)}"
@@ -247,7 +269,7 @@ class Method:
     def _term_problems(self, name: str, slot: Slot) -> Iterator[str]:
         """Yield the views that a term or its weight lacks, or that hold too few samples."""
         for view in _needs(slot):
-            if Pass("view", view) not in self.training_passes:
+            if Pass("view", view) not in self.loss_passes:
                 yield f"terms.{name} needs the view {view}: add it to passes, or remove the term"
         for part in (slot.term, slot.weight):
             if part and _needs_whole_batch(part):
@@ -274,6 +296,11 @@ def _needs(slot: Slot) -> tuple[str, ...]:
 def after_crafts(passes: Sequence[Pass]) -> int:
     """Find the place behind the last ``craft``; 0 if there is none."""
     return max((i + 1 for i, entry in enumerate(passes) if entry.kind == "craft"), default=0)
+
+
+def before_views(passes: Sequence[Pass]) -> int:
+    """Find the first place for views of the loss: behind ``ascent``, or the last ``craft``."""
+    return passes.index(ASCENT) + 1 if ASCENT in passes else after_crafts(passes)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ablation.numerics.precision import Precision
 from ablation.random import generator
 from ablation.text import did_you_mean
 from ablation.training.memory import Memories
-from ablation.training.method import CLEAN, Method, Pass, after_crafts
+from ablation.training.method import ASCENT, CLEAN, Method, Pass, before_views
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, SearchesExactly
 
@@ -132,11 +132,12 @@ def train_step(
     views = StepViews(net, batch, clock, precision, None, observed, seed, memories)
     with torch.no_grad():
         eps = method.budget(views)
-    crafted = after_crafts(passes)
-    for entry in passes[:crafted]:
+    marked = ASCENT in passes
+    first = before_views(passes)
+    for entry in passes[:first]:
         if entry.kind == "craft":
             craft(method, views, entry.view, eps, seed, folded)
-        elif method.ascent is None:
+        elif marked or method.ascent is None:
             _pass(views, entry, passes)
         else:  # the crafter needs it now; the closure makes it again, and that one counts
             statistics = buffers(net)
@@ -149,9 +150,9 @@ def train_step(
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         nonlocal latest
         if method.ascent is None:
-            remaining = passes[crafted:]
-        else:  # the weights moved since the passes before the last craft: make them anew
-            latest, remaining = views.on(cast(Net, net)), passes
+            remaining = passes[first:]
+        else:  # the weights moved since the passes before: make those of the loss anew
+            latest, remaining = views.on(cast(Net, net)), method.loss_passes
         for entry in remaining:
             if entry.kind != "craft":
                 _pass(latest, entry, passes)
@@ -178,7 +179,7 @@ def train_step(
 def _pass(views: StepViews, entry: Pass, passes: Sequence[Pass]) -> None:
     if entry.kind == "replay":
         views.replay(entry.view)
-    else:
+    elif entry.kind == "view":
         views.run(entry.view, remember=Pass("replay", entry.view) in passes)
 
 

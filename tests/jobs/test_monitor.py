@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from ablation.config.validation import check, load
 from ablation.data import ImageSet, to_float
 from ablation.errors import DONE, INTERRUPTED
+from ablation.evaluation import Pgd
 from ablation.jobs import setup
 from ablation.jobs import train as job
-from ablation.jobs.monitor import Monitor, fixed_subset, numbers
+from ablation.jobs.monitor import Curves, Monitor, fixed_subset, numbers
 from ablation.numerics.margins import Survey, effective_margin, top_margin
+from ablation.random import generator
 from ablation.runs.state_dicts import load_into
 from ablation.runs.tracking import NoTracker, WandbTracker
 from tests.support.configs import compose_plain
@@ -71,6 +73,47 @@ def test_the_numbers_of_a_network():
     assert found["margin_test"] == pytest.approx(right.mean().item(), rel=1e-4)
     assert found["margin_test_std"] == pytest.approx(right.std(correction=0).item(), rel=1e-4)
     assert "margin_train" not in found
+
+
+def test_curves_are_accuracies_and_the_loss_under_attack_the_same_in_every_call():
+    net, images = small_net().float(), image_set(300)
+    attack = Pgd(3, 0.5, "uniform")
+    curves = Curves({"test": images}, attack, 8 / 255, "linf", 0)
+    found = Monitor(image_set(20), "val", "linf", {}, curves)(net)
+    again = Monitor(image_set(20), "val", "linf", {}, curves)(net)
+    assert found == again
+    net.eval()
+    x, y = to_float(images.images), images.labels
+    rng = generator(0, "curves", 0)
+    points = torch.cat(
+        [
+            attack(net, a, b, 8 / 255, "linf", rng)
+            for a, b in zip(x.split(250), y.split(250), strict=True)
+        ]
+    )
+    right, robust = net(x).argmax(1) == y, net(points).argmax(1) == y
+    loss = torch.nn.functional.cross_entropy(net(points), y)
+    assert found["curve_test_clean"] == pytest.approx(100 * right.float().mean().item())
+    expected = 100 * (right & robust).float().mean().item()
+    assert found["curve_test_robust"] == pytest.approx(expected)
+    assert 0 < expected < 100 * right.float().mean().item()
+    assert found["curve_test_robust_loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_curves_choose_nothing_and_change_no_weights(tmp_path):
+    runs = []
+    for name, extra in (("without", []), ("with", ["monitor.curves=[val,test]"])):
+        container = plain(tmp_path / name, *SMALL, *extra)
+        assert job.train(container) == DONE
+        runs.append(run_of(container))
+    assert runs[0].path.name == runs[1].path.name
+    assert {"curve_val_robust_loss", "curve_test_clean"} <= metrics(runs[1])[-1].keys()
+    assert weights(runs[0]) == weights(runs[1])
+
+
+def test_curves_of_validation_images_need_some():
+    _, problems = check(compose_plain("data.val_size=0", "monitor.curves=[val]"))
+    assert any("monitor.curves" in problem for problem in problems)
 
 
 def test_the_share_of_vanished_gradients_and_the_order_of_quantiles():
@@ -197,7 +240,7 @@ def test_a_run_from_before_there_was_a_monitor_goes_on(tmp_path, monkeypatch):
     path = run_of(container).config_path
     text = path.read_text()
     start = text.index("monitor:")
-    end = text.index("\n", text.index("effective_margin:")) + 1
+    end = text.index("\n", text.index("curves:")) + 1
     path.write_text(text[:start] + text[end:])
     assert "monitor" not in path.read_text()
     assert job.train(container) == DONE

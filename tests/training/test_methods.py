@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablation.config.validation import check
 from ablation.random import generator
 from ablation.training.method import Method
 from ablation.training.step import total_loss, train_step
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Output
-from tests.support.configs import compose_config
+from tests.support.configs import compose_config, compose_plain
 from tests.support.logits import Z_ADV, Y, Z
 from tests.support.parts import largest_difference, sgd, small_batch, small_net
 
@@ -173,28 +174,92 @@ def test_the_natural_looking_passes_are_not_trades():
     assert largest_difference(*nets) > 1e-4
 
 
-def test_rice_et_al_switches_attack_in_train_mode_and_forward_clean_after_the_step():
-    method = preset(
-        "at", "attack.bn=train", "attack.start=uniform", "method.passes=[craft:adv,adv,step,nat]"
-    )
-    ours, theirs = small_net(), small_net()
-    batch, eps = small_batch(), 8 / 255
-    optimizer, other = sgd(ours), sgd(theirs)
-    train_step(method, ours, optimizer, batch, Clock(0, 0), seed=0)
-
-    rng = generator(0, "craft/adv", 0)
+def rice_attack(net: nn.Module, batch: Batch, step: int) -> Tensor:
+    """attack_pgd of train_cifar.py with one restart, which a last forward picks; in train mode."""
+    eps = 8 / 255
+    rng = generator(0, "craft/adv", step)
     noise = torch.rand(batch.x.shape, generator=rng, dtype=torch.float64) * 2 - 1
     x_adv = (batch.x + eps * noise).clamp(0, 1)
     for _ in range(10):
         x_adv.requires_grad_()
-        (grad,) = torch.autograd.grad(F.cross_entropy(theirs(x_adv), batch.y), x_adv)
+        (grad,) = torch.autograd.grad(F.cross_entropy(net(x_adv), batch.y), x_adv)
         x_adv = x_adv.detach() + eps / 4 * grad.sign()
         x_adv = torch.min(torch.max(x_adv, batch.x - eps), batch.x + eps).clamp(0, 1)
-    F.cross_entropy(theirs(x_adv), batch.y).backward()
-    other.step()
     with torch.no_grad():
-        theirs(batch.x)
+        net(x_adv)
+    return x_adv
+
+
+def awp_moves(net: nn.Module, batch: Batch, x_adv: Tensor) -> dict[str, Tensor]:
+    """utils_awp.py: one ascent step of a proxy copy, rescaled to 0.01 of each weight's norm."""
+    proxy = copy.deepcopy(net)
+    F.cross_entropy(proxy(x_adv), batch.y).backward()
+    return {
+        key: 0.01 * w.detach().norm() / p.grad.norm() * p.grad
+        for (key, w), p in zip(net.named_parameters(), proxy.parameters(), strict=True)
+        if w.dim() > 1 and "weight" in key and p.grad is not None
+    }
+
+
+RICE = ["attack.bn=train", "attack.start=uniform"]
+
+
+@pytest.mark.parametrize(
+    ("passes", "awp"),
+    [
+        ("[craft:adv,adv,bn:adv,step,nat]", False),
+        ("[craft:adv,adv,ascent,adv,step,nat]", False),
+        ("[craft:adv,adv,ascent,adv,step,nat]", True),
+    ],
+)
+def test_rice_et_al_switches_follow_the_official_code(passes: str, awp: bool):
+    """Attack in train mode, a forward that picks the restart, a clean forward after the step."""
+    switch = "enabled" if awp else "disabled"
+    method = preset("at", *RICE, f"method.passes={passes}", f"component/awp={switch}")
+    assert not method.problems()
+    ours, theirs = small_net(), small_net()
+    optimizer, other = sgd(ours), sgd(theirs)
+    for step in range(3):
+        batch = small_batch(step)
+        train_step(method, ours, optimizer, batch, Clock(0, step), seed=0)
+
+        x_adv = rice_attack(theirs, batch, step)
+        moves = awp_moves(theirs, batch, x_adv) if awp else {}
+        parameters = dict(theirs.named_parameters())
+        with torch.no_grad():
+            for key, move in moves.items():
+                parameters[key].add_(move)
+        other.zero_grad()
+        F.cross_entropy(theirs(x_adv), batch.y).backward()
+        other.step()
+        with torch.no_grad():
+            for key, move in moves.items():
+                parameters[key].sub_(move)
+            theirs(batch.x)
     assert largest_difference(ours, theirs) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        ("[craft:adv,adv,ascent,step]", "terms.ce needs the view adv"),
+        ("[ascent,craft:adv,adv,step]", "craft:adv comes after ascent"),
+        ("[craft:adv,adv,ascent,adv,ascent,step]", "ascent is there twice"),
+        ("[craft:adv,adv,step,ascent]", "ascent comes after step"),
+        ("[craft:adv,nat,ascent,adv,bn:nat,step]", "bn:nat comes before the pass nat"),
+    ],
+)
+def test_an_ascent_in_the_wrong_place_is_named(passes: str, message: str):
+    _, problems = check(compose_plain("method=at", f"method.passes={passes}"))
+    assert any(message in problem for problem in problems), problems
+
+
+def test_views_of_components_come_after_the_ascent():
+    passes = "method.passes=[craft:adv,adv,ascent,adv,step,nat]"
+    method = preset("at", *RICE, passes, "component/margin_maximization=enabled")
+    assert [str(entry) for entry in method.passes] == [
+        *("craft:adv", "adv", "ascent", "nat", "adv", "step", "nat")
+    ]
 
 
 @pytest.mark.parametrize("awp", ["disabled", "enabled"])

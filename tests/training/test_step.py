@@ -343,6 +343,7 @@ def test_what_does_not_fit_together_is_named(changes, message):
         ("craft:adv", "craft", "adv"),
         ("adv", "view", "adv"),
         ("bn:adv", "replay", "adv"),
+        ("ascent", "ascent", ""),
         ("step", "step", ""),
     ],
 )
