@@ -39,6 +39,8 @@ from ablation.types import (
 
 NUMERICS = 1
 """Bump by hand when a change of code changes the weights that a config trains."""
+MARGIN_NUMERICS = 2
+"""The same for configs with a margin term; 2: the dual norm is bounded below, not shifted."""
 DISABLED: Mapping[str, Any] = {"enabled": False}
 CheckpointName = Literal["best_robust", "best_clean", "last"]
 Weights = Literal["raw", "average"]
@@ -328,10 +330,14 @@ class Config:
         if not full["data"]["source"].get("relabel"):
             full["data"]["source"].pop("relabel", None)
         full["component"] = {k: v for k, v in full["component"].items() if v != DISABLED}
+        margins = "margin_maximization" in full["component"]
+        fab = full["component"].get("fab_margin", {})
+        if not fab.get("official_order"):
+            fab.pop("official_order", None)
         full["init_from"] = self.init_from and Path(self.init_from).name
         if full["scale"] == "full":
             del full["scale"]
-        return {"numerics": NUMERICS, **full}
+        return {"numerics": MARGIN_NUMERICS if margins else NUMERICS, **full}
 
     def container(self) -> dict[str, Any]:
         """The resolved config as plain data, complete, fit for YAML and for ``load``."""

@@ -49,6 +49,7 @@ class FabSearch:
         beta: share of the way from the sample that is left after going back.
         alpha_max: largest weight of the sample's own projection.
         shared_bias: all samples take alpha of the first, as DyART's code does.
+        official_order: test and go back before linearising, as both sources do; twice the forwards.
     """
 
     steps: int = 20
@@ -58,6 +59,7 @@ class FabSearch:
     beta: float = 0.9
     alpha_max: float = 0.1
     shared_bias: bool = False
+    official_order: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -94,6 +96,7 @@ class FabSearch:
             beta=self.beta,
             alpha_max=self.alpha_max,
             shared_bias=self.shared_bias,
+            official_order=self.official_order,
         )
 
 

@@ -85,12 +85,12 @@ class Soft:
 
 
 def dual_norm(grad: Tensor, norm: AnyNorm) -> Tensor:
-    """||grad||_q + 1e-8 of each sample, shape [N]; 1/p + 1/q = 1 for the distance's ``norm`` p.
+    """max(||grad||_q, 1e-8) of each sample, shape [N]; 1/p + 1/q = 1 for the distance's ``norm`` p.
 
-    The constant keeps dead and saturated networks finite.
+    The bound keeps dead and saturated networks finite.
     """
     length: Tensor = torch.linalg.vector_norm(grad.flatten(1), DUAL[norm], dim=1)
-    return length + 1e-8
+    return length.clamp_min(1e-8)
 
 
 def taylor_margin(phi: Tensor, grad: Tensor, norm: AnyNorm) -> Tensor:
@@ -208,6 +208,7 @@ def fab(
     beta: float = 0.9,
     alpha_max: float = 0.1,
     shared_bias: bool = False,
+    official_order: bool = False,
 ) -> Boundary:
     """Search the zero level set of a scalar function of the input with FAB.
 
@@ -221,7 +222,8 @@ def fab(
     forward of its own, here the forward that linearises at u also tests it. So the boundary is
     linearised before u goes back, not after, which is the same for linear functions; a random
     start is tested too. Outside the steps there is a forward of ``x`` and one of each restart's
-    last iterate. Nothing waits for the device.
+    last iterate. Nothing waits for the device. ``official_order`` has the sources' order instead,
+    at twice the forwards: step, test, go back, then linearise; the start is not tested.
 
     Samples with phi(x) <= 0 are not searched. The nearest point of a linear function comes out
     about 0.5% too far, because of eta and alpha.
@@ -239,6 +241,7 @@ def fab(
         beta: share of the way from x that is left after going back.
         alpha_max: largest weight of the sample's own projection.
         shared_bias: all take alpha of the first sample that is searched, as DyART's code does.
+        official_order: test and go back before linearising, as both sources do.
     """
     best = _none_found(x, phi(x))
     if len(x) == 0:
@@ -256,7 +259,8 @@ def fab(
         u = x
         if start == "random" or restart > 0:
             u = _around(x, best.distance.clamp(max=eps) / 2, norm, rng)
-        best = search.run(phi, linearise, u, best, steps)
+        run = search.run_official if official_order else search.run
+        best = run(phi, linearise, u, best, steps)
     return best
 
 
@@ -390,6 +394,18 @@ class _Search:
             best = self._nearer(best, u, origin, value < 0)
             origin, u = u, self._step(u, value < 0, gap, grad)
         return self._nearer(best, u, origin, side(u) < 0)
+
+    def run_official(
+        self, side: Phi, linearise: Linearise, u: Tensor, best: Boundary, steps: int
+    ) -> Boundary:
+        """Search as ``run`` does, in the order of FAB_scalar_boundary.py."""
+        for _ in range(steps):
+            _, gap, grad = linearise(u.detach())
+            origin, u = u, self._step(u, torch.zeros_like(self.searched), gap, grad)
+            beyond = side(u) < 0
+            best = self._nearer(best, u, origin, beyond)
+            u = torch.where(per_sample(beyond, u), self.x + self.beta * (u - self.x), u)
+        return best
 
     def _nearer(self, best: Boundary, u: Tensor, origin: Tensor, beyond: Tensor) -> Boundary:
         distance = lp_norm(u - self.x, self.norm)

@@ -13,6 +13,7 @@ from ablation.config.experiment import Config
 from ablation.crafters import BoundarySearch, FabSearch
 from ablation.models.net import Net
 from ablation.numerics.boundary import Soft, fab
+from ablation.numerics.functional import uniform_ball
 from ablation.random import generator
 from ablation.training.method import parse_passes
 from ablation.training.step import train_step
@@ -29,7 +30,7 @@ def ce_and_margin(net: Net, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     z = net(x)
     phi = hard(z, batch.y)
     (grad,) = torch.autograd.grad(phi.sum(), x, retain_graph=True)
-    return F.cross_entropy(z, batch.y), phi, phi / (grad.abs().flatten(1).sum(1) + 1e-8)
+    return F.cross_entropy(z, batch.y), phi, phi / grad.abs().flatten(1).sum(1)
 
 
 def standard(net: Net, batch: Batch, step: int) -> Tensor:
@@ -61,6 +62,59 @@ def searched(
         at_points = phi(net(best.x), batch.y)
     net.train()
     return best.x, best.found, best.distance, best.phi, at_points
+
+
+def to_plane(point: Tensor, w: Tensor, offset: Tensor) -> Tensor:
+    """The shortest way in Linf from a point to {v in [0, 1]^d: w.v = offset}, by bisection."""
+    w, offset = (w, offset) if w @ point >= offset else (-w, -offset)
+    low, high = torch.zeros(()), torch.ones(())
+    low, high = low.to(point), high.to(point)
+    for _ in range(80):
+        middle = (low + high) / 2
+        ahead = w @ (point - middle * w.sign()).clamp(0, 1) > offset
+        low, high = torch.where(ahead, middle, low), torch.where(ahead, high, middle)
+    return (point - high * w.sign()).clamp(0, 1) - point
+
+
+def official_search(
+    net: Net, batch: Batch, step: int, phi: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """FAB_scalar_boundary.py on the correct samples: linearise, move, test, go back; one alpha."""
+    net.eval()
+    x = batch.x
+    with torch.no_grad():
+        value = phi(net(x), batch.y)
+    rng = generator(3, "craft/boundary", step)
+    draw = uniform_ball(x, torch.ones(len(x)).to(x), "linf", rng)
+    length = draw.flatten(1).abs().amax(1)[:, None, None, None]
+    u = (x + 4 / 255 / length * draw).clamp(0, 1)
+    nearest, best = torch.full((len(x),), torch.inf).to(x), x.clone()
+    correct = value > 0
+    first = int(correct.nonzero()[0])
+    for _ in range(20):
+        point = u.clone().requires_grad_()
+        f = phi(net(point), batch.y)
+        (grad,) = torch.autograd.grad(f.sum(), point)
+        w, flat_u, flat_x = grad.flatten(1), u.flatten(1), x.flatten(1)
+        offset = (w * flat_u).sum(1) - f.detach()
+        rows = range(len(x))
+        d1 = torch.stack([to_plane(flat_u[i], w[i], offset[i]) for i in rows])
+        d2 = torch.stack([to_plane(flat_x[i], w[i], offset[i]) for i in rows])
+        a1, a2 = d1.abs().amax(1).clamp_min(1e-8), d2.abs().amax(1).clamp_min(1e-8)
+        alpha = (a1 / (a1 + a2)).clamp_max(0.1)[first]
+        u = ((1 - alpha) * (flat_u + 1.05 * d1) + alpha * (flat_x + 1.05 * d2)).clamp(0, 1)
+        u = u.view_as(x)
+        with torch.no_grad():
+            beyond = (phi(net(u), batch.y) < 0) & correct
+        distance = (u - x).flatten(1).abs().amax(1)
+        better = beyond & (distance < nearest)
+        nearest = torch.where(better, distance, nearest)
+        best = torch.where(better[:, None, None, None], u, best)
+        u = torch.where(beyond[:, None, None, None], x + 0.9 * (u - x), u)
+    with torch.no_grad():
+        at_points = phi(net(best), batch.y)
+    net.train()
+    return best, nearest.isfinite(), nearest, value, at_points
 
 
 def rescaled(
@@ -97,12 +151,15 @@ def passes_filter(x: Tensor, point: Tensor, grad: Tensor, value: float) -> bool:
 
 
 def dyart(
-    filtered: bool, points_first: bool = True, surface: Callable[[Tensor, Tensor], Tensor] = soft
+    filtered: bool,
+    points_first: bool = True,
+    surface: Callable[[Tensor, Tensor], Tensor] = soft,
+    search: Callable[..., tuple[Tensor, ...]] = searched,
 ) -> Reference:
     """Spec 7.2-7.4: search in evaluation mode, then the points' pass, then the clean one."""
 
     def loss(net: Net, batch: Batch, step: int) -> Tensor:
-        points, found, distance, _, value = searched(net, batch, step, surface)
+        points, found, distance, _, value = search(net, batch, step, surface)
         net.eval()
         p = points.clone().requires_grad_()
         (grad,) = torch.autograd.grad(surface(net(p), batch.y).sum(), p)
@@ -119,7 +176,7 @@ def dyart(
             phi = surface(net(points[rows]), batch.y[rows])
             for k, i in enumerate(rows):
                 if distance[i] < 16 / 255:
-                    weight = torch.exp(-3 * distance[i]) / (grad[i].abs().sum() + 1e-8)
+                    weight = torch.exp(-3 * distance[i]) / grad[i].abs().sum()
                     total = total - weight * phi[k] / len(batch.y)
         clean = net(batch.x) if clean is None else clean
         return F.cross_entropy(clean, batch.y) + 1000 * total
@@ -167,6 +224,11 @@ ARMS: dict[str, tuple[tuple[str, ...], Reference, float]] = {
         dyart(filtered=True, surface=hard),
         0.1,
     ),
+    "A7 in the official order": (
+        ("method=dyart", "component/fab_margin=official"),
+        dyart(filtered=True, search=official_search),
+        0.1,
+    ),
     "AT": (("method=at", "component/margin_maximization=enabled", FAB), at_with_fab, 1e-3),
 }
 
@@ -198,7 +260,7 @@ def test_three_steps_of_an_arm_are_those_of_a_plain_reference(name):
     """Every parameter and every BatchNorm buffer."""
     overrides, reference, lr = ARMS[name]
     ours, theirs, parts = follow(composed(*overrides), reference, lr)
-    assert largest_difference(ours, theirs) < 1e-12
+    assert largest_difference(ours, theirs) < (1e-10 if "official" in name else 1e-12)
     if name != "A0":
         assert all(part["margin"] > 0 for part in parts[:1])
         plainly, _, _ = follow(composed("method=standard"), standard, lr)

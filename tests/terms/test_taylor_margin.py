@@ -152,7 +152,7 @@ def naive_all_classes(net: nn.Module, batch: Batch, term: MarginMaximization) ->
         for j in rivals[: term.top_k]:
             gap = z[label] - z[j]
             (grad,) = torch.autograd.grad(gap, x, retain_graph=True)
-            cost = F.relu(term.gamma - gap / (DUALS[term.norm](grad) + 1e-8).detach())
+            cost = F.relu(term.gamma - gap / DUALS[term.norm](grad).clamp_min(1e-8).detach())
             counts = term.wrong == "include" or z[label].item() > z[rivals[0]].item()
             found.append(cost if counts else 0 * cost)
         every = torch.stack(found)
@@ -227,7 +227,7 @@ def test_margins_at_hidden_layers_are_those_of_the_closed_form(layers, gradient)
     norms[""] = norms["1"] @ first.weight
     naive = torch.zeros(6, dtype=torch.float64)
     for layer in layers:
-        length = norms[layer].abs().sum(1) + 1e-8
+        length = norms[layer].abs().sum(1)
         length = length.detach() if gradient == "detached" else length
         naive = naive + F.relu(1.0 - hard(z, batch.y) / length)
     torch.testing.assert_close(ours, naive, atol=1e-12, rtol=0)
