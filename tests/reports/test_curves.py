@@ -77,7 +77,7 @@ def test_quantiles_of_margins_are_averaged_over_runs_and_drawn_per_row():
     ((low, high),) = [(band[1.0], band[3.0]) for band in bands(first)]
     np.testing.assert_allclose([low, high], [(2, 8), (6, 24)])
     assert figure.get_supylabel() == r"$L_\infty$ margin of validation images (1/255)"
-    assert figure.get_supxlabel() == "epoch"
+    assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "epoch"]
     assert first.get_ylim() == second.get_ylim()
     assert legend(figure) == ["median and middle half of the images"]
 
