@@ -15,6 +15,7 @@ from ablation.reports.style import (
     COLOURS,
     NORMS,
     NOTE_LINE,
+    STEPS,
     Array,
     add_note,
     fences,
@@ -207,7 +208,7 @@ def _set_scale(axes: Axes, values: Array) -> tuple[float, float]:
     if first is not None:
         axes.set_yscale("symlog", linthresh=10.0**first)
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
         # Not matplotlib's own, which writes a power of ten over the panel's title.
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}".replace("-", "\u2212")))
     scale = axes.yaxis.get_transform()

@@ -61,6 +61,9 @@ STYLE: dict[Any, Any] = {
 LEGEND_LINE = 0.17
 """Inches of a line of a legend."""
 
+STEPS = (1, 2, 2.5, 5, 10)
+"""Of ticks, times a power of ten."""
+
 NOTE_LINE, NOTE_WIDTH = 0.13, 74
 """Of a note below a figure: inches of a line, and characters that fit in it."""
 
