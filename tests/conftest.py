@@ -8,5 +8,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for the processes that 
 os.environ["WANDB_MODE"] = "offline"
 
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+
+settings.register_profile("untimed", deadline=None)  # tests are never timed
+settings.load_profile("untimed")

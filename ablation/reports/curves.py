@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ablation.reports.comparison import Comparison
-from ablation.reports.style import COLOURS, NORMS, Array, new_figure
+from ablation.reports.style import (
+    COLOURS,
+    NORMS,
+    NOTE_LINE,
+    STEPS,
+    Array,
+    add_note,
+    fences,
+    new_figure,
+    note_lines,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PANELS = ((1, 1, 40), (8, 2, 27), (math.inf, 3, 17))
@@ -25,6 +36,12 @@ PANEL_HEIGHT, LINE_HEIGHT = 0.85, 0.13
 FEW = 3
 """Curves with up to so many points get markers: a line through one point cannot be seen."""
 
+TAIL, REACH = 0.05, 1.0
+"""Of the axis' fences: a curve's steep start is seen, a single value far off is not."""
+
+DECADES = 30
+"""Margins of which the large are so many times the median are drawn on a logarithmic axis."""
+
 SPLITS = {"val": "validation", "train": "training", "test": "test"}
 
 
@@ -34,11 +51,15 @@ class History:
 
     Attributes:
         label: of the row.
-        runs: of each run the lines of ``metrics.jsonl``, one per epoch, as plain data.
+        runs: of each run above chance level the lines of ``metrics.jsonl``, one per epoch, as plain
+            data.
+        collapsed: how many runs are at chance level. Their gradients are near 0 and their margins
+            have no meaning: they are named, not drawn.
     """
 
     label: str
     runs: tuple[Sequence[Mapping[str, Any]], ...]
+    collapsed: int = 0
 
 
 def margin_quantiles(comparison: Comparison, histories: Sequence[History]) -> Figure | None:
@@ -61,9 +82,11 @@ def margin_quantiles(comparison: Comparison, histories: Sequence[History]) -> Fi
         return None
     norms = _distinct(histories, "margin_norm", NORMS)
     images = _distinct(histories, "margin_split", SPLITS)
-    with new_figure(comparison, _panels_height([label for label, _ in panels])) as figure:
+    note = _left_out(histories)
+    with new_figure(comparison, _panels_height([label for label, _ in panels], note)) as figure:
         _draw_panels(figure, panels, f"{norms} margin of {images} images (1/255)")
         _key(figure, [(COLOURS[0], "-", "median and middle half of the images")])
+        add_note(figure, note)
     return figure
 
 
@@ -90,10 +113,12 @@ def effective_margins(comparison: Comparison, histories: Sequence[History]) -> F
             panels.append((history.label, bands))
     if not panels:
         return None
-    with new_figure(comparison, _panels_height([label for label, _ in panels])) as figure:
+    note = _left_out(histories)
+    with new_figure(comparison, _panels_height([label for label, _ in panels], note)) as figure:
         _draw_panels(figure, panels, "effective margin ($L_2$, pixels in [0, 1])")
         entries = [(*style, f"{SPLITS[split]} images") for split, style in styles.items()]
         _key(figure, entries, title="mean ± standard deviation, correct images only")
+        add_note(figure, note)
     return figure
 
 
@@ -132,12 +157,23 @@ def _grid(count: int) -> tuple[int, int, int]:
     return -(-count // columns), columns, width
 
 
-def _panels_height(labels: Sequence[str]) -> float:
+def _left_out(histories: Sequence[History]) -> str:
+    """Name the rows with collapsed runs; empty if there is none."""
+    rows = [
+        f"{history.label} ({history.collapsed} of {history.collapsed + len(history.runs)} runs)"
+        for history in histories
+        if history.collapsed
+    ]
+    return f"left out, accuracy at chance level: {', '.join(rows)}" if rows else ""
+
+
+def _panels_height(labels: Sequence[str], note: str) -> float:
     """Inches; rows with longer titles are higher."""
     _, columns, width = _grid(len(labels))
     lines = [len(textwrap.wrap(label, width)) for label in labels]
     most = [max(lines[at : at + columns]) for at in range(0, len(lines), columns)]
-    return 0.9 + max(1.5, sum(PANEL_HEIGHT + LINE_HEIGHT * count for count in most))
+    below = NOTE_LINE * len(note_lines(note))
+    return 0.9 + below + max(1.5, sum(PANEL_HEIGHT + LINE_HEIGHT * count for count in most))
 
 
 def _draw_panels(
@@ -146,24 +182,73 @@ def _draw_panels(
     """One panel per row of the table, all with the same axes."""
     rows, columns, width = _grid(len(panels))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    values = np.concatenate([band.values for _, bands in panels for band in bands], axis=1)
+    limits = _set_scale(grid[0], values)
     for axes, (label, bands) in zip(grid, panels, strict=False):
         axes.axhline(0, color="0.6", linewidth=0.7, zorder=1)
         for band in bands:
-            middle, low, high = band.values
-            axes.fill_between(band.epochs, low, high, color=band.colour, alpha=0.25, linewidth=0)
-            marker = "o" if len(band.epochs) <= FEW else ""
-            axes.plot(
-                band.epochs, middle, color=band.colour, linestyle=band.line, linewidth=1.1,
-                marker=marker, markersize=2.5,
-            )  # fmt: skip
+            _draw_band(axes, band, limits)
         axes.set_title(textwrap.fill(label, width), fontsize=7.5, pad=2, parse_math=False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[len(panels) :]:
         axes.remove()
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
         axes.tick_params(labelbottom=True)
-    figure.supxlabel("epoch", fontsize=9)
+        axes.set_xlabel("epoch")
     figure.supylabel(ylabel, fontsize=9)
+
+
+def _set_scale(axes: Axes, values: Array) -> tuple[float, float]:
+    """Limits that show the bulk of ``values`` [3, E] and 0; logarithmic if they span decades."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    sizes = np.abs(values[0][np.isfinite(values[0])])
+    large, usual = np.quantile(sizes, (1 - TAIL, 0.5)) if sizes.size else (0.0, 0.0)
+    first = math.floor(math.log10(usual)) if usual > 0 and large > DECADES * usual else None
+    if first is not None:
+        axes.set_yscale("symlog", linthresh=10.0**first)
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+        # Not matplotlib's own, which writes a power of ten over the panel's title.
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}".replace("-", "\u2212")))
+    scale = axes.yaxis.get_transform()
+    low, high = fences(scale.transform(values[np.isfinite(values)]), TAIL, REACH)
+    low, high = min(low, 0.0), max(high, 0.0)
+    room = 0.06 * ((high - low) or 1.0)
+    if first is not None:
+        decades = [sign * 10.0**k for k in range(300, first, -1) for sign in (1, -1)]
+        ticks: list[float] = [0.0]
+        for tick in decades:
+            at = scale.transform(np.array([tick, *ticks]))
+            if low <= at[0] <= high and min(abs(at[1:] - at[0])) > (high - low) / 4.5:
+                ticks.append(tick)
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_minor_locator(NullLocator())
+    limits = scale.inverted().transform(np.array([low - room, high + room]))
+    axes.set_ylim(*limits)
+    return float(limits[0]), float(limits[1])
+
+
+def _draw_band(axes: Axes, band: _Band, limits: tuple[float, float]) -> None:
+    """A line and its area, and triangles at the edge where the line lies beyond the limits."""
+    middle, low, high = band.values
+    above, below = middle > limits[1], middle < limits[0]
+    inside = ~(above | below)
+    axes.fill_between(
+        band.epochs, low, high, where=inside, color=band.colour, alpha=0.25, linewidth=0
+    )
+    axes.plot(
+        band.epochs, np.where(inside, middle, np.nan), color=band.colour, linestyle=band.line,
+        linewidth=1.1, marker="o" if inside.sum() <= FEW else "", markersize=2.5,
+    )  # fmt: skip
+    for outside, edge, marker in ((above, 1, "^"), (below, 0, "v")):
+        epochs = band.epochs[outside]
+        if len(epochs):
+            axes.plot(
+                epochs, np.full_like(epochs, edge), transform=axes.get_xaxis_transform(),
+                color=band.colour, marker=marker, markersize=3.5, markeredgewidth=0,
+                linestyle="", clip_on=False, zorder=4,
+            )  # fmt: skip
 
 
 def _key(figure: Figure, entries: Sequence[tuple[str, str, str]], title: str | None = None) -> None:

@@ -7,7 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from ablation.reports.style import (
     LEGEND_LINE,
     MARKERS,
     NORMS,
+    STEPS,
     Array,
     add_legend,
     error_bars,
+    fences,
     legend_line,
     legend_marker,
     look,
@@ -35,13 +37,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LABELLED = 4
-"""How many of the largest deviations get a label."""
+"""How many points get a label: of deviations the largest; of more rows a legend says the names."""
 
-RADII = (3, 7, 12, 18, 25, 33, 42)
+TAIL, REACH = 0.25, 3.0
+"""Points beyond Tukey's outer fences are far from the others."""
+
+BREAK = 10
+"""Points of accuracy of a gap between them and the others where an axis is broken."""
+
+INSET = 0.06
+"""A metric whose points take up less of the axes than this is magnified."""
+
+RADII = (3, 7, 12, 18, 25, 33, 42, 54, 70)
 """Distances between a point and its label that are tried, in points."""
 
 NEAR = 7
 """Labels farther than this get a line to their point."""
+
+COVERED = 0.03
+"""Share of a label's area that may be over something else."""
+
+CROSSING = 5
+"""A line across a label costs so many times its area, for it is thin."""
 
 LINK = 8
 """Parts of a line between a measured and a published point, for keeping labels off it."""
@@ -93,7 +110,7 @@ def measured_against_published(comparison: Comparison, strict: bool = False) -> 
         return None
     pairs = [pair for pair in pairs if pair.cell.unit == unit]
     with new_figure(comparison, height=4.3) as figure:
-        above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (1.9, 1.0)})
+        above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (1.7, 1.2)})
         handles = [
             _series(above, below, index, [pair for pair in pairs if pair.cell.column == column])
             for index, column in enumerate(comparison.columns)
@@ -101,6 +118,8 @@ def measured_against_published(comparison: Comparison, strict: bool = False) -> 
         _frame_pair(above, below, pairs, unit)
         add_legend(figure, [h for h in handles if h], any(pair.cell.tags for pair in pairs))
         _label_deviations(figure, below, pairs)
+        for index, column in enumerate(comparison.columns):
+            _magnify(above, index, pairs, [pair for pair in pairs if pair.cell.column == column])
     return figure
 
 
@@ -121,21 +140,26 @@ def clean_against_robust(
     points = [point for point in points if point.measured or point.published]
     if not any(point.measured for point in points):
         return None
-    with new_figure(comparison, height=3.0) as figure:
-        axes = figure.subplots()
-        for point in points:
-            _draw_point(axes, point)
-        axes.margins(x=0.18, y=0.12)
-        # An interval over few runs may reach beyond what an accuracy can be.
-        axes.set_xlim(right=min(axes.get_xlim()[1], 101))
-        axes.set_ylim(max(axes.get_ylim()[0], -1), min(axes.get_ylim()[1], 101))
-        axes.set_xlabel("clean accuracy (%)")
-        axes.set_ylabel(f"{paper_name(metric)} accuracy (%)")
-        handles = [legend_marker("o", COLOURS[0], "measured")]
-        if any(point.published for point in points):
-            handles.append(legend_marker("o", COLOURS[1], "published", hollow=True))
-        add_legend(figure, handles, any(point.faint and point.measured for point in points))
-        _label_points(figure, axes, points)
+    across, up = (_parts(points, way) for way in (0, 1))
+    if len(points) <= LABELLED and len(across) == len(up) == 1:
+        with new_figure(comparison, height=3.0) as figure:
+            axes = _draw_points(figure, points, metric, across, up)
+            _add_kinds(figure, points)
+            if _label_points(figure, axes, points):
+                return figure
+    columns = 2 if all(len(point.label) <= SHORT for point in points) else 1
+    height = 3.0 + LEGEND_LINE * -(-len(points) // columns)
+    with new_figure(comparison, height) as figure:
+        _draw_points(figure, points, metric, across, up)
+        _add_kinds(figure, points)
+        handles = [
+            legend_marker(marker, colour, textwrap.fill(point.label, 56) or " ", not point.measured)
+            for place, point in enumerate(points)
+            for colour, marker, _ in [look(place)]
+        ]
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
@@ -309,7 +333,7 @@ def _draw_sweep(axes: Axes, sweep: Sweep, lines: Mapping[int, Sequence[_Dot]]) -
     axes.set_ylabel(f"{paper_name(sweep.metric)} accuracy (%)")
 
 
-def _series(above: Axes, below: Axes, index: int, pairs: Sequence[_Pair]) -> Any:
+def _series(above: Axes, below: Axes | None, index: int, pairs: Sequence[_Pair]) -> Any:
     """One metric's points in both panels; returns its legend's handle, ``None`` without points."""
     if not pairs:
         return None
@@ -318,7 +342,8 @@ def _series(above: Axes, below: Axes, index: int, pairs: Sequence[_Pair]) -> Any
         alpha = FAINT if pair.cell.tags else 1.0
         for axes, y in ((above, pair.measured.mean), (below, pair.deviation)):
             at, half = (pair.published, y), (None, pair.measured.half)
-            error_bars(axes, at, half, marker=marker, color=colour, alpha=alpha)
+            if axes is not None:
+                error_bars(axes, at, half, marker=marker, color=colour, alpha=alpha)
     return legend_marker(marker, colour, paper_name(pairs[0].cell.column))
 
 
@@ -337,31 +362,153 @@ def _frame_pair(above: Axes, below: Axes, pairs: Sequence[_Pair], unit: str) -> 
     above.axline((limits[0], limits[0]), slope=1, color="0.6", linewidth=0.7, zorder=1)
     below.axhline(0, color="0.6", linewidth=0.7, zorder=1)
     below.margins(y=0.3)
+    if not any(pair.deviation or pair.measured.half for pair in pairs):
+        below.set_ylim(-1, 1)
     shown = "%" if unit == "percent" else unit
     above.set_ylabel(f"measured ({shown})")
     below.set_ylabel(f"difference ({'points' if unit == 'percent' else unit})")
     below.set_xlabel(f"published ({shown})")
 
 
-def _draw_point(axes: Axes, point: _Point) -> None:
+@dataclass(frozen=True)
+class _Part:
+    """A stretch of an axis that may be broken: its limits, and whether it holds the bulk."""
+
+    low: float
+    high: float
+    bulk: bool = True
+
+
+def _parts(points: Sequence[_Point], way: int) -> list[_Part]:
+    """An axis, clean (0) or robust (1); in several parts where points are far from the others."""
+    measured = [point.measured[way] for point in points if point.measured]
+    means = np.array(
+        [value.mean for value in measured]
+        + [point.published[way] for point in points if point.published]
+    )
+    low, high = fences(means, TAIL, REACH)
+    bulk = means[(means >= low) & (means <= high)]
+    groups = [group for group in (means[means < low], bulk, means[means > high]) if group.size]
+    gaps = [after.min() - before.max() for before, after in pairwise(groups)]
+    if max(gaps, default=0) < BREAK:
+        return [_part(means, measured)]
+    return [_part(group, measured, group is bulk) for group in groups]
+
+
+def _part(means: Array, measured: Sequence[Interval], bulk: bool = True) -> _Part:
+    """Room for some means and their intervals, which few runs make wider than all else."""
+    low, high = float(means.min()), float(means.max())
+    beyond = max(high - low, 2.0)
+    mine = [value for value in measured if low <= value.mean <= high]
+    ends = [value.mean + sign * (value.half or 0) for value in mine for sign in (1, -1)]
+    left = max(min([*ends, low]), low - beyond)
+    right = min(max([*ends, high]), high + beyond)
+    room = 0.15 * max(right - left, 2.0 if bulk else 10.0)
+    # No accuracy is beyond these, whatever its interval.
+    return _Part(max(-2.0, left - room), min(102.0, right + room), bulk)
+
+
+def _magnify(axes: Axes, index: int, pairs: Sequence[_Pair], mine: Sequence[_Pair]) -> None:
+    """An inset of a metric whose points are on top of each other, where there are no others."""
+    low, high = axes.get_xlim()
+    ends = [value for pair in mine for value in (pair.published, pair.measured.mean)]
+    crowded = len(mine) > 2 and 0 < np.ptp(ends) < INSET * (high - low)
+    if not crowded or axes.child_axes:
+        return
+    for left, bottom in ((0.7, 0.1), (0.12, 0.68)):
+        corner = [low + (high - low) * share for share in (left - 0.1, bottom - 0.1)]
+        side = 0.4 * (high - low)
+        if not any(
+            0 <= pair.published - corner[0] <= side
+            and -(pair.measured.half or 0)
+            <= pair.measured.mean - corner[1]
+            <= side + (pair.measured.half or 0)
+            for pair in pairs
+        ):
+            inset = axes.inset_axes((left, bottom, 0.28, 0.28))
+            _series(inset, None, index, mine)
+            room = 0.15 * (float(np.ptp(ends)) or 1.0)
+            limits = (min(ends) - room, max(ends) + room)
+            inset.set(xlim=limits, ylim=limits)
+            inset.axline((limits[0], limits[0]), slope=1, color="0.6", linewidth=0.7, zorder=1)
+            inset.tick_params(labelsize=6.5, length=2, pad=1.5)
+            inset.locator_params(nbins=3)
+            return
+
+
+def _draw_points(
+    figure: Figure, points: Sequence[_Point], metric: str, across: list[_Part], up: list[_Part]
+) -> Axes:
+    """Every point, on axes in one or more parts each way; returns those of the bulk."""
+    from matplotlib.ticker import MaxNLocator
+
+    up = up[::-1]  # from the top, as subplots are
+    grid = figure.subplots(
+        len(up), len(across), sharex="col", sharey="row", squeeze=False,
+        width_ratios=[3 if part.bulk else 1 for part in across],
+        height_ratios=[3 if part.bulk else 1 for part in up],
+    )  # fmt: skip
+    for axes, (y, x) in zip(grid.flat, product(up, across), strict=True):
+        for place, point in enumerate(points):
+            _draw_point(axes, point, place)
+        axes.set(xlim=(x.low, x.high), ylim=(y.low, y.high))
+        axes.xaxis.set_major_locator(MaxNLocator(5 if x.bulk else 2, steps=STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(6 if y.bulk else 2, steps=STEPS))
+        left, lowest = x is across[0], y is up[-1]
+        axes.spines[["left"]].set_visible(left)
+        axes.spines[["bottom"]].set_visible(lowest)
+        axes.tick_params(left=left, bottom=lowest)
+    _mark_breaks(grid)
+    column, line = ([part.bulk for part in parts].index(True) for parts in (across, up))
+    grid[-1, column].set_xlabel("clean accuracy (%)")
+    grid[line, 0].set_ylabel(f"{paper_name(metric)} accuracy (%)")
+    bulk: Axes = grid[line, column]
+    return bulk
+
+
+def _mark_breaks(grid: Any) -> None:
+    """Slashes where an axis is broken."""
+    slash: dict[str, Any] = {
+        "marker": [(-0.5, -1), (0.5, 1)], "markersize": 6, "linestyle": "", "color": "k",
+        "markeredgewidth": 0.6, "clip_on": False,
+    }  # fmt: skip
+    for before, after in pairwise(grid[-1]):
+        before.plot([1], [0], transform=before.transAxes, **slash)
+        after.plot([0], [0], transform=after.transAxes, **slash)
+    slash["marker"] = [(-1, -0.5), (1, 0.5)]
+    for upper, lower in pairwise(grid[:, 0]):
+        upper.plot([0], [0], transform=upper.transAxes, **slash)
+        lower.plot([0], [1], transform=lower.transAxes, **slash)
+
+
+def _add_kinds(figure: Figure, points: Sequence[_Point]) -> None:
+    """A legend of what is filled, hollow and faint."""
+    handles = [legend_marker("o", "0.2", "measured")]
+    if any(point.published for point in points):
+        handles.append(legend_marker("o", "0.2", "published", hollow=True))
+    add_legend(figure, handles, any(point.faint and point.measured for point in points))
+
+
+def _draw_point(axes: Axes, point: _Point, place: int) -> None:
+    colour, marker, _ = look(place)
     if point.published:
         if point.measured:
             ends = zip(point.published, (each.mean for each in point.measured), strict=True)
             axes.plot(*ends, color="0.6", linewidth=0.6, zorder=1)
         axes.plot(
-            *point.published, marker="o", markersize=4, markeredgewidth=0.8,
-            markerfacecolor="white", color=COLOURS[1], linestyle="", zorder=2,
+            *point.published, marker=marker, markersize=4, markeredgewidth=0.8,
+            markerfacecolor="white", color=colour, linestyle="", zorder=2,
         )  # fmt: skip
     if point.measured:
         x, y = point.measured
         alpha = FAINT if point.faint else 1.0
         error_bars(
-            axes, (x.mean, y.mean), (x.half, y.half), marker="o", color=COLOURS[0], alpha=alpha
+            axes, (x.mean, y.mean), (x.half, y.half), marker=marker, color=colour, alpha=alpha
         )
 
 
 def _label_deviations(figure: Figure, axes: Axes, pairs: Sequence[_Pair]) -> None:
-    """Name the largest differences from the published numbers."""
+    """Name the largest differences from the published numbers, where there is room."""
     obstacles = [(pair.published, pair.deviation, 0.0, pair.measured.half or 0.0) for pair in pairs]
     left, right = axes.get_xlim()
     obstacles.append(((left + right) / 2, 0.0, (right - left) / 2, 0.0))
@@ -373,8 +520,8 @@ def _label_deviations(figure: Figure, axes: Axes, pairs: Sequence[_Pair]) -> Non
     _label(figure, axes, labels, obstacles)
 
 
-def _label_points(figure: Figure, axes: Axes, points: Sequence[_Point]) -> None:
-    """Name every row, at its measured point if it has one."""
+def _label_points(figure: Figure, axes: Axes, points: Sequence[_Point]) -> bool:
+    """Name every row, at its measured point if it has one; tell whether that covers nothing."""
     labels, obstacles = [], []
     for point in points:
         ends = [point.published] if point.published else []
@@ -386,7 +533,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[_Point]) -> None:
         (x0, y0), (x1, y1) = ends[0], ends[-1]
         along = [step / LINK for step in range(LINK + 1)]
         obstacles += [(x0 + t * (x1 - x0), y0 + t * (y1 - y0), 0.0, 0.0) for t in along]
-    _label(figure, axes, labels, obstacles)
+    return _label(figure, axes, labels, obstacles)
 
 
 def _label(
@@ -394,8 +541,10 @@ def _label(
     axes: Axes,
     labels: Sequence[tuple[float, float, str]],
     obstacles: Sequence[tuple[float, float, float, float]],
-) -> None:
+) -> bool:
     """Write labels beside their points, each where it covers least of what is already there.
+
+    Those that would cover something are not written; tells whether all are.
 
     Args:
         figure: complete but for its labels.
@@ -413,6 +562,7 @@ def _label(
         [1, 1, -1, -1]
     )
     taken = [box for obstacle in obstacles for box in _boxes(axes, obstacle, point)]
+    words: list[Array] = []
     for x, y, text in labels:
         drawn = axes.annotate(
             text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7,
@@ -420,11 +570,18 @@ def _label(
         )  # fmt: skip
         size = np.array(drawn.get_window_extent(renderer).size)
         at = np.array(axes.transData.transform((x, y)))
-        box, radius = _free_place(at, size, np.array(taken), inside, point)
+        before = np.array(words).reshape(-1, 4)
+        box, radius, covered = _free_place(at, size, np.array(taken), before, inside, point)
+        if covered > COVERED * size.prod():
+            drawn.remove()
+            continue
         drawn.set_position(tuple((box[:2] - at) / point))
         taken.append(box)
+        words.append(box)
         if radius > NEAR:
+            taken += list(_leader_boxes(at, box, point))
             _leader(axes, (x, y), at, box, point)
+    return len(words) == len(labels)
 
 
 def _boxes(
@@ -441,12 +598,12 @@ def _boxes(
 
 
 def _free_place(
-    at: Array, size: Array, taken: Array, inside: Array, point: float
-) -> tuple[Array, float]:
-    """The best box of a size around a position, all in pixels, and its distance in points.
+    at: Array, size: Array, taken: Array, words: Array, inside: Array, point: float
+) -> tuple[Array, float, float]:
+    """The best box of a size around a position, in pixels; its distance in points; its cost.
 
-    Covering something costs its area; leaving the axes costs four times the area that is out; and
-    distance breaks ties.
+    Covering what is ``taken`` costs its area, a line to the point across ``words`` several times
+    that; leaving the axes costs four times the area that is out; and distance breaks ties.
     """
     choices = []
     for radius, (across, up) in product(RADII, product((1, 0, -1), repeat=2)):
@@ -455,10 +612,22 @@ def _free_place(
             low = at + point * radius * way / np.hypot(across, up) + size * (way - 1) / 2
             box = np.concatenate([low, low + size])
             outside = size.prod() - _overlap(box, inside[None])
-            cost = _overlap(box, taken) + 4 * outside + 2 * radius * point
-            choices.append((float(cost), radius, box))
-    _, radius, box = min(choices, key=lambda choice: choice[0])
-    return box, radius
+            cost = _overlap(box, taken) + 4 * float(outside)
+            if radius > NEAR:
+                crossed = [_overlap(part, words) for part in _leader_boxes(at, box, point)]
+                cost += CROSSING * sum(crossed)
+            choices.append((cost + 2 * radius * point, cost, radius, box))
+    _, cost, radius, box = min(choices, key=lambda choice: choice[0])
+    return box, radius, cost
+
+
+def _leader_boxes(at: Array, box: Array, point: float) -> Iterator[Array]:
+    """Small boxes along a line from a position to its label's box, but for the position's own."""
+    end = at.clip(box[:2], box[2:])
+    for step in np.linspace(0, 1, 3 * LINK):
+        middle = at + step * (end - at)
+        if np.hypot(*(middle - at)) > 4 * point and step < 1:
+            yield np.concatenate([middle - point, middle + point])
 
 
 def _overlap(box: Array, others: Array) -> float:

@@ -13,7 +13,7 @@ from ablation.output import say
 from ablation.runs.tracking import TrackingConfig
 
 if TYPE_CHECKING:
-    from ablation.reports.comparison import Comparison
+    from ablation.reports.comparison import Comparison, Row
     from ablation.reports.curves import History
     from ablation.reports.plots import Sweep
 
@@ -79,8 +79,13 @@ UNDRAWN: Mapping[str, str] = {
     "robust_over_eps": (
         "no row has one attack at two radii (ablation-evaluate run=... evaluation=emr_figure3)"
     ),
-    "margin_quantiles": "no run measured margins (monitor.enabled=true)",
-    "effective_margins": "no run measured them over epochs (monitor.effective_margin=true)",
+    "margin_quantiles": (
+        "no run measured margins (monitor.enabled=true), or only runs at chance level"
+    ),
+    "effective_margins": (
+        "no run measured them over epochs (monitor.effective_margin=true), or only runs at chance "
+        "level"
+    ),
 }
 """Why a plot is left out, by its file's name."""
 
@@ -117,7 +122,10 @@ def _draw(
 
 
 def _histories(comparison: Comparison) -> list[History]:
-    """What the runs of each row wrote down after each epoch; a damaged file is named."""
+    """What the runs of each row wrote down after each epoch; a damaged file is named.
+
+    Collapsed runs are counted only.
+    """
     from ablation.reports.curves import History
     from ablation.reports.plots import row_titles
     from ablation.runs.directory import Run
@@ -129,10 +137,29 @@ def _histories(comparison: Comparison) -> list[History]:
             say(f"not drawn: {error}")
             return []
 
-    return [
-        History(title, tuple(metrics(path) for path in row.runs))
-        for title, row in zip(row_titles(comparison), comparison.rows, strict=True)
-    ]
+    histories = []
+    for title, row in zip(row_titles(comparison), comparison.rows, strict=True):
+        collapsed = _collapsed_runs(row)
+        runs = tuple(metrics(path) for path in row.runs if path not in collapsed)
+        histories.append(History(title, runs, len(collapsed)))
+    return histories
+
+
+def _collapsed_runs(row: Row) -> set[Path]:
+    """The runs of a row that are at chance level."""
+    from ablation.reports import records
+    from ablation.runs.directory import Run
+
+    if not any("collapsed" in cell.absent for cell in row.cells.values()):
+        return set()  # most rows need not be read again
+    shown = {sample.run for cell in row.cells.values() for sample in cell.samples}
+    collapsed = set()
+    for path in row.runs:
+        numbers = records.read(path).measurements
+        if numbers and path.name not in shown:
+            classes = records.value_at(records.saved_config(Run.at(path)), "data.classes")
+            collapsed |= {path} if records.collapsed(numbers, int(classes)) else set()
+    return collapsed
 
 
 def _sweeps(comparison: Comparison) -> list[Sweep]:

@@ -5,7 +5,9 @@ Smoke comparisons carry a watermark.
 
 from __future__ import annotations
 
+import math
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +31,11 @@ WIDTH = 3.4
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe and Ito's palette, its yellow replaced by grey: markers in yellow are too light."""
 
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X<>dp"
+"""More than colours, so that two rows with one colour differ in shape, also in grey."""
 
 LINES = ("-", "--", ":")
-"""Of rows whose colour and marker another row has already."""
+"""Of rows whose colour another row has already."""
 
 FAINT = 0.35
 """Opacity of numbers with tags or with another attack."""
@@ -57,6 +60,12 @@ STYLE: dict[Any, Any] = {
 
 LEGEND_LINE = 0.17
 """Inches of a line of a legend."""
+
+STEPS = (1, 2, 2.5, 5, 10)
+"""Of ticks, times a power of ten."""
+
+NOTE_LINE, NOTE_WIDTH = 0.13, 74
+"""Of a note below a figure: inches of a line, and characters that fit in it."""
 
 NORMS = {"linf": r"$L_\infty$", "l2": "$L_2$"}
 
@@ -107,9 +116,25 @@ def paper_name(column: str) -> str:
 
 
 def look(place: int) -> tuple[str, str, Any]:
-    """Colour, marker and line of a row."""
+    """Colour, marker and line of a row; no two of 96 share both colour and marker."""
     turn = place // len(COLOURS) % len(LINES)
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], LINES[turn]
+    again = place // math.lcm(len(COLOURS), len(MARKERS))
+    marker = MARKERS[(place + again) % len(MARKERS)]
+    return COLOURS[place % len(COLOURS)], marker, LINES[turn]
+
+
+def fences(values: Array, tail: float, reach: float) -> tuple[float, float]:
+    """Limits of the bulk of some values, no wider than the values themselves.
+
+    Args:
+        values: at least one, all finite.
+        tail: share of the values, at either end, that has no say.
+        reach: how far beyond the others the limits may lie, in widths of their range; 0.25 and 3
+            are Tukey's outer fences.
+    """
+    low, high = np.quantile(values, (tail, 1 - tail))
+    beyond = reach * ((high - low) or abs(high) or 1.0)
+    return max(float(values.min()), low - beyond), min(float(values.max()), high + beyond)
 
 
 def legend_line(place: int, label: str) -> Any:
@@ -146,6 +171,21 @@ def error_bars(
         *at, xerr=half[0], yerr=half[1], elinewidth=0.7, linestyle="", markersize=4,
         markeredgewidth=0, zorder=3, **style,
     )  # fmt: skip
+
+
+def note_lines(text: str) -> list[str]:
+    """A note's lines, as ``add_note`` writes them."""
+    return textwrap.wrap(text, NOTE_WIDTH)
+
+
+def add_note(figure: Figure, text: str) -> None:
+    """Write a note in small type below the axes; a legend's title, for which layouts make room."""
+    if text:
+        note = figure.legend(
+            handles=[], loc="outside lower center", title="\n".join(note_lines(text)),
+            title_fontsize=7, borderpad=0,
+        )  # fmt: skip
+        note.get_title().set_parse_math(False)
 
 
 def add_legend(figure: Figure, handles: list[Any], faint: bool) -> None:

@@ -423,6 +423,7 @@ def test_configs_parse_and_use_the_contracts_names(path):
         "split",
         "eps",
         "norm",
+        "temperature",
         "batch_size",
         "seed",
         "checkpoints",

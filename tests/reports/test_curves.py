@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ablation.reports import curves
-from ablation.reports.comparison import Comparison
+from ablation.reports import curves, publish
+from ablation.reports.comparison import Cell, Comparison, Row, Sample
 from ablation.reports.curves import History
 from ablation.reports.style import save
+from ablation.runs.directory import Run
 
 
 def comparison(**more):
@@ -77,7 +81,7 @@ def test_quantiles_of_margins_are_averaged_over_runs_and_drawn_per_row():
     ((low, high),) = [(band[1.0], band[3.0]) for band in bands(first)]
     np.testing.assert_allclose([low, high], [(2, 8), (6, 24)])
     assert figure.get_supylabel() == r"$L_\infty$ margin of validation images (1/255)"
-    assert figure.get_supxlabel() == "epoch"
+    assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "epoch"]
     assert first.get_ylim() == second.get_ylim()
     assert legend(figure) == ["median and middle half of the images"]
 
@@ -140,3 +144,109 @@ def test_a_run_of_one_epoch_is_seen():
     assert figure is not None
     (line,) = [line for line in figure.axes[0].lines if line.get_color() != "0.6"]
     assert (line.get_marker(), np.asarray(line.get_xdata()).tolist()) == ("o", [1])
+
+
+def limits_and_marks(figure):
+    """Limits of the first panel's axis, and the epochs marked above it, by panel."""
+    marks = [
+        [x for line in axes.lines if line.get_marker() == "^" for x in line.get_xdata()]
+        for axes in figure.axes
+    ]
+    return figure.axes[0].get_ylim(), marks
+
+
+def training(final, epochs=50):
+    rows = [epochs_of(final * (1 - 0.9**epoch))[0] for epoch in range(1, epochs + 1)]
+    return [row | {"epoch": epoch} for epoch, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("draw", [curves.margin_quantiles, curves.effective_margins])
+def test_a_single_value_far_off_is_marked_at_the_edge(draw):
+    wild = training(1.0)
+    wild[0] = epochs_of(1e9)[0]
+    figure = draw(comparison(), [History("calm", (training(1.0),)), History("wild", (wild,))])
+    (low, high), (calm, marked) = limits_and_marks(figure)
+    assert calm == []
+    assert set(marked) == {1}
+    assert -10 < low <= 0
+    assert high < 30
+    assert figure.axes[0].get_yscale() == "linear"
+    usual = draw(comparison(), [History("calm", (training(1.0),))])
+    assert limits_and_marks(usual)[1] == [[]]
+
+
+def test_margins_that_span_decades_are_on_a_logarithmic_axis():
+    histories = [History(str(k), (training(s),)) for k, s in enumerate([1, 1.5, 2, -1e8])]
+    figure = curves.margin_quantiles(comparison(), histories)
+    assert figure is not None
+    axes = figure.axes[0]
+    assert axes.get_yscale() == "symlog"
+    low, high = axes.get_ylim()
+    assert low < -1e8
+    assert high > 4
+    figure.draw_without_rendering()
+    boxes = [tick.label1.get_window_extent() for tick in axes.yaxis.get_major_ticks()]
+    assert len(boxes) > 2
+    heights = sorted((box.y0, box.y1) for box in boxes)
+    assert all(top <= bottom for (_, top), (bottom, _) in pairwise(heights))
+
+
+def test_no_power_of_ten_stands_over_a_title():
+    figure = curves.margin_quantiles(comparison(), [History("a", (training(1e9),))])
+    assert figure is not None
+    figure.draw_without_rendering()
+    assert figure.axes[0].yaxis.get_offset_text().get_text() == ""
+
+
+def test_equal_margins_have_room_around_them():
+    flat = [epochs_of(0.0)[0] | {"epoch": epoch} for epoch in range(5)]
+    figure = curves.margin_quantiles(comparison(), [History("a", (flat,))])
+    assert figure is not None
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0 < high
+
+
+@pytest.mark.parametrize("draw", [curves.margin_quantiles, curves.effective_margins])
+def test_collapsed_runs_are_named_below_the_panels(draw):
+    histories = [
+        History("AT", (epochs_of(),)),
+        History("$ST wd 0.1", (), 2),
+        History("EMR", (epochs_of(),), 1),
+    ]
+    figure = draw(comparison(), histories)
+    assert [axes.get_title() for axes in figure.axes] == ["AT", "EMR"]
+    figure.draw_without_rendering()
+    note = figure.legends[-1].get_title()
+    assert note.get_text().replace("\n", " ") == (
+        "left out, accuracy at chance level: $ST wd 0.1 (2 of 2 runs), EMR (1 of 2 runs)"
+    )
+    box = note.get_window_extent()
+    assert box.x0 > -1
+    assert box.x1 < figure.bbox.width + 1
+    assert box.y0 > -1
+    panels = [axes.get_tightbbox() for axes in figure.axes]
+    assert all(box.y1 <= panel.y0 + 1 for panel in panels)
+    assert draw(comparison(), histories[1:2]) is None
+
+
+def test_the_collapsed_runs_of_a_row_are_counted_and_not_read(tmp_path):
+    runs = [tmp_path / name for name in ("good", "bad")]
+    for path, clean in zip(runs, (90.0, 11.35), strict=True):
+        run = Run.at(path)
+        run.evaluations.mkdir(parents=True)
+        run.config_path.write_text("data: {classes: 10}\n")
+        run.log({"epoch": 0, "margin_q50": clean})
+        entry = {"metric": "clean", "split": "test", "checkpoint": "last", "weights": "raw",
+                 "value": clean, "unit": "percent", "n": 10_000, "params": {}}  # fmt: skip
+        record = {"eval_id": "e", "flags": [], "entries": [entry]}
+        (run.evaluations / "e.json").write_text(json.dumps(record))
+    clean = Cell(
+        "clean", samples=(Sample("seed=0", 90.0, 10_000, "good"),), absent={"collapsed": 1}
+    )
+    row = Row("a", "A", "a", {"clean": clean}, runs=tuple(runs))
+    (history,) = publish._histories(replace(comparison(), rows=(row,)))
+    assert (history.label, history.collapsed) == ("A", 1)
+    assert [line["margin_q50"] for run in history.runs for line in run] == [90.0]
+    whole = replace(row, cells={"clean": replace(clean, absent={})})
+    (history,) = publish._histories(replace(comparison(), rows=(whole,)))
+    assert (history.collapsed, len(history.runs)) == (0, 2)

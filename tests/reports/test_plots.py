@@ -14,7 +14,7 @@ from matplotlib.container import ErrorbarContainer
 from ablation.reports import plots
 from ablation.reports.comparison import Cell, Comparison, Row, Sample
 from ablation.reports.statistics import interval
-from ablation.reports.style import COLOURS, FAINT, paper_name, save
+from ablation.reports.style import COLOURS, FAINT, MARKERS, look, paper_name, save
 from ablation.sweeps.published import Published
 
 
@@ -197,23 +197,136 @@ def crowd():
     )  # fmt: skip
 
 
-def test_labels_hardly_overlap_and_stay_inside():
-    figure = traded(crowd())
+def overlap(one, other):
+    """Common area of two boxes in pixels, as a share of the first."""
+    across = min(one.x1, other.x1) - max(one.x0, other.x0)
+    up = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return max(0, across) * max(0, up) / (one.width * one.height)
+
+
+def check_layout(figure):
+    """Nothing that is written is on top of something else that is, or out of the figure."""
     figure.draw_without_rendering()
-    (axes,) = figure.axes
-    boxes = [text.get_window_extent().extents for text in axes.texts if text.get_text()]
-    assert len(boxes) == 12
-    frame = axes.get_window_extent().extents
-    for i, (left, low, right, high) in enumerate(boxes):
-        area = (right - left) * (high - low)
-        for other in boxes[:i]:
-            across = min(right, other[2]) - max(left, other[0])
-            up = min(high, other[3]) - max(low, other[1])
-            assert max(0, across) * max(0, up) < 0.05 * area
-        assert left > frame[0] - 1
-        assert right < frame[2] + 1
-        assert low > frame[1] - 1
-        assert high < frame[3] + 1
+    boxes = [text.get_window_extent() for axes in figure.axes for text in axes.texts
+             if text.get_text()]  # fmt: skip
+    boxes += [text.get_window_extent() for each in figure.legends for text in each.get_texts()]
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            boxes += [
+                tick.label1.get_window_extent()
+                for tick in axis.get_major_ticks()
+                if low <= tick.get_loc() <= high and tick.label1.get_visible()
+                and tick.label1.get_text()
+            ]  # fmt: skip
+            if axis.label.get_text():
+                boxes.append(axis.label.get_window_extent())
+    for i, box in enumerate(boxes):
+        assert all(overlap(box, other) < 0.05 for other in boxes[:i])
+        assert box.x0 > -2
+        assert box.y0 > -2
+        assert box.x1 < figure.bbox.width + 2
+        assert box.y1 < figure.bbox.height + 2
+
+
+def emr_table():
+    """Clean accuracies at 96 to 99%, and two rows of which only far lower ones are published."""
+    published = [(77.88, 34.06), (17.83, 17.27), (97.66, 90.11), (98.68, 92.62), (99.02, 92.5)]
+    both = [(96.5, 45.5, 48.4), (98.3, 27.6, 24.4), (98.4, 12.6, 4.7), (97.5, 51.2, 60.6),
+            (98.7, 44.1, 51.1), (98.7, 52.3, 28.9), (97.5, 88.4, 87.6)]  # fmt: skip
+    rows = [
+        row(f"ST + L-Softmax wd 0.{i}", cell("clean", [], x), cell("aa", [], y))
+        for i, (x, y) in enumerate(published)
+    ]
+    rows += [
+        row(f"AT + EMR wd 0.{i}", cell("clean", [x, x + 0.1], x), cell("aa", [y - 0.3, y + 0.3], z))
+        for i, (x, y, z) in enumerate(both)
+    ]
+    return comparison(*rows)
+
+
+def many(count):
+    return comparison(
+        *(
+            row(f"M{i}", cell("clean", [80 + 0.7 * i], 80 + 0.7 * i),
+                cell("aa", [52 - i, 52.3 - i], 51.0 - i))
+            for i in range(count)
+        )
+    )  # fmt: skip
+
+
+EQUAL = comparison(
+    *(row(f"M{i}", cell("clean", [85.0], 85.0), cell("aa", [50.0], 50.0)) for i in range(7))
+)
+
+
+@pytest.mark.parametrize(
+    "table", [emr_table(), crowd(), many(20), many(1), many(3), EQUAL],
+    ids=["far", "crowd", "20", "1", "3", "equal"],
+)  # fmt: skip
+def test_nothing_that_is_written_overlaps(table):
+    check_layout(traded(table))
+    if figure := plots.measured_against_published(table):
+        check_layout(figure)
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_few_points_are_labelled_and_many_named_in_a_legend(count):
+    figure = traded(many(count))
+    names = [f"M{i}" for i in range(count)]
+    if count < 20:
+        assert texts(figure) == names
+        assert len(figure.legends) == 1
+    else:
+        assert texts(figure) == []
+        below = figure.legends[1]
+        assert [text.get_text() for text in below.get_texts()] == names
+        looks = [(line.get_color(), line.get_marker()) for line in below.get_lines()]
+        assert len(set(looks)) == count
+
+
+def test_equal_points_are_named_in_a_legend():
+    """There is no room for seven labels at one point, nor would it be seen whose they are."""
+    figure = traded(EQUAL)
+    assert [t.get_text() for t in figure.legends[1].get_texts()] == [f"M{i}" for i in range(7)]
+
+
+def test_a_look_stands_for_one_row():
+    assert len({look(place)[:2] for place in range(96)}) == 96
+    assert len({look(place)[1] for place in range(len(MARKERS))}) == len(MARKERS)
+
+
+def test_an_axis_is_broken_where_rows_are_far_from_the_others():
+    far, bulk = traded(emr_table()).axes
+    low, high = far.get_xlim()
+    assert low < 17.83 < 77.88 < high < 96
+    low, high = bulk.get_xlim()
+    assert 95 < low < 96.5
+    assert 99.02 < high < 101
+    assert bulk.get_window_extent().width > 2 * far.get_window_extent().width
+    assert bulk.get_xlabel() == "clean accuracy (%)"
+    assert not bulk.spines["left"].get_visible()
+    assert len(traded(many(20)).axes) == 1
+
+
+def test_a_wide_interval_does_not_squeeze_the_others():
+    """Two runs' intervals are twelve standard errors wide."""
+    wide = row("wide", cell("clean", [84.0, 86.0]), cell("aa", [40.0, 56.0]))
+    (axes,) = traded(comparison(AT, TRADES, wide)).axes
+    assert interval([40.0, 56.0]).half > 100
+    low, high = axes.get_ylim()
+    assert high - low < 20
+
+
+def test_points_on_each_other_are_magnified():
+    above, _ = compared(emr_table()).axes
+    (inset,) = above.child_axes
+    assert set(bars(inset)) == {at for at in bars(above) if at[0] > 96}
+    low, high = inset.get_xlim()
+    assert 96 < low < 96.5
+    assert 98.7 < high < 99.5
+    assert compared(many(20)).axes[0].child_axes == []
+    assert compared(EQUAL).axes[0].child_axes == []
 
 
 @pytest.mark.parametrize("label", ["$x_1$ 50% \\alpha", "\u03b1=0.1 \u2013 \u2713", "a\nb", ""])
