@@ -21,6 +21,7 @@ from ablation.evaluation import (
     AutoAttack,
     FabT,
     Fgsm,
+    Measure,
     Pgd,
     Spsa,
     Square,
@@ -390,7 +391,7 @@ def test_inspecting_finds_dynamic_defences_and_restores_a_debuggers_trace(caplog
 CONTRACT = {
     *("clean", "fgsm", "pgd10", "pgd20", "pgd100", "pgd20_eps6", "pgd20_eps10", "pgd20_eps12"),
     *("cw", "aa", "aa_l2", "apgd_ce", "apgd_t", "square", "spsa", "fab"),
-    *("margin_train", "margin_test", "margin_adv_train"),
+    *("margin_train", "margin_test", "margin_adv_train", "pgd10_uniform"),
     *(f"aa_eps{pixels}" for pixels in range(2, 17, 2)),
 }
 
@@ -406,7 +407,7 @@ def parsed(path: Path, eps: float = 8 / 255) -> dict[str, Any]:
     parser = Parser()
     node = read(path)["attacks"]
     found = {
-        name: None if value is None else parser.parse(Attack, value, name, eps)
+        name: None if value is None else parser.parse(Attack | Measure, value, name, eps)
         for name, value in node.items()
     }
     assert parser.problems == []
