@@ -10,7 +10,6 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from hydra.errors import HydraException
 
@@ -22,10 +21,9 @@ from ablation.data import Extent
 from ablation.errors import ConfigError
 from ablation.jobs import state
 from ablation.runs.directory import Run
+from ablation.sweeps.claims import JobState, claimed
 from ablation.sweeps.tables import Arm, Select, Table
 from ablation.text import did_you_mean, one_line
-
-JobState = Literal["done", "partial", "running", "failed", "new"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,22 @@ class Job:
     Attributes:
         points: at least one, all with the same ``train_id`` and evaluation.
         config: theirs.
-        state: what its run directory says.
+        state: what its run directory says, and other sweeps that have it.
     """
 
     points: tuple[Point, ...]
     config: Config
     state: JobState
+
+    @property
+    def run(self) -> Run:
+        """Its run directory."""
+        return Run(self.config.run_dir, self.config.train_id)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from other jobs: its run and its evaluations."""
+        return (str(self.config.run_dir), *evaluations.evaluation_ids(self.config))
 
     @property
     def title(self) -> str:
@@ -330,7 +338,9 @@ def _deduplicated(points: Sequence[Point]) -> list[Job]:
     for which in served.values():
         config = which[0].config
         assert config is not None  # noqa: S101
-        found.append(Job(tuple(which), config, state_of(config)))
+        job = Job(tuple(which), config, state_of(config))
+        waits = job.state != "done" and claimed(job.run)
+        found.append(replace(job, state="running") if waits else job)
     return found
 
 
@@ -338,11 +348,14 @@ def state_of(config: Config) -> JobState:
     """Read a job's state from its run directory."""
     run = Run(config.run_dir, config.train_id)
     status = run.status()
-    if status is None or status.state == "interrupted":
-        return "partial" if any(run.checkpoints.folder.glob("*")) else "new"
-    if status.state == "done":
-        return "partial" if state.missing(config, run) else "done"
-    return status.state
+    if status is not None and status.state == "done" and not state.missing(config, run):
+        return "done"
+    if run.worker():
+        return "running"
+    if status is not None and status.state == "failed":
+        return "failed"
+    trained = status is not None and status.state == "done"
+    return "partial" if trained or any(run.checkpoints.folder.glob("*")) else "new"
 
 
 def score(config: Config, select: Select) -> float | None:

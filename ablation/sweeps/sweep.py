@@ -9,15 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ablation.config.overrides import bare, quoted, variant
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
-from ablation.runs.directory import Run
 from ablation.runs.launches import Launch, note_launch, recorded_launches
+from ablation.sweeps.claims import Claim
 from ablation.sweeps.cost import describe_total, estimate
-from ablation.sweeps.planning import Job, Plan, Planner
+from ablation.sweeps.planning import Job, Plan, Planner, state_of
 from ablation.sweeps.request import Request, read_request
 from ablation.text import one_line, summary_table
 
@@ -108,7 +109,7 @@ class Sweep:
     ) -> None:
         self._caller, self._request, self._planner, self._plan = caller, request, planner, plan
         self._epilogue = epilogue
-        self._tried: set[tuple[str, ...]] = set()
+        self._tried: set[tuple[str, ...]] = set()  # keys of jobs
         self._logs: dict[str, Path] = {}
 
     def run(self) -> int:
@@ -142,26 +143,34 @@ class Sweep:
         found: dict[str, Job] = {}
         for job in self._plan.jobs:
             ready = job.state in ("new", "partial") or (job.state == "failed" and job.config.retry)
-            if ready and job.points[0].overrides not in self._tried:
+            if ready and job.key not in self._tried:
                 found.setdefault(job.config.run_name, job)
-        batch = list(found.values())[: self._caller.max_batch_size]
-        self._tried |= {job.points[0].overrides for job in batch}
-        return batch
+        return list(found.values())[: self._caller.max_batch_size]
 
     def _launch(self, batch: Sequence[Job]) -> None:
         """Hand jobs to the launcher; whatever it raises, the run directories tell the truth."""
         launcher = self._caller.make_launcher()
-        commands = {tuple(self._command(job)): job for job in batch}
-        self._logs |= {job.config.run_name: self._log(job) for job in batch}
-        if hasattr(launcher, "describe"):
+        claims = {job.key: Claim(job.run, partial(state_of, job.config)) for job in batch}
+        at_start = hasattr(launcher, "describe")  # else all are claimed now
+        todo = [job for job in batch if at_start or not claims[job.key].take()]
+        commands = {tuple(self._command(job)): job for job in todo}
+        self._logs |= {job.config.run_name: self._log(job) for job in todo}
+        if at_start:
             launcher.describe = lambda overrides: (
                 commands[tuple(overrides)].title,
                 self._log(commands[tuple(overrides)]),
+                claims[commands[tuple(overrides)].key],
             )
         try:
-            launcher.launch([list(command) for command in commands], initial_job_idx=0)
+            if todo:
+                launcher.launch([list(command) for command in commands], initial_job_idx=0)
         except Exception as error:
             sys.stderr.write(f"the launcher gave up: {type(error).__name__}: {one_line(error)}\n")
+        finally:
+            for claim in claims.values():
+                claim.release()
+        # Those that run elsewhere may come up again, if they are left unfinished there.
+        self._tried |= {key for key, claim in claims.items() if claim.lost != "running"}
 
     def _command(self, job: Job) -> list[str]:
         """The job's overrides, and who asked for it."""
@@ -193,7 +202,8 @@ class Sweep:
             lines += self._failure(job)
         running = counts["running"]
         if running:
-            lines.append(f"{running} jobs still run elsewhere: the same command again looks anew")
+            jobs_ = "job still runs" if running == 1 else "jobs still run"
+            lines.append(f"{running} {jobs_} elsewhere: the same command again looks anew")
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
         if not stopped:
@@ -207,7 +217,7 @@ class Sweep:
 
     def _failure(self, job: Job) -> list[str]:
         """A failed job: its error, the remedy and the last lines of its output."""
-        run = Run(job.config.run_dir, job.config.train_id)
+        run = job.run
         status = run.status()
         error = status.error if status is not None and status.error else "it did not start"
         lines = [f"FAILED {job.title or job.config.run_name}: {error}", f"  run {run.path}"]
@@ -223,7 +233,7 @@ class Sweep:
 
 def note_served(job: Job, launch: Launch) -> None:
     """Record in a finished run that a table uses it."""
-    run = Run(job.config.run_dir, job.config.train_id)
+    run = job.run
     served = any(
         (entry["table"], entry["overrides"]) == (launch.table, launch.overrides)
         and set(launch.arms) <= set(entry["arms"])
