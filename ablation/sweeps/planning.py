@@ -21,6 +21,7 @@ from ablation.data import Extent
 from ablation.errors import ConfigError
 from ablation.jobs import state
 from ablation.runs.directory import Run
+from ablation.sweeps import slurm
 from ablation.sweeps.claims import JobState, claimed
 from ablation.sweeps.tables import Arm, Select, Table
 from ablation.text import did_you_mean, one_line
@@ -59,12 +60,14 @@ class Job:
     Attributes:
         points: at least one, all with the same ``train_id`` and evaluation.
         config: theirs.
-        state: what its run directory says, and other sweeps that have it.
+        state: what its run directory says, other sweeps that have it, and the queue.
+        queued: its job in SLURM's queue, as ``7_0 PENDING``.
     """
 
     points: tuple[Point, ...]
     config: Config
     state: JobState
+    queued: str = ""
 
     @property
     def run(self) -> Run:
@@ -163,8 +166,9 @@ class Planner:
                 candidates += found
         every = [point for found in points.values() for point in found]
         problems += _grouped([*every, *candidates])
-        ready = [] if problems else _deduplicated(every)
-        return Plan(points, ready, pending, list(dict.fromkeys(self.notices)), problems)
+        ready, notices = ([], []) if problems else _with_queue(_deduplicated(every))
+        notices = list(dict.fromkeys([*self.notices, *notices]))
+        return Plan(points, ready, pending, notices, problems)
 
     def _with_sources(self) -> list[str]:
         """The wanted arms, each after the arm that it continues."""
@@ -342,6 +346,22 @@ def _deduplicated(points: Sequence[Point]) -> list[Job]:
         waits = job.state != "done" and claimed(job.run)
         found.append(replace(job, state="running") if waits else job)
     return found
+
+
+def _with_queue(jobs: list[Job]) -> tuple[list[Job], list[str]]:
+    """The jobs, with those that wait in SLURM's queue as such; what the user should know."""
+    waits = {
+        job.key: job.run for job in jobs
+        if job.state in ("new", "partial") or (job.state == "failed" and job.config.retry)
+    }  # fmt: skip
+    queue, notices = slurm.queued(list(waits.values()))
+    found = [
+        replace(job, state="queued", queued=queue[job.config.run_name])
+        if job.key in waits and job.config.run_name in queue
+        else job
+        for job in jobs
+    ]
+    return found, notices
 
 
 def state_of(config: Config) -> JobState:

@@ -7,7 +7,7 @@ command again continues.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ablation.config.overrides import bare, quoted, variant
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.runs.launches import Launch, note_launch, recorded_launches
+from ablation.sweeps import slurm
 from ablation.sweeps.claims import Claim
 from ablation.sweeps.cost import describe_total, estimate
 from ablation.sweeps.planning import Job, Plan, Planner, state_of
@@ -35,6 +36,18 @@ class Caller(Protocol):
     @property
     def at_a_time(self) -> int:
         """Jobs that run side by side."""
+
+    @property
+    def dry(self) -> bool:
+        """Whether the launcher only prints what it would do."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the launcher returns only when its jobs have ended."""
+
+    @property
+    def device(self) -> str | None:
+        """Type of the device that jobs get on other machines; ``None`` if they run on this one."""
 
     def make_launcher(self) -> Any:
         """The chosen launcher; ``launch(job_overrides, initial_job_idx)`` runs jobs."""
@@ -59,20 +72,27 @@ def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
         if plan.problems:
             raise ConfigError(plan.problems)
         if caller.plan:
-            sys.stdout.write(f"{described(plan, caller.at_a_time)}\n")
+            sys.stdout.write(f"{described(plan, caller.at_a_time, caller.device)}\n")
             return DONE
-        return Sweep(caller, request, planner, plan, epilogue).run()
+        sweep = Sweep(caller, request, planner, plan, epilogue)
+        return sweep.show() if caller.dry else sweep.run()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return BAD_INPUT
 
 
-def described(plan: Plan, at_a_time: int) -> str:
-    """Describe a plan: a line per job, what waits, and what is left to compute."""
+def described(plan: Plan, at_a_time: int, device: str | None = None) -> str:
+    """Describe a plan: a line per job, what waits, and what is left to compute.
+
+    Args:
+        plan: of a sweep.
+        at_a_time: jobs that run side by side.
+        device: see ``Caller``.
+    """
     each = [[bare(text) for text in job.points[0].overrides] for job in plan.jobs]
     common = [text for text in each[0] if all(text in other for other in each)] if each else []
     rows: list[tuple[str, ...]] = [
-        (job.state, job.title or "-", job.config.run_name,
+        (f"{job.state} {job.queued}".rstrip(), job.title or "-", job.config.run_name,
          " ".join(text for text in texts if text not in common))
         for job, texts in zip(plan.jobs, each, strict=True)
     ]  # fmt: skip
@@ -88,12 +108,12 @@ def described(plan: Plan, at_a_time: int) -> str:
     lines.append(", ".join(f"{n} {state}" for state, n in counts.items() if n) or "no jobs")
     todo = [job.config for job in plan.jobs if job.state in ("new", "partial", "failed")]
     if todo:
-        found = estimate(todo, Path(todo[0].runs_dir).expanduser())
+        found = estimate(todo, Path(todo[0].runs_dir).expanduser(), device)
         lines.append(f"left to compute: {describe_total(found, at_a_time)}")
     return "\n".join(lines)
 
 
-STATES = ("done", "partial", "running", "failed", "new")
+STATES = ("done", "partial", "running", "queued", "failed", "new")
 
 
 class Sweep:
@@ -128,6 +148,16 @@ class Sweep:
             self._note_done()
         return self._conclude(stopped)
 
+    def show(self) -> int:
+        """Print what the launcher would do, and by which number it calls which job."""
+        batch = self._open()
+        self._announce()
+        if batch:
+            self._caller.make_launcher().launch([self._command(job) for job in batch], 0)
+        lines = [f"# {n}: {job.title or '-'}, {job.config.run_name}" for n, job in enumerate(batch)]
+        sys.stdout.write("\n".join([*lines, "nothing was submitted"]) + "\n")
+        return DONE
+
     def _announce(self) -> None:
         done = sum(job.state == "done" for job in self._plan.jobs)
         waiting = sum(wait.top for wait in self._plan.pending)
@@ -161,6 +191,10 @@ class Sweep:
                 self._log(commands[tuple(overrides)]),
                 claims[commands[tuple(overrides)].key],
             )
+        if hasattr(launcher, "submitted"):
+            launcher.submitted = lambda overrides, job_id, log: self._submitted(
+                commands[tuple(overrides)], job_id, log
+            )
         try:
             if todo:
                 launcher.launch([list(command) for command in commands], initial_job_idx=0)
@@ -169,8 +203,16 @@ class Sweep:
         finally:
             for claim in claims.values():
                 claim.release()
+        for job in todo if self._caller.waits else ():
+            slurm.forget_submitted(job.run)
         # Those that run elsewhere may come up again, if they are left unfinished there.
         self._tried |= {key for key, claim in claims.items() if claim.lost != "running"}
+
+    def _submitted(self, job: Job, job_id: str, log: Path) -> None:
+        """A job is in SLURM's queue."""
+        slurm.note_submitted(job.run, job_id)
+        self._logs[job.config.run_name] = log
+        sys.stdout.write(f"{job.title or job.config.run_name}: SLURM job {job_id} (log {log})\n")
 
     def _command(self, job: Job) -> list[str]:
         """The job's overrides, and who asked for it."""
@@ -200,20 +242,19 @@ class Sweep:
         failed = [job for job in jobs if job.state in ("failed", "partial", "new")]
         for job in failed if not stopped else []:
             lines += self._failure(job)
-        running = counts["running"]
-        if running:
-            jobs_ = "job still runs" if running == 1 else "jobs still run"
-            lines.append(f"{running} {jobs_} elsewhere: the same command again looks anew")
+        left = counts["running"] + counts["queued"]
+        if left:
+            lines.append(f"{_standing(counts)}: the same command again looks anew")
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
-        if not stopped:
+        if not stopped and left < len(jobs):
             sys.stdout.write(f"{self._epilogue(self._request, self._planner)}\n")
         if stopped:
             sys.stderr.write("stopped; the same command again continues\n")
             return INTERRUPTED
         if failed:
             return JOB_FAILED
-        return INTERRUPTED if running else DONE
+        return INTERRUPTED if left and self._caller.waits else DONE
 
     def _failure(self, job: Job) -> list[str]:
         """A failed job: its error, the remedy and the last lines of its output."""
@@ -229,6 +270,14 @@ class Sweep:
             tail = [line for line in said if not line.startswith("# ")][-LAST_LINES:]
             lines += [f"  {log}:", *(f"    {line}" for line in tail)]
         return lines
+
+
+def _standing(counts: Mapping[str, int]) -> str:
+    """How many jobs are in the hands of others."""
+    running, queued = counts["running"], counts["queued"]
+    found = [f"{running} job{' still runs' if running == 1 else 's still run'} elsewhere"]
+    found += [f"{queued} job{' is' if queued == 1 else 's are'} in SLURM's queue"]
+    return ", ".join(text for n, text in zip((running, queued), found, strict=True) if n)
 
 
 def note_served(job: Job, launch: Launch) -> None:

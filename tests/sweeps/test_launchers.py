@@ -676,6 +676,41 @@ def test_what_slurm_is_asked_for(slurm, tmp_path):
 
 @pytest.mark.extra
 @pytest.mark.slow
+def test_a_dry_launcher_shows_what_slurm_would_be_asked_for(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", str(BIN))  # no SLURM here
+    asked = ("-m", "hydra/launcher=submitit_slurm", "seed=0,1", *QUICK)
+    partition = "hydra.launcher.partition=a100"
+    assert train(*asked, "hydra.launcher.dry=true", partition, cwd=tmp_path).wait(120) == DONE
+    text = (tmp_path / "out").read_text()
+    for line in ("array=0-1%2", "partition=a100", "gpus-per-node=1", "signal=USR2@120"):
+        assert f"#SBATCH --{line}" in text
+    assert "submitit.core._submit" in text
+    assert "# 1: seed=1, digits-tiny_cnn-at-s1-" in text
+    assert not (tmp_path / "runs").exists()
+    assert train(*asked, cwd=tmp_path).wait(120) == 1
+    assert "srun is not on this machine" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.extra
+@pytest.mark.slow
+def test_jobs_are_submitted_once_and_the_same_command_shows_the_table(slurm, tmp_path):
+    (slurm / "squeue").write_text('#!/bin/sh\n[ -e "$FAKE/over" ] || echo "7|RUNNING"\n')
+    (slurm / "squeue").chmod(0o755)
+    asked = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.wait=false", "seed=0", *QUICK)
+    assert train(*asked, cwd=tmp_path).wait(120) == DONE
+    assert "1 job is in SLURM's queue" in (tmp_path / "out").read_text()
+    script = (slurm / "script").stat().st_mtime_ns
+    assert train(*asked, cwd=tmp_path).wait(120) == DONE
+    assert (slurm / "script").stat().st_mtime_ns == script
+    until(lambda: [s for s in statuses(tmp_path).values() if s["state"] == "done"], 120)
+    (slurm / "over").touch()
+    assert train(*asked, cwd=tmp_path).wait(120) == DONE
+    assert "sweep: 1 done" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.extra
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("name", ["submitit_slurm", "submitit_local"])
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(slurm, tmp_path, name):

@@ -18,7 +18,7 @@ from ablation.jobs import train as job
 from ablation.reports.epilogue import after_sweep
 from ablation.runs import launches
 from ablation.runs.directory import Run
-from ablation.sweeps import claims, planning, request, sweep
+from ablation.sweeps import claims, planning, request, slurm, sweep
 from tests.support.fake_runs import fake_run
 
 TABLE = """
@@ -66,6 +66,7 @@ class Caller:
         self.plan, self.max_batch_size, self.kwargs = plan, max_batch_size, kwargs
         self.log: list = []
         self.batches, self.at_a_time = 0, 1
+        self.dry, self.waits, self.device = False, True, None
 
     def make_launcher(self):
         self.batches += 1
@@ -287,6 +288,73 @@ arms:
     caller = Caller(states={"fixed": "lost"})
     assert go(caller, "table=stages") == JOB_FAILED
     assert [(f.epochs, f.lr) for f, _ in caller.log] == [(2, 0.1), (2, 0.2), (5, 0.1)]
+
+
+# SLURM's queue
+
+
+class Submits:
+    """Puts jobs in a queue that a fake squeue shows, and starts none."""
+
+    submitted: Any = None
+
+    def __init__(self, log):
+        self.log = log
+
+    def launch(self, job_overrides, initial_job_idx):
+        for n, overrides in enumerate(job_overrides):
+            self.log.append(overrides)
+            if self.submitted is not None:
+                self.submitted(overrides, f"7_{n}", Path(f"7_{n}.out"))
+        return []
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A caller whose launcher submits and returns."""
+    monkeypatch.setattr(slurm, "_states", lambda ids: {f"7_{n}": "PENDING" for n in range(9)})
+    caller = Caller()
+    caller.waits = False
+    monkeypatch.setattr(caller, "make_launcher", lambda: Submits(caller.log))
+    return caller
+
+
+def test_what_is_queued_is_submitted_once_and_planned_as_queued(go, cluster, capsys):
+    assert go(cluster, "table=mine", "row=trades") == DONE
+    assert len(cluster.log) == 2
+    out = capsys.readouterr().out
+    assert "trades seed=0: SLURM job 7_0 (log 7_0.out)" in out
+    assert "2 jobs are in SLURM's queue: the same command again looks anew" in out
+    assert "FAILED" not in out
+    assert "±" not in out
+    assert go(cluster, "table=mine", "row=at,trades") == DONE
+    assert len(cluster.log) == 4
+    cluster.plan = True
+    capsys.readouterr()
+    assert go(cluster, "table=mine") == DONE
+    out = capsys.readouterr().out
+    assert "queued 7_1 PENDING  trades seed=1" in out
+    assert "4 queued, 2 new" in out
+
+
+def test_jobs_of_another_call_that_are_queued_leave_a_waiting_one_unfinished(go, cluster):
+    go(cluster, "table=mine", "row=trades")
+    assert go(Caller(), "table=mine", "row=trades") == INTERRUPTED
+
+
+def test_a_launcher_that_waited_leaves_no_ticket(go, cluster, tmp_path):
+    cluster.waits = True
+    assert go(cluster, "table=mine", "row=trades") == JOB_FAILED  # none of them ran
+    assert list((tmp_path / "runs" / ".sweep").glob("*.slurm")) == []
+
+
+def test_a_dry_launcher_shows_and_leaves_nothing(go, cluster, tmp_path, capsys):
+    cluster.dry = True
+    assert go(cluster, "table=mine", "row=trades") == DONE
+    out = capsys.readouterr().out
+    assert "# 1: trades seed=1, digits-tiny_cnn-trades-s1-" in out
+    assert "nothing was submitted" in out
+    assert not (tmp_path / "runs").exists()
 
 
 def test_batches_limit_what_a_launcher_gets_at_once(go):
