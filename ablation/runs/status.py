@@ -157,10 +157,23 @@ class RunStatus:
                 f"restore the files in data_dir, or set runs_dir=... to train anew"
             )
 
+    def worker(self) -> str | None:
+        """Who trains or evaluates the run now, as ``pid 12 on host h``; ``None`` if nobody does."""
+        found = self._recorded()
+        busy = self._alive(found) if found.get("state") == "running" else self._is_locked(found)
+        owner = found.get("owner")
+        if not busy or not isinstance(owner, dict):
+            return None
+        return f"pid {owner.get('pid')} on host {owner.get('host')}"
+
     def _alive(self, found: Mapping[str, Any]) -> bool:
         """Say whether the process that claims to be running still holds the lock."""
         if self._claimed_elsewhere(found):
             return True
+        return self._is_locked(found)
+
+    def _is_locked(self, found: Mapping[str, Any]) -> bool:
+        """Say whether a process holds the lock."""
         path = self.path / ".lock"
         try:
             with place_lock(self.path) as free:

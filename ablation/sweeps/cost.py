@@ -38,8 +38,9 @@ from ablation.runs.directory import Run, find_runs
 from ablation.training.method import Method
 
 Precision = Literal["fp32", "tf32", "bf16"]
-BASES = ("measured", "rough", "unknown")
-"""Where training seconds are from: runs on disk, a probe of the network, or neither (counted 0)."""
+BASES = ("measured", "partly measured", "rough", "unknown")
+"""Where seconds are from: runs on disk, those and a probe of the network, the probe alone, or
+neither (counted 0)."""
 FORWARD, SEARCH, TRAIN = 1, 2, 3
 """Passes in units of a forward pass: a gradient of the input costs one more, of the weights two."""
 CORRECT, ROBUST = 0.85, 0.5
@@ -68,27 +69,33 @@ class Estimate:
         evaluation_seconds: all attacks on all checkpoints that the config asks for.
         bytes: on disk when finished.
         basis: where ``train_seconds`` is from; one of ``BASES``.
-        device: type of the device that the seconds are for: ``cpu`` or ``cuda``.
+        evaluation_basis: where ``evaluation_seconds`` is from; empty if nothing is evaluated.
+        device: that the seconds are for: ``cpu``, ``cuda``, or this machine's for the job's.
     """
 
     train_seconds: float
     evaluation_seconds: float
     bytes: int
     basis: str
+    evaluation_basis: str
     device: str
 
 
-def estimate(configs: Sequence[Config], runs_dir: Path) -> list[Estimate]:
-    """Estimate each job as if it ran alone, from scratch, on this machine.
+def estimate(
+    configs: Sequence[Config], runs_dir: Path, device: str | None = None
+) -> list[Estimate]:
+    """Estimate each job as if it ran alone, from scratch.
 
     Args:
         configs: validated jobs.
         runs_dir: folder of earlier runs; need not exist.
+        device: type of the device that jobs get elsewhere, ``cpu`` or ``cuda``; ``None`` means that
+            they run on this machine. The probe can only run here.
 
     Raises:
         InputError: ``runs_dir`` is no folder, or cannot be read.
     """
-    measured, networks = Measured(configs, runs_dir), Networks()
+    measured, networks = Measured(configs, runs_dir, device), Networks()
     jobs = []
     for config in configs:
         train, basis = measured.training(config), "measured"
@@ -96,14 +103,36 @@ def estimate(configs: Sequence[Config], runs_dir: Path) -> list[Estimate]:
             pace = networks.pace(config, config.runtime.precision)
             train = training_passes(config, networks.split(config)) * (pace or 0.0)
             basis = "unknown" if pace is None else "rough"
-        evaluation = evaluation_seconds(config, measured, networks)
-        device = setup.pick_device(config.runtime.device).type
-        jobs.append(Estimate(train, evaluation, disk(config, networks), basis, device))
+        evaluation, evaluation_basis = evaluation_seconds(config, measured, networks)
+        here, there = setup.pick_device(config.runtime.device).type, job_device(config, device)
+        probed = {basis, evaluation_basis} & {"rough", "partly measured"}
+        place = f"this machine's {here} in place of the jobs' {there}"
+        jobs.append(
+            Estimate(
+                train,
+                evaluation,
+                disk(config, networks),
+                basis,
+                evaluation_basis,
+                place if probed and here != there else there,
+            )
+        )
     return jobs
 
 
+def job_device(config: Config, device: str | None) -> str:
+    """Type of the device that a job will run on.
+
+    Args:
+        config: of the job.
+        device: what ``auto`` is where it runs; ``None`` means that it runs here.
+    """
+    name = config.runtime.device
+    return setup.pick_device(name if name != "auto" or device is None else device).type
+
+
 def describe_total(estimates: Sequence[Estimate], jobs: int) -> str:
-    """Say it in one line: ``about 3 h of compute on cuda (...), 1.2 GB on disk; with ...``.
+    """Say it in one line: ``about 3 h of compute on cuda: ...; 1.2 GB on disk; with ...``.
 
     Args:
         estimates: of the jobs, in the order in which they start.
@@ -111,13 +140,11 @@ def describe_total(estimates: Sequence[Estimate], jobs: int) -> str:
     """
     train = sum(entry.train_seconds for entry in estimates)
     attack = sum(entry.evaluation_seconds for entry in estimates)
-    count = Counter(entry.basis for entry in estimates)
-    bases = ", ".join(f"{basis} {count[basis]}" for basis in BASES if count[basis])
     devices = " and ".join(sorted({entry.device for entry in estimates}))
     text = (
-        f"about {spoken(train + attack)} of compute{f' on {devices}' if devices else ''} (training "
-        f"{spoken(train)}, evaluation {spoken(attack)}; {bases or 'no'} "
-        f"job{'' if len(estimates) == 1 else 's'}), "
+        f"about {spoken(train + attack)} of compute{f' on {devices}' if devices else ''}: "
+        f"training {spoken(train)}{_bases([entry.basis for entry in estimates])}, "
+        f"evaluation {spoken(attack)}{_bases([entry.evaluation_basis for entry in estimates])}; "
         f"{_size(sum(entry.bytes for entry in estimates))} on disk"
     )
     if jobs < 2 or len(estimates) < 2:
@@ -126,6 +153,13 @@ def describe_total(estimates: Sequence[Estimate], jobs: int) -> str:
     for entry in estimates:
         heapq.heapreplace(ends, ends[0] + entry.train_seconds + entry.evaluation_seconds)
     return f"{text}; with {jobs} jobs at a time about {spoken(max(ends))}"
+
+
+def _bases(bases: Sequence[str]) -> str:
+    """`` (measured 2, rough 1 jobs)``."""
+    count = Counter(basis for basis in bases if basis)
+    said = ", ".join(f"{basis} {count[basis]}" for basis in BASES if count[basis])
+    return f" ({said} job{'' if count.total() == 1 else 's'})" if said else ""
 
 
 def spoken(seconds: float) -> str:
@@ -190,8 +224,8 @@ def _facts(attack: Attack | Measure, eps: float, classes: int) -> dict[str, Any]
         return {"eps": 0.0, "steps": 0}
 
 
-def evaluation_seconds(config: Config, measured: Measured, networks: Networks) -> float:
-    """Estimate all attacks on all checkpoints that the config asks for."""
+def evaluation_seconds(config: Config, measured: Measured, networks: Networks) -> tuple[float, str]:
+    """Estimate all attacks on all checkpoints that the config asks for; says on which basis."""
     seconds = passes = 0.0
     for node in evaluations.evaluations(config):
         images = networks.split(config)[node.split]
@@ -208,9 +242,12 @@ def evaluation_seconds(config: Config, measured: Measured, networks: Networks) -
                 passes += SEARCH * count  # the diagnosis takes a gradient
             elif facts.get("eps", 1.0) > 0:  # a measure has no radius
                 passes += attack_passes(attack, config.data.classes) * count
+    pace = networks.pace(config, "fp32") if passes else 0.0
+    basis = "measured" if seconds else ""
     if passes:
-        seconds += passes * (networks.pace(config, "fp32") or 0.0)
-    return seconds * len(evaluations.checkpoints(config))
+        basis = "unknown" if pace is None else "partly measured" if seconds else "rough"
+    total = seconds + passes * (pace or 0.0)
+    return total * len(evaluations.checkpoints(config)), basis
 
 
 # Networks and data ------------------------------------------------------------------------------
@@ -334,12 +371,16 @@ class Measured:
     Args:
         configs: the planned runs; runs on other data or models are not read.
         runs_dir: where runs are.
+        device: see ``estimate``.
 
     Raises:
         InputError: the folder cannot be listed.
     """
 
-    def __init__(self, configs: Sequence[Config], runs_dir: Path) -> None:
+    def __init__(
+        self, configs: Sequence[Config], runs_dir: Path, device: str | None = None
+    ) -> None:
+        self._device = device
         self._epochs: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._rates: dict[tuple[str, str], list[tuple[Mapping[str, Any], float]]]
         self._rates = defaultdict(list)
@@ -391,7 +432,7 @@ class Measured:
 
     def _digests(self, config: Config) -> tuple[str, str]:
         if id(config) not in self._keys:
-            device = setup.pick_device(config.runtime.device).type
+            device = job_device(config, self._device)
             self._keys[id(config)] = _digests(config.container(), device)
         return self._keys[id(config)]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from hydra.errors import HydraException
 
@@ -21,10 +20,10 @@ from ablation.data import Extent
 from ablation.errors import ConfigError
 from ablation.jobs import state
 from ablation.runs.directory import Run
+from ablation.sweeps import slurm
+from ablation.sweeps.claims import JobState, claimed
 from ablation.sweeps.tables import Arm, Select, Table
 from ablation.text import did_you_mean, one_line
-
-JobState = Literal["done", "partial", "running", "failed", "new"]
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,24 @@ class Job:
     Attributes:
         points: at least one, all with the same ``train_id`` and evaluation.
         config: theirs.
-        state: what its run directory says.
+        state: what its run directory says, other sweeps that have it, and the queue.
+        queued: its job in SLURM's queue, as ``7_0 PENDING``.
     """
 
     points: tuple[Point, ...]
     config: Config
     state: JobState
+    queued: str = ""
+
+    @property
+    def run(self) -> Run:
+        """Its run directory."""
+        return Run(self.config.run_dir, self.config.train_id)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from other jobs: its run and its evaluations."""
+        return (str(self.config.run_dir), *evaluations.evaluation_ids(self.config))
 
     @property
     def title(self) -> str:
@@ -154,8 +165,9 @@ class Planner:
                 candidates += found
         every = [point for found in points.values() for point in found]
         problems += _grouped([*every, *candidates])
-        ready = [] if problems else _deduplicated(every)
-        return Plan(points, ready, pending, list(dict.fromkeys(self.notices)), problems)
+        ready, notices = ([], []) if problems else _with_queue(_deduplicated(every))
+        notices = list(dict.fromkeys([*self.notices, *notices]))
+        return Plan(points, ready, pending, notices, problems)
 
     def _with_sources(self) -> list[str]:
         """The wanted arms, each after the arm that it continues."""
@@ -330,19 +342,40 @@ def _deduplicated(points: Sequence[Point]) -> list[Job]:
     for which in served.values():
         config = which[0].config
         assert config is not None  # noqa: S101
-        found.append(Job(tuple(which), config, state_of(config)))
+        job = Job(tuple(which), config, state_of(config))
+        waits = job.state != "done" and claimed(job.run)
+        found.append(replace(job, state="running") if waits else job)
     return found
+
+
+def _with_queue(jobs: list[Job]) -> tuple[list[Job], list[str]]:
+    """The jobs, with those that wait in SLURM's queue as such; what the user should know."""
+    waits = {
+        job.key: job.run for job in jobs
+        if job.state in ("new", "partial") or (job.state == "failed" and job.config.retry)
+    }  # fmt: skip
+    queue, notices = slurm.queued(list(waits.values()))
+    found = [
+        replace(job, state="queued", queued=queue[job.config.run_name])
+        if job.key in waits and job.config.run_name in queue
+        else job
+        for job in jobs
+    ]
+    return found, notices
 
 
 def state_of(config: Config) -> JobState:
     """Read a job's state from its run directory."""
     run = Run(config.run_dir, config.train_id)
     status = run.status()
-    if status is None or status.state == "interrupted":
-        return "partial" if any(run.checkpoints.folder.glob("*")) else "new"
-    if status.state == "done":
-        return "partial" if state.missing(config, run) else "done"
-    return status.state
+    if status is not None and status.state == "done" and not state.missing(config, run):
+        return "done"
+    if run.worker():
+        return "running"
+    if status is not None and status.state == "failed":
+        return "failed"
+    trained = status is not None and status.state == "done"
+    return "partial" if trained or any(run.checkpoints.folder.glob("*")) else "new"
 
 
 def score(config: Config, select: Select) -> float | None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from ablation import output
 from ablation.errors import DONE, INTERRUPTED, InputError
@@ -35,6 +35,8 @@ LINE_SECONDS = 30.0
 """Time between two lines of progress where there is no terminal."""
 GRACE_SECONDS = 60.0
 """After an error of this process: how long the others may save."""
+ELSEWHERE = 256
+"""Code of a job that others work on or have finished; no process ends with it."""
 LAST_LINES = 8
 """Of a failed job's log, shown at once."""
 
@@ -107,6 +109,19 @@ def visible_gpus() -> list[str]:
     return [str(n) for n in range(torch.cuda.device_count())]
 
 
+class Turn(Protocol):
+    """Whose turn a job is, where several pools may have it: ``ablation.sweeps.claims.Claim``."""
+
+    def take(self) -> str | None:
+        """Claim the job before its process starts; returns what others do with it instead."""
+
+    def elsewhere(self, pid: int | None = None) -> str | None:
+        """What others do with the job of which our process ``pid`` failed; ``None`` if nothing."""
+
+    def release(self) -> None:
+        """The job's process has ended."""
+
+
 @dataclass(frozen=True)
 class Work:
     """A job to run.
@@ -115,11 +130,13 @@ class Work:
         title: what a person calls it.
         command: program and arguments.
         log: file that its output is appended to.
+        turn: is asked before the job starts; ``None`` means that nobody else has it.
     """
 
     title: str
     command: Sequence[str]
     log: Path
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +169,8 @@ class Pool:
     def run(self, work: Sequence[Work]) -> list[int]:
         """Run all jobs; returns their exit codes, negative for a signal as in ``subprocess``.
 
+        A job that others have or had has the code ``ELSEWHERE``.
+
         Raises:
             KeyboardInterrupt: a signal stopped the pool; every process has ended.
         """
@@ -177,11 +196,13 @@ class Pool:
             while place not in self._running and waiting and self._signal is None:
                 index, work = waiting.popleft()
                 name = f"[{index + 1}/{total}] {work.title}"
+                if work.turn is not None and (why := work.turn.take()):
+                    self._settle(index, work, ELSEWHERE, f"{name}: {why}")
+                    continue
                 try:
                     self._running[place] = self._started(name, index, work, environment)
                 except OSError as error:  # the log, or no memory for a process
-                    self._codes[index] = -1
-                    self._board.event(f"{name}: FAILED to start: {error}")
+                    self._settle(index, work, -1, f"{name}: FAILED to start: {error}")
                 else:
                     self._board.event(f"{name}: started (log {work.log})")
 
@@ -214,24 +235,35 @@ class Pool:
             if code is None:
                 continue
             del self._running[place]
-            self._codes[child.index] = code
             seconds = time.monotonic() - child.since
             if code == DONE:
                 self._seconds.append(seconds)
-                self._board.event(f"{child.name}: done in {duration(seconds)}")
+                text = f"done in {duration(seconds)}"
             elif code == INTERRUPTED:
-                self._board.event(f"{child.name}: stopped after {duration(seconds)}")
+                text = f"stopped after {duration(seconds)}"
+            elif child.work.turn and (why := child.work.turn.elsewhere(child.process.pid)):
+                code, text = ELSEWHERE, why
             else:
-                why = f"FAILED ({ending(code)}) after {duration(seconds)}"
                 tail = [f"    {line}" for line in last_lines(child.work.log, child.log_start)]
-                self._board.event("\n".join([f"{child.name}: {why}", *tail]))
+                why = f"FAILED ({ending(code)}) after {duration(seconds)}"
+                text = "\n".join([why, *tail])
+            self._settle(child.index, child.work, code, f"{child.name}: {text}")
+
+    def _settle(self, index: int, work: Work, code: int, text: str) -> None:
+        """A job is over."""
+        self._codes[index] = code
+        if work.turn is not None:
+            work.turn.release()
+        self._board.event(text)
 
     def _standing(self, waiting: Sequence[object]) -> str:
         """How far it all is, in a line."""
         codes = list(self._codes.values())
-        done = codes.count(DONE)
+        done, elsewhere = codes.count(DONE), codes.count(ELSEWHERE)
+        failed = len(codes) - done - elsewhere
         text = f"{done} done, {len(self._running)} running"
-        text += f", {len(codes) - done} failed" if len(codes) > done else ""
+        text += f", {failed} failed" if failed else ""
+        text += f", {elsewhere} elsewhere" if elsewhere else ""
         text += f", {len(waiting)} left"
         if not self._seconds:
             return text

@@ -6,18 +6,20 @@ command again continues.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ablation.config.overrides import bare, quoted, variant
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.output import say, warn
-from ablation.runs.directory import Run
 from ablation.runs.launches import Launch, note_launch, recorded_launches
+from ablation.sweeps import slurm
+from ablation.sweeps.claims import Claim
 from ablation.sweeps.cost import describe_total, estimate
-from ablation.sweeps.planning import Job, Plan, Planner
+from ablation.sweeps.planning import Job, Plan, Planner, state_of
 from ablation.sweeps.request import Request, read_request
 from ablation.text import one_line, summary_table
 
@@ -34,6 +36,18 @@ class Caller(Protocol):
     @property
     def at_a_time(self) -> int:
         """Jobs that run side by side."""
+
+    @property
+    def dry(self) -> bool:
+        """Whether the launcher only prints what it would do."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the launcher returns only when its jobs have ended."""
+
+    @property
+    def device(self) -> str | None:
+        """Type of the device that jobs get on other machines; ``None`` if they run on this one."""
 
     def make_launcher(self) -> Any:
         """The chosen launcher; ``launch(job_overrides, initial_job_idx)`` runs jobs."""
@@ -58,20 +72,27 @@ def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
         if plan.problems:
             raise ConfigError(plan.problems)
         if caller.plan:
-            say(described(plan, caller.at_a_time))
+            say(described(plan, caller.at_a_time, caller.device))
             return DONE
-        return Sweep(caller, request, planner, plan, epilogue).run()
+        sweep = Sweep(caller, request, planner, plan, epilogue)
+        return sweep.show() if caller.dry else sweep.run()
     except InputError as error:
         warn(f"error: {error}")
         return BAD_INPUT
 
 
-def described(plan: Plan, at_a_time: int) -> str:
-    """Describe a plan: a line per job, what waits, and what is left to compute."""
+def described(plan: Plan, at_a_time: int, device: str | None = None) -> str:
+    """Describe a plan: a line per job, what waits, and what is left to compute.
+
+    Args:
+        plan: of a sweep.
+        at_a_time: jobs that run side by side.
+        device: see ``Caller``.
+    """
     each = [[bare(text) for text in job.points[0].overrides] for job in plan.jobs]
     common = [text for text in each[0] if all(text in other for other in each)] if each else []
     rows: list[tuple[str, ...]] = [
-        (job.state, job.title or "-", job.config.run_name,
+        (f"{job.state} {job.queued}".rstrip(), job.title or "-", job.config.run_name,
          " ".join(text for text in texts if text not in common))
         for job, texts in zip(plan.jobs, each, strict=True)
     ]  # fmt: skip
@@ -87,12 +108,12 @@ def described(plan: Plan, at_a_time: int) -> str:
     lines.append(", ".join(f"{n} {state}" for state, n in counts.items() if n) or "no jobs")
     todo = [job.config for job in plan.jobs if job.state in ("new", "partial", "failed")]
     if todo:
-        found = estimate(todo, Path(todo[0].runs_dir).expanduser())
+        found = estimate(todo, Path(todo[0].runs_dir).expanduser(), device)
         lines.append(f"left to compute: {describe_total(found, at_a_time)}")
     return "\n".join(lines)
 
 
-STATES = ("done", "partial", "running", "failed", "new")
+STATES = ("done", "partial", "running", "queued", "failed", "new")
 
 
 class Sweep:
@@ -108,7 +129,7 @@ class Sweep:
     ) -> None:
         self._caller, self._request, self._planner, self._plan = caller, request, planner, plan
         self._epilogue = epilogue
-        self._tried: set[tuple[str, ...]] = set()
+        self._tried: set[tuple[str, ...]] = set()  # keys of jobs
         self._logs: dict[str, Path] = {}
 
     def run(self) -> int:
@@ -127,6 +148,16 @@ class Sweep:
             self._note_done()
         return self._conclude(stopped)
 
+    def show(self) -> int:
+        """Print what the launcher would do, and by which number it calls which job."""
+        batch = self._open()
+        self._announce()
+        if batch:
+            self._caller.make_launcher().launch([self._command(job) for job in batch], 0)
+        lines = [f"# {n}: {job.title or '-'}, {job.config.run_name}" for n, job in enumerate(batch)]
+        say("\n".join([*lines, "nothing was submitted"]))
+        return DONE
+
     def _announce(self) -> None:
         done = sum(job.state == "done" for job in self._plan.jobs)
         waiting = sum(wait.top for wait in self._plan.pending)
@@ -141,26 +172,46 @@ class Sweep:
         found: dict[str, Job] = {}
         for job in self._plan.jobs:
             ready = job.state in ("new", "partial") or (job.state == "failed" and job.config.retry)
-            if ready and job.points[0].overrides not in self._tried:
+            if ready and job.key not in self._tried:
                 found.setdefault(job.config.run_name, job)
-        batch = list(found.values())[: self._caller.max_batch_size]
-        self._tried |= {job.points[0].overrides for job in batch}
-        return batch
+        return list(found.values())[: self._caller.max_batch_size]
 
     def _launch(self, batch: Sequence[Job]) -> None:
         """Hand jobs to the launcher; whatever it raises, the run directories tell the truth."""
         launcher = self._caller.make_launcher()
-        commands = {tuple(self._command(job)): job for job in batch}
-        self._logs |= {job.config.run_name: self._log(job) for job in batch}
-        if hasattr(launcher, "describe"):
+        claims = {job.key: Claim(job.run, partial(state_of, job.config)) for job in batch}
+        at_start = hasattr(launcher, "describe")  # else all are claimed now
+        todo = [job for job in batch if at_start or not claims[job.key].take()]
+        commands = {tuple(self._command(job)): job for job in todo}
+        self._logs |= {job.config.run_name: self._log(job) for job in todo}
+        if at_start:
             launcher.describe = lambda overrides: (
                 commands[tuple(overrides)].title,
                 self._log(commands[tuple(overrides)]),
+                claims[commands[tuple(overrides)].key],
+            )
+        if hasattr(launcher, "submitted"):
+            launcher.submitted = lambda overrides, job_id, log: self._submitted(
+                commands[tuple(overrides)], job_id, log
             )
         try:
-            launcher.launch([list(command) for command in commands], initial_job_idx=0)
+            if todo:
+                launcher.launch([list(command) for command in commands], initial_job_idx=0)
         except Exception as error:
             warn(f"the launcher gave up: {type(error).__name__}: {one_line(error)}")
+        finally:
+            for claim in claims.values():
+                claim.release()
+        for job in todo if self._caller.waits else ():
+            slurm.forget_submitted(job.run)
+        # Those that run elsewhere may come up again, if they are left unfinished there.
+        self._tried |= {key for key, claim in claims.items() if claim.lost != "running"}
+
+    def _submitted(self, job: Job, job_id: str, log: Path) -> None:
+        """A job is in SLURM's queue."""
+        slurm.note_submitted(job.run, job_id)
+        self._logs[job.config.run_name] = log
+        say(f"{job.title or job.config.run_name}: SLURM job {job_id} (log {log})")
 
     def _command(self, job: Job) -> list[str]:
         """The job's overrides, and who asked for it."""
@@ -190,22 +241,22 @@ class Sweep:
         failed = [job for job in jobs if job.state in ("failed", "partial", "new")]
         for job in failed if not stopped else []:
             lines += self._failure(job)
-        running = counts["running"]
-        if running:
-            lines.append(f"{running} jobs still run elsewhere: the same command again looks anew")
+        left = counts["running"] + counts["queued"]
+        if left:
+            lines.append(f"{_standing(counts)}: the same command again looks anew")
         say("\n".join(lines))
-        if not stopped:
+        if not stopped and left < len(jobs):
             say(self._epilogue(self._request, self._planner))
         if stopped:
             warn("stopped; the same command again continues")
             return INTERRUPTED
         if failed:
             return JOB_FAILED
-        return INTERRUPTED if running else DONE
+        return INTERRUPTED if left and self._caller.waits else DONE
 
     def _failure(self, job: Job) -> list[str]:
         """A failed job: its error, the remedy and the last lines of its output."""
-        run = Run(job.config.run_dir, job.config.train_id)
+        run = job.run
         status = run.status()
         error = status.error if status is not None and status.error else "it did not start"
         lines = [f"FAILED {job.title or job.config.run_name}: {error}", f"  run {run.path}"]
@@ -219,9 +270,17 @@ class Sweep:
         return lines
 
 
+def _standing(counts: Mapping[str, int]) -> str:
+    """How many jobs are in the hands of others."""
+    running, queued = counts["running"], counts["queued"]
+    found = [f"{running} job{' still runs' if running == 1 else 's still run'} elsewhere"]
+    found += [f"{queued} job{' is' if queued == 1 else 's are'} in SLURM's queue"]
+    return ", ".join(text for n, text in zip((running, queued), found, strict=True) if n)
+
+
 def note_served(job: Job, launch: Launch) -> None:
     """Record in a finished run that a table uses it."""
-    run = Run(job.config.run_dir, job.config.train_id)
+    run = job.run
     served = any(
         (entry["table"], entry["overrides"]) == (launch.table, launch.overrides)
         and set(launch.arms) <= set(entry["arms"])

@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from ablation.sweeps.pool import Turn
 
 OF_THE_SWEEP = ("hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra/sweeper", "hydra.mode")
 """Beginnings of overrides that are not for a single job."""
@@ -24,11 +27,11 @@ class PoolLauncher(Launcher):
 
     Attributes:
         command: what runs one job; the job's overrides follow.
-        describe: from a job's overrides to its title and its log file.
+        describe: from a job's overrides to its title, its log file and whose turn it is.
     """
 
     command: Sequence[str] = (sys.executable, "-m", "ablation.commands.train")
-    describe: Callable[[Sequence[str]], tuple[str, Path]] | None = None
+    describe: Callable[[Sequence[str]], tuple[str, Path, "Turn | None"]] | None = None
 
     def __init__(self, jobs: int | None, gpus: Any) -> None:
         self._jobs, self._gpus = jobs, gpus
@@ -53,15 +56,15 @@ class PoolLauncher(Launcher):
         Raises:
             KeyboardInterrupt: a signal stopped them; what ran was saved.
         """
-        from ablation.sweeps.pool import Pool, Work, ending
+        from ablation.sweeps.pool import ELSEWHERE, Pool, Work, ending
 
         work = []
         for index, overrides in enumerate(job_overrides, initial_job_idx):
-            title, log = " ".join(overrides), self._sweep_dir / f"{index}.log"
+            title, log, turn = " ".join(overrides), self._sweep_dir / f"{index}.log", None
             if self.describe is not None:
-                title, log = self.describe(overrides)
-            work.append(Work(title, [*self.command, *self._options, *overrides], log))
-        codes = Pool(self._slots).run(work)
+                title, log, turn = self.describe(overrides)
+            work.append(Work(title, [*self.command, *self._options, *overrides], log, turn))
+        codes = [0 if code == ELSEWHERE else code for code in Pool(self._slots).run(work)]
         return [
             JobReturn(
                 overrides=overrides,

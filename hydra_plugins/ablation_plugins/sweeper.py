@@ -8,6 +8,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+SLURM = "hydra_plugins.ablation_plugins.slurm.SlurmLauncher"
+"""The launcher whose jobs run on other machines."""
+
 
 class ArmsSweeper(Sweeper):
     """Table sweeps and plain ones: plan all jobs, check them all, launch what is not done.
@@ -34,6 +37,32 @@ class ArmsSweeper(Sweeper):
         settings = self.config.hydra.launcher
         found = settings.get("jobs") or settings.get("n_jobs") or 1
         return max(1, int(found))
+
+    @property
+    def dry(self) -> bool:
+        """Whether the launcher only prints what it would do."""
+        return self._switch("dry", False)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the launcher returns only when its jobs have ended."""
+        return self._switch("wait", True)
+
+    @property
+    def device(self) -> str | None:
+        """Type of the device that jobs get on other machines; ``None`` if they run on this one."""
+        from ablation.sweeps import slurm
+
+        settings = self.config.hydra.launcher
+        return slurm.device_of(settings) if settings._target_ == SLURM else None
+
+    def _switch(self, name: str, default: bool) -> bool:
+        from ablation.errors import InputError
+
+        value = self.config.hydra.launcher.get(name, default)
+        if not isinstance(value, bool):
+            raise InputError(f"hydra.launcher.{name}={value}: true or false")
+        return value
 
     def make_launcher(self) -> Any:
         """The launcher that the command line chose."""

@@ -240,13 +240,11 @@ def test_the_collapsed_runs_of_a_row_are_counted_and_not_read(tmp_path):
                  "value": clean, "unit": "percent", "n": 10_000, "params": {}}  # fmt: skip
         record = {"eval_id": "e", "flags": [], "entries": [entry]}
         (run.evaluations / "e.json").write_text(json.dumps(record))
-    clean = Cell(
-        "clean", samples=(Sample("seed=0", 90.0, 10_000, "good"),), absent={"collapsed": 1}
-    )
-    row = Row("a", "A", "a", {"clean": clean}, runs=tuple(runs))
+    cell = Cell("clean", samples=(Sample("seed=0", 90.0, 10_000, "good"),), absent={"collapsed": 1})
+    row = Row("a", "A", "a", {"clean": cell}, runs=tuple(runs))
     (history,) = publish._histories(replace(comparison(), rows=(row,)))
     assert (history.label, history.collapsed) == ("A", 1)
     assert [line["margin_q50"] for run in history.runs for line in run] == [90.0]
-    whole = replace(row, cells={"clean": replace(clean, absent={})})
+    whole = replace(row, cells={"clean": replace(cell, absent={})})
     (history,) = publish._histories(replace(comparison(), rows=(whole,)))
     assert (history.collapsed, len(history.runs)) == (0, 2)

@@ -333,6 +333,33 @@ def test_attacks_are_measured_per_image(tmp_path):
     assert found.basis == "rough"
 
 
+def test_each_half_says_what_it_is_from(tmp_path):
+    fake_run(config("method=at"), tmp_path, [epoch(2.0)] * 3)
+    (found,) = estimate([config("method=at")], tmp_path)
+    assert (found.basis, found.evaluation_basis) == ("measured", "rough")
+    assert "(measured 1 job), evaluation" in describe_total([found], 1)
+    fake_run(config("method=at"), tmp_path, [], {"clean": 1.0, "fgsm": 2.0})
+    (found,) = estimate([config("method=at")], tmp_path)
+    assert found.evaluation_basis == "partly measured"
+    seconds = {"clean": 1.0, "fgsm": 2.0, "pgd20": 30.0}
+    fake_run(config("method=at", "seed=1"), tmp_path, [], seconds)
+    (found,) = estimate([config("method=at")], tmp_path)
+    assert found.evaluation_basis == "measured"
+    (found,) = estimate([config("method=at", "evaluation=none")], tmp_path)
+    assert found.evaluation_basis == ""
+
+
+def test_jobs_of_other_machines_are_measured_on_theirs_and_a_probe_says_that_it_is_not(tmp_path):
+    fake_run(config("method=at"), tmp_path, [epoch(2.0)] * 3, device="cuda:0")
+    anywhere = "runtime.device=auto"
+    (found,) = estimate([config("method=at", "evaluation=none", anywhere)], tmp_path, "cuda")
+    assert (found.basis, found.device) == ("measured", "cuda")
+    (found,) = estimate([config("method=trades", anywhere)], tmp_path, "cuda")
+    assert found.device == "this machine's cpu in place of the jobs' cuda"
+    (found,) = estimate([config("method=trades", "runtime.device=cpu")], tmp_path, "cuda")
+    assert found.device == "cpu"
+
+
 def test_an_attack_with_other_settings_is_counted_instead(tmp_path, one_second_per_pass):
     seconds = {"clean": 1.0, "fgsm": 2.0, "pgd20": 30.0}
     fake_run(config(), tmp_path, [], seconds, n=360)
@@ -383,22 +410,23 @@ def test_a_real_run_is_found_and_takes_the_bytes_that_were_estimated(tmp_path, a
 
 
 def test_the_total_is_one_line():
-    jobs = [Estimate(3600.0, 600.0, 400_000_000, "measured", "cuda")] * 2
-    jobs += [Estimate(1500.0, 300.0, 200_000_000, "rough", "cuda")] * 2
+    jobs = [Estimate(3600.0, 600.0, 400_000_000, "measured", "rough", "cuda")] * 2
+    jobs += [Estimate(1500.0, 300.0, 200_000_000, "rough", "partly measured", "cuda")] * 2
     assert describe_total(jobs, 2) == (
-        "about 3 h 20 min of compute on cuda (training 2 h 50 min, evaluation 30 min; "
-        "measured 2, rough 2 jobs), 1.2 GB on disk; with 2 jobs at a time about 1 h 40 min"
+        "about 3 h 20 min of compute on cuda: training 2 h 50 min (measured 2, rough 2 jobs), "
+        "evaluation 30 min (partly measured 2, rough 2 jobs); 1.2 GB on disk; with 2 jobs at a "
+        "time about 1 h 40 min"
     )
     assert describe_total(jobs[:1], 2) == (
-        "about 1 h 10 min of compute on cuda (training 1 h, evaluation 10 min; measured 1 job), "
-        "400 MB on disk"
+        "about 1 h 10 min of compute on cuda: training 1 h (measured 1 job), evaluation 10 min "
+        "(rough 1 job); 400 MB on disk"
     )
     assert "at a time" not in describe_total(jobs, 1)
     assert describe_total([], 2).startswith("about 0 s of compute")
 
 
 def test_jobs_at_a_time_end_with_the_longest():
-    jobs = [Estimate(seconds, 0.0, 0, "rough", "cpu") for seconds in (60.0, 60.0, 6000.0)]
+    jobs = [Estimate(seconds, 0.0, 0, "rough", "", "cpu") for seconds in (60.0, 60.0, 6000.0)]
     assert describe_total(jobs, 2).endswith("with 2 jobs at a time about 1 h 41 min")
 
 

@@ -22,7 +22,7 @@ from ablation.errors import DONE, INTERRUPTED, InputError, InterruptedRunError
 from ablation.jobs import supervise
 from ablation.runs.directory import Run
 from ablation.sweeps.launchers import EXTRAS, missing_extra, register_launchers
-from ablation.sweeps.pool import Board, Pool, Work, ending, last_lines, slots
+from ablation.sweeps.pool import ELSEWHERE, Board, Pool, Work, ending, last_lines, slots
 from hydra_plugins.ablation_plugins.pool import PoolLauncher
 
 BIN = Path(sys.executable).parent
@@ -168,6 +168,41 @@ def test_a_job_that_cannot_start_costs_only_itself(tmp_path):
     codes, shown = pool({"missing": ["./no-such-program"], "good": python("")}, tmp_path)
     assert codes == [-1, 0]
     assert "[1/2] missing: FAILED to start" in shown
+
+
+class Turn:
+    """Says who else has a job: before its process starts, and after that failed."""
+
+    def __init__(self, before: str | None, after: str | None = None) -> None:
+        self.before, self.after, self.held = before, after, True
+
+    def take(self) -> str | None:
+        return self.before
+
+    def elsewhere(self, pid: int | None = None) -> str | None:
+        assert pid is not None
+        return self.after
+
+    def release(self) -> None:
+        self.held = False
+
+
+def test_jobs_of_others_are_neither_started_nor_failed(tmp_path):
+    fails = python("import sys; print('it ran'); sys.exit(1)")
+    turns = {
+        "theirs": Turn("running elsewhere (pid 7)"),
+        "refused": Turn(None, "running elsewhere (pid 8)"),
+        "bad": Turn(None),
+    }
+    work = [Work(name, fails, tmp_path / f"{name}.log", turn) for name, turn in turns.items()]
+    out = io.StringIO()
+    assert Pool([{}], out).run(work) == [ELSEWHERE, ELSEWHERE, 1]
+    shown = out.getvalue()
+    assert "[1/3] theirs: running elsewhere (pid 7)" in shown
+    assert not (tmp_path / "theirs.log").exists()
+    assert "[2/3] refused: running elsewhere (pid 8)" in shown
+    assert shown.count("FAILED") == 1
+    assert not any(turn.held for turn in turns.values())
 
 
 def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(tmp_path, monkeypatch):
@@ -357,7 +392,11 @@ ECHO = "import sys; print(sys.argv[1:]); sys.exit('bad' in sys.argv)"
 
 def test_the_launcher_names_jobs_and_logs_as_it_is_told(tmp_path, capfd):
     found = launcher(tmp_path, ECHO)
-    found.describe = lambda overrides: (f"title of {overrides[0]}", tmp_path / f"{overrides[0]}.x")
+    found.describe = lambda overrides: (
+        f"title of {overrides[0]}",
+        tmp_path / f"{overrides[0]}.x",
+        None,
+    )
     good, bad = found.launch([["good"], ["bad"]], initial_job_idx=0)
     assert (good.status, bad.status) == (JobStatus.COMPLETED, JobStatus.FAILED)
     assert good.return_value == 0
@@ -633,6 +672,41 @@ def test_what_slurm_is_asked_for(slurm, tmp_path):
         *("job-name=ablation",),
     } <= asked
     assert not any(line.startswith(("error=", "mem=", "partition=")) for line in asked)
+
+
+@pytest.mark.extra
+@pytest.mark.slow
+def test_a_dry_launcher_shows_what_slurm_would_be_asked_for(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", str(BIN))  # no SLURM here
+    asked = ("-m", "hydra/launcher=submitit_slurm", "seed=0,1", *QUICK)
+    partition = "hydra.launcher.partition=a100"
+    assert train(*asked, "hydra.launcher.dry=true", partition, cwd=tmp_path).wait(120) == DONE
+    text = (tmp_path / "out").read_text()
+    for line in ("array=0-1%2", "partition=a100", "gpus-per-node=1", "signal=USR2@120"):
+        assert f"#SBATCH --{line}" in text
+    assert "submitit.core._submit" in text
+    assert "# 1: seed=1, digits-tiny_cnn-at-s1-" in text
+    assert not (tmp_path / "runs").exists()
+    assert train(*asked, cwd=tmp_path).wait(120) == 1
+    assert "srun is not on this machine" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.extra
+@pytest.mark.slow
+def test_jobs_are_submitted_once_and_the_same_command_shows_the_table(slurm, tmp_path):
+    (slurm / "squeue").write_text('#!/bin/sh\n[ -e "$FAKE/over" ] || echo "7|RUNNING"\n')
+    (slurm / "squeue").chmod(0o755)
+    asked = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.wait=false", "seed=0", *QUICK)
+    assert train(*asked, cwd=tmp_path).wait(120) == DONE
+    assert "1 job is in SLURM's queue" in (tmp_path / "out").read_text()
+    script = (slurm / "script").stat().st_mtime_ns
+    assert train(*asked, cwd=tmp_path).wait(120) == DONE
+    assert (slurm / "script").stat().st_mtime_ns == script
+    until(lambda: [s for s in statuses(tmp_path).values() if s["state"] == "done"], 120)
+    (slurm / "over").touch()
+    assert train(*asked, cwd=tmp_path).wait(120) == DONE
+    assert "sweep: 1 done" in (tmp_path / "out").read_text()
 
 
 @pytest.mark.extra

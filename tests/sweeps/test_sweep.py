@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import initialize_config_dir
 
 from ablation.config import compose, folders, validation
@@ -15,7 +18,7 @@ from ablation.jobs import train as job
 from ablation.reports.epilogue import after_sweep
 from ablation.runs import launches
 from ablation.runs.directory import Run
-from ablation.sweeps import planning, request, sweep
+from ablation.sweeps import claims, planning, request, slurm, sweep
 from tests.support.fake_runs import fake_run
 
 TABLE = """
@@ -32,8 +35,9 @@ arms:
 class FakeLauncher:
     """Trains nothing: leaves run directories in the states that it is told."""
 
-    def __init__(self, log, states=None, raises=None):
+    def __init__(self, log, states=None, raises=None, before=None):
         self.log, self.states, self.raises = log, states or {}, raises
+        self.before = before or {}  # what others do just before a job would start
         self.describe: Any = None
 
     def launch(self, job_overrides, initial_job_idx):
@@ -41,8 +45,12 @@ class FakeLauncher:
             container = compose.Composer().plain(overrides)
             found = validation.load(container)
             job.check_plan(found)
+            title, path, claim = self.describe(overrides)
+            if title in self.before:
+                self.before.pop(title)(found)
+            if claim.take():
+                continue
             self.log.append((found, list(overrides)))
-            title, path = self.describe(overrides)
             state = self.states.get(title, "done")
             if state == "lost":
                 continue
@@ -58,6 +66,7 @@ class Caller:
         self.plan, self.max_batch_size, self.kwargs = plan, max_batch_size, kwargs
         self.log: list = []
         self.batches, self.at_a_time = 0, 1
+        self.dry, self.waits, self.device = False, True, None
 
     def make_launcher(self):
         self.batches += 1
@@ -174,6 +183,178 @@ def test_arms_that_the_command_line_makes_equal_run_once(go, capsys):
     assert launch is not None
     assert launch.arms == ["at", "awp"]
     assert "90.0" in capsys.readouterr().out
+
+
+# Two sweeps at once
+
+
+def test_a_job_that_another_sweep_starts_runs_elsewhere_and_has_not_failed(go, capsys):
+    theirs = []
+
+    def starts(found):
+        theirs.append(claims.Claim(Run(found.run_dir, found.train_id), lambda: "new"))
+        assert theirs[0].take() is None
+
+    caller = Caller(before={"trades seed=0": starts})
+    assert go(caller, "table=mine") == INTERRUPTED
+    assert len(caller.log) == 5
+    out = capsys.readouterr().out
+    assert "5 done, 1 running" in out
+    assert "1 job still runs elsewhere" in out
+    assert "FAILED" not in out
+    theirs[0].release()
+    assert go(Caller(), "table=mine") == DONE
+
+
+def test_a_run_that_a_single_command_trains_is_not_started(go, capsys):
+    with contextlib.ExitStack() as stack:
+
+        def starts(found):
+            run = Run(found.run_dir, found.train_id)
+            stack.enter_context(run.open(yaml.safe_dump(found.container(), sort_keys=False)))
+
+        caller = Caller(before={"trades seed=0": starts})
+        assert go(caller, "table=mine", "row=trades") == INTERRUPTED
+        assert caller.titles == ["trades-1"]
+        assert "FAILED" not in capsys.readouterr().out
+
+
+def test_a_job_that_others_finished_meanwhile_is_done(go):
+    caller = Caller(before={"trades seed=1": lambda found: fake_run(found, {})})
+    assert go(caller, "table=mine", "row=trades") == DONE
+    assert caller.titles == ["trades-0"]
+
+
+def test_a_job_that_failed_elsewhere_meanwhile_is_not_tried_again(go, capsys):
+    go(Caller(states={"trades seed=0": "failed"}), "table=mine", "row=trades")
+    fails = {"trades seed=0": lambda found: age(fake_run(found, {}, state="failed"))}
+    caller = Caller(before=fails)
+    assert go(caller, "table=mine", "row=trades", "++retry=true") == JOB_FAILED
+    assert caller.log == []
+    assert "FAILED trades seed=0: loss_ce is not finite" in capsys.readouterr().out
+
+
+def age(run):
+    """Its status has the time of another second than that of the attempt before."""
+    status = json.loads((run.path / "status.json").read_text())
+    status["finished"] = "2030-01-01T00:00:00+00:00"
+    (run.path / "status.json").write_text(json.dumps(status))
+
+
+def test_a_job_that_was_left_unfinished_elsewhere_is_taken_up(go, monkeypatch):
+    running = iter([True])
+    take = claims.Claim.take
+
+    def others_first(self):
+        if next(running, False):
+            self.lost = "running"
+            return "running elsewhere"
+        return take(self)
+
+    monkeypatch.setattr(claims.Claim, "take", others_first)
+    caller = Caller()
+    assert go(caller, "table=mine", "row=trades") == DONE
+    assert caller.titles == ["trades-1", "trades-0"]
+
+
+def test_launchers_that_start_jobs_out_of_sight_get_only_what_nobody_has(go, monkeypatch, tmp_path):
+    given = []
+
+    class Other:
+        def launch(self, job_overrides, initial_job_idx):
+            given.extend(job_overrides)
+
+    caller = Caller()
+    monkeypatch.setattr(caller, "make_launcher", Other)
+    asked = request.read_request(["table=mine", "row=trades", f"tables_dir={tmp_path}",
+                                  f"++runs_dir={tmp_path}/runs"])  # fmt: skip
+    first, second = planning.Planner(asked.table, asked.cli, asked.rows).plan().jobs
+    claim = claims.Claim(first.run, lambda: "new")
+    assert claim.take() is None
+    go(caller, "table=mine", "row=trades")
+    assert [f"planned_id:'{second.config.train_id}'" in text for (*_, text) in given] == [True]
+
+
+def test_a_run_that_comes_up_under_another_row_is_not_tried_twice(go, tmp_path):
+    text = """
+title: Two stages
+set: [evaluation=demo, "evaluation.val=[pgd20]", epochs=2]
+arms:
+  search: {set: [method=at, "lr=0.1,0.2"]}
+  long: {set: [epochs=5], from: {arm: search, top: 1, by: {metric: pgd20, split: val}}}
+  fixed: {set: [method=at, lr=0.1, epochs=5]}
+"""
+    (tmp_path / "stages.yaml").write_text(text)
+    caller = Caller(states={"fixed": "lost"})
+    assert go(caller, "table=stages") == JOB_FAILED
+    assert [(f.epochs, f.lr) for f, _ in caller.log] == [(2, 0.1), (2, 0.2), (5, 0.1)]
+
+
+# SLURM's queue
+
+
+class Submits:
+    """Puts jobs in a queue that a fake squeue shows, and starts none."""
+
+    submitted: Any = None
+
+    def __init__(self, log):
+        self.log = log
+
+    def launch(self, job_overrides, initial_job_idx):
+        for n, overrides in enumerate(job_overrides):
+            self.log.append(overrides)
+            if self.submitted is not None:
+                self.submitted(overrides, f"7_{n}", Path(f"7_{n}.out"))
+        return []
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A caller whose launcher submits and returns."""
+    monkeypatch.setattr(slurm, "_states", lambda ids: {f"7_{n}": "PENDING" for n in range(9)})
+    caller = Caller()
+    caller.waits = False
+    monkeypatch.setattr(caller, "make_launcher", lambda: Submits(caller.log))
+    return caller
+
+
+def test_what_is_queued_is_submitted_once_and_planned_as_queued(go, cluster, capsys):
+    assert go(cluster, "table=mine", "row=trades") == DONE
+    assert len(cluster.log) == 2
+    out = capsys.readouterr().out
+    assert "trades seed=0: SLURM job 7_0 (log 7_0.out)" in out
+    assert "2 jobs are in SLURM's queue: the same command again looks anew" in out
+    assert "FAILED" not in out
+    assert "±" not in out
+    assert go(cluster, "table=mine", "row=at,trades") == DONE
+    assert len(cluster.log) == 4
+    cluster.plan = True
+    capsys.readouterr()
+    assert go(cluster, "table=mine") == DONE
+    out = capsys.readouterr().out
+    assert "queued 7_1 PENDING  trades seed=1" in out
+    assert "4 queued, 2 new" in out
+
+
+def test_jobs_of_another_call_that_are_queued_leave_a_waiting_one_unfinished(go, cluster):
+    go(cluster, "table=mine", "row=trades")
+    assert go(Caller(), "table=mine", "row=trades") == INTERRUPTED
+
+
+def test_a_launcher_that_waited_leaves_no_ticket(go, cluster, tmp_path):
+    cluster.waits = True
+    assert go(cluster, "table=mine", "row=trades") == JOB_FAILED  # none of them ran
+    assert list((tmp_path / "runs" / ".sweep").glob("*.slurm")) == []
+
+
+def test_a_dry_launcher_shows_and_leaves_nothing(go, cluster, tmp_path, capsys):
+    cluster.dry = True
+    assert go(cluster, "table=mine", "row=trades") == DONE
+    out = capsys.readouterr().out
+    assert "# 1: trades seed=1, digits-tiny_cnn-trades-s1-" in out
+    assert "nothing was submitted" in out
+    assert not (tmp_path / "runs").exists()
 
 
 def test_batches_limit_what_a_launcher_gets_at_once(go):

@@ -1,0 +1,155 @@
+"""SLURM: job arrays by submitit, and which jobs wait in the queue.
+
+Imports submitit, an extra, only to submit.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablation.errors import InputError
+from ablation.runs.directory import Run
+from ablation.runs.files import atomic_write_text
+from ablation.text import one_line
+
+QUERY_SECONDS = 60
+"""Time for an answer of squeue, which asks a busy controller."""
+ENDED = (
+    *("COMPLETED", "COMPLETING", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"),
+)
+"""States in which squeue may still list a job that is over."""
+
+
+def ticket_path(run: Run) -> Path:
+    """The file with the job id under which a run was submitted, beside the run directories."""
+    return run.path.parent / ".sweep" / f"{run.path.name}.slurm"
+
+
+def note_submitted(run: Run, job_id: str) -> None:
+    """Keep under which id a run waits in the queue.
+
+    Args:
+        run: need not exist yet.
+        job_id: ``7``, or ``7_0`` in an array.
+
+    Raises:
+        InputError: the note cannot be written.
+    """
+    atomic_write_text(ticket_path(run), f"{job_id}\n")
+
+
+def forget_submitted(run: Run) -> None:
+    """The run's job is over."""
+    ticket_path(run).unlink(missing_ok=True)
+
+
+def queued(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
+    """Which runs have a job in SLURM's queue, waiting or running.
+
+    Args:
+        runs: those that may have one.
+
+    Returns:
+        By the run's name its job, as ``7_0 PENDING``; what the user should know, one line each.
+    """
+    tickets = {run.path.name: _ticket(run) for run in runs}
+    tickets = {name: ticket for name, ticket in tickets.items() if ticket}
+    if not tickets:
+        return {}, []
+    try:
+        states = _states({ticket.partition("_")[0] for ticket in tickets.values()})
+    except FileNotFoundError:
+        few = "job was" if len(tickets) == 1 else "jobs were"
+        return {}, [f"{len(tickets)} {few} submitted to SLURM before; squeue, which knows whether "
+                    f"they still wait, is not on this machine"]  # fmt: skip
+    except (subprocess.SubprocessError, OSError) as error:
+        why = " ".join(str(getattr(error, "stderr", None) or error).split())
+        waiting = {name: f"{ticket} UNKNOWN" for name, ticket in tickets.items()}
+        return waiting, [f"squeue does not answer ({why}): what was submitted counts as queued"]
+    found = {name: f"{ticket} {states.get(ticket, '')}" for name, ticket in tickets.items()}
+    return {name: job for name, job in found.items() if job.split()[1:]}, []
+
+
+def _ticket(run: Run) -> str:
+    try:
+        return ticket_path(run).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _states(ids: set[str]) -> dict[str, str]:
+    """States of these jobs, by id and index in the array, as far as they are not over."""
+    command = [
+        "squeue",
+        "--noheader",
+        "--array",
+        "--format=%i|%T",
+        f"--jobs={','.join(sorted(ids))}",
+    ]
+    try:
+        said = subprocess.run(  # noqa: S603
+            [*command, f"--jobs={','.join(sorted(ids))}"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=QUERY_SECONDS,
+        ).stdout
+    except subprocess.CalledProcessError as error:
+        if "Invalid job id" in error.stderr:  # it knows none of them any more
+            return {}
+        raise
+    lines = [line.strip().partition("|") for line in said.splitlines() if "|" in line]
+    return {job: state for job, _, state in lines if state not in ENDED}
+
+
+def device_of(settings: Mapping[str, Any]) -> str:
+    """Type of the device that jobs get: ``cuda`` or ``cpu``.
+
+    Args:
+        settings: of the launcher.
+    """
+    asked = (settings.get(key) for key in ("gpus_per_node", "gpus_per_task", "gres"))
+    return "cuda" if any(asked) else "cpu"
+
+
+def executor(settings: Mapping[str, Any], check: bool = True) -> Any:
+    """What submits jobs with these settings.
+
+    Args:
+        settings: of the launcher, in the names of ``hydra/launcher=submitit_slurm``.
+        check: that this machine has SLURM.
+
+    Raises:
+        InputError: it has not, or a setting is wrong.
+    """
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Anywhere(SlurmExecutor):  # type: ignore[misc]  # an extra without types
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    folder, timeouts = given.pop("submitit_folder"), given.pop("max_num_timeout")
+    try:
+        found = (SlurmExecutor if check else Anywhere)(folder, max_num_timeout=timeouts)
+        found.update_parameters(**found._convert_parameters(given))
+    except RuntimeError as error:
+        raise InputError(
+            "hydra/launcher=submitit_slurm: srun is not on this machine; hydra.launcher.dry=true "
+            "shows what would be submitted"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"hydra/launcher=submitit_slurm: {one_line(error)}") from error
+    return found
+
+
+def script(executor: Any, jobs: int) -> str:
+    """The text that sbatch gets, for an array if there are several jobs."""
+    if jobs > 1:
+        executor.parameters["map_count"] = jobs
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))

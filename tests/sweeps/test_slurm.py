@@ -1,0 +1,102 @@
+"""What waits in SLURM's queue is known, and nothing is submitted twice; squeue is a fake here."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ablation.runs.directory import Run
+from ablation.sweeps import slurm
+
+SQUEUE = """#!/bin/sh
+echo "$@" >> "$FAKE/asked"
+[ -e "$FAKE/error" ] && { cat "$FAKE/error" >&2; exit 1; }
+cat "$FAKE/queue"
+"""
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """A function that says what squeue will answer."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    (folder / "squeue").write_text(SQUEUE)
+    (folder / "squeue").chmod(0o755)
+    monkeypatch.setenv("FAKE", str(folder))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def holds(*lines, error=None):
+        (folder / "queue").write_text("".join(f"{line}\n" for line in lines))
+        if error is not None:
+            (folder / "error").write_text(error)
+
+    holds()
+    return holds
+
+
+@pytest.fixture
+def runs(tmp_path):
+    names = [f"digits-mlp-at-s{n}-012345678{n}" for n in range(3)]
+    return [Run(tmp_path / "runs" / name, name[-10:]) for name in names]
+
+
+def test_only_what_was_submitted_is_looked_up(runs, queue, tmp_path):
+    assert slurm.queued(runs) == ({}, [])
+    assert not (tmp_path / "slurm" / "asked").exists()
+    slurm.note_submitted(runs[0], "7_0")
+    slurm.note_submitted(runs[1], "7_1")
+    queue("7_0|PENDING", "7_1|RUNNING", "8|PENDING")
+    waiting, notices = slurm.queued(runs)
+    assert waiting == {runs[0].path.name: "7_0 PENDING", runs[1].path.name: "7_1 RUNNING"}
+    assert notices == []
+    assert "--jobs=7" in (tmp_path / "slurm" / "asked").read_text().split()
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "COMPLETING", "FAILED", "CANCELLED", "TIMEOUT"])
+def test_a_job_that_is_over_waits_no_more(runs, queue, state):
+    slurm.note_submitted(runs[0], "7")
+    queue(f"7|{state}")
+    assert slurm.queued(runs) == ({}, [])
+
+
+def test_a_job_that_squeue_has_forgotten_waits_no_more(runs, queue):
+    slurm.note_submitted(runs[0], "7")
+    queue(error="slurm_load_jobs error: Invalid job id specified")
+    assert slurm.queued(runs) == ({}, [])
+
+
+def test_where_squeue_does_not_answer_nothing_is_submitted_twice(runs, queue):
+    slurm.note_submitted(runs[0], "7")
+    queue(error="slurm_load_jobs error:\nUnable to contact slurm controller")
+    waiting, (notice,) = slurm.queued(runs)
+    assert waiting == {runs[0].path.name: "7 UNKNOWN"}
+    assert "Unable to contact slurm controller" in notice
+
+
+def test_where_there_is_no_squeue_that_is_said(runs, monkeypatch, tmp_path):
+    slurm.note_submitted(runs[0], "7")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    waiting, (notice,) = slurm.queued(runs)
+    assert waiting == {}
+    assert notice.startswith("1 job was submitted to SLURM before; squeue")
+
+
+def test_a_job_that_has_ended_is_forgotten(runs, queue):
+    slurm.note_submitted(runs[0], "7")
+    slurm.forget_submitted(runs[0])
+    slurm.forget_submitted(runs[0])
+    queue("7|PENDING")
+    assert slurm.queued(runs) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "device"),
+    [
+        ({"gpus_per_node": 1}, "cuda"),
+        ({"gpus_per_node": None, "gres": "gpu:a100:1"}, "cuda"),
+        ({"gpus_per_node": 0}, "cpu"),
+    ],
+)
+def test_jobs_get_a_gpu_where_one_is_asked_for(settings, device):
+    assert slurm.device_of(settings) == device
