@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ablation.reports.comparison import Cell, Comparison, Interval, Row
-from ablation.reports.statistics import cell_interval
+from ablation.reports.statistics import cell_interval, difference
 from ablation.reports.style import (
     COLOURS,
     FAINT,
@@ -102,7 +102,7 @@ def measured_against_published(comparison: Comparison, strict: bool = False) -> 
         _Pair(row.label, cell, measured, cell.published.value)
         for row in comparison.rows
         for cell in row.cells.values()
-        if (measured := _shown(cell, strict)) and cell.published and not cell.mismatch
+        if (measured := _shown(cell, strict)) and cell.published and difference(cell) is not None
     ]
     units = {pair.cell.unit for pair in pairs}
     unit = next((unit for unit in ("percent", "margin", "radius") if unit in units), None)

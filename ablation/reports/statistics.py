@@ -56,10 +56,13 @@ def cell_interval(cell: Cell) -> Interval | None:
 def difference(cell: Cell) -> float | None:
     """Measured mean minus published value, in the cell's unit.
 
-    ``None`` without a sample or a published number, and where the attacks differ (``mismatch``).
+    ``None`` without a sample or a published number, where the attacks differ (``mismatch``), and
+    where the published number is of another quantity.
     """
     measured = cell_interval(cell)
     if measured is None or cell.published is None or cell.mismatch:
+        return None
+    if not cell.published.comparable:
         return None
     return measured.mean - cell.published.value
 

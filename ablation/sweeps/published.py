@@ -22,13 +22,19 @@ class Published:
         value: as a number, in the cell's unit.
         printed: as the paper prints it, trailing zeros kept.
         ci: the printed plus-minus figure, or empty; what it means differs by paper.
-        note: what is odd about it, or empty.
+        note: what is odd about it, or empty. One that begins with ``not comparable`` is of another
+            quantity than ours: it is shown, and no difference is.
     """
 
     value: float
     printed: str
     ci: str = ""
     note: str = ""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it is of the quantity that is measured here."""
+        return not self.note.startswith("not comparable")
 
 
 PUBLISHED_NAMES: Mapping[str, str] = {

@@ -467,3 +467,15 @@ def test_a_choice_that_the_command_line_narrows_is_tagged(world):
     assert two.tags == ("2 of 3 grid points",)
     free = replace(grid(), rows=[RowSpec("at")])  # no choice, so nothing is narrowed
     assert cell(world.report(free, "lr=0.2"), "at", "pgd20").tags == ()
+
+
+def test_a_published_number_of_another_quantity_is_shown_and_not_compared(world):
+    table = simple(at=Arm(["method=at"]))
+    world.train(table)
+    numbers = published("at")
+    odd = replace(numbers.cells["at"]["pgd20"], note="not comparable: at other points")
+    cells = {"at": {**numbers.cells["at"], "pgd20": odd}}
+    found = world.report(table, numbers=replace(numbers, cells=cells))
+    assert difference(cell(found, "at", "pgd20")) is None
+    assert difference(cell(found, "at", "clean")) == 30
+    assert cell(found, "at", "pgd20").published == odd
