@@ -30,7 +30,7 @@ TESTS = {
     "ascents": "tests/training/test_methods.py tests/training/test_step.py",
     "schedules": "tests/test_schedules.py",
     "budgets": "tests/training",
-    "terms": "tests/terms tests/components tests/training/test_methods.py",
+    "terms": "tests/terms tests/components tests/training",
     "crafters": "tests/numerics tests/training tests/components",
     "numerics": "tests/numerics tests/terms",
     "training/memory": "tests/training/test_memory.py",
