@@ -20,9 +20,9 @@ from ablation.jobs.monitor import Curves, Monitor, fixed_subset
 from ablation.models import Net, build_model
 from ablation.numerics.precision import fastest_exact_matmul
 from ablation.runs.directory import Run
-from ablation.runs.launches import recorded_launches
+from ablation.runs.launches import recorded_group, recorded_launches
 from ablation.runs.state_dicts import load_into, load_weights_file
-from ablation.runs.tracking import Tracker, TrackingConfig, start
+from ablation.runs.tracking import LONGEST_ID, Tracker, TrackingConfig, start
 from ablation.training.engine import Validate
 from ablation.training.method import Method
 
@@ -203,6 +203,7 @@ def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str
     """Start tracking in W&B beside the local files: seeds of one arm form a group."""
     suffix = "" if job_type == "train" else f"-{job_type}"
     launches = recorded_launches(run)
+    parts = {"data": config.data.name, "model": config.model.name, "method": config.method.name}
     tables = [f"table:{entry['table']}" for entry in launches if entry["table"]]
     rows = [f"row:{arm}" for entry in launches for arm in entry["arms"]]
     smoke = ["smoke"] if config.scale == "smoke" else []
@@ -211,8 +212,15 @@ def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str
         run_dir=run.path,
         run_id=config.run_name + suffix,
         name=config.run_name + suffix,
-        group=config.arm_id,
+        group=recorded_group(run) or own_group(config),
         job_type=job_type,
-        tags=[*node.tags, *tables, *rows, *smoke],
-        settings=config.container(),
+        tags=[*(f"{key}:{name}" for key, name in parts.items()), *tables, *rows, *smoke],
+        settings={**config.container(), "arm_id": config.arm_id},
     )
+
+
+def own_group(config: Config) -> str:
+    """What a run trains, for a person, and the start of its ``arm_id``: other settings part."""
+    method = "+".join([config.method.name, *(k for k, v in config.component.items() if v)])
+    stem = f"{config.data.name}-{config.model.name}-{method}"
+    return f"{stem[: LONGEST_ID - 10]} {config.arm_id[:6]}"

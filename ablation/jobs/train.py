@@ -137,8 +137,9 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
     finally:
         tracker.finish(code)
     say(f"{result_table(run)}\nresults in {run.path}")
-    if config.tracking.mode == "offline":
-        say(f"to see it in W&B: wandb sync {run.path / 'wandb'}/offline-run-*")
+    upload = tracker.upload()
+    if upload is not None:
+        say(f"to see it in W&B: {upload}")
 
 
 def note_threads(run: Run, device: torch.device) -> None:

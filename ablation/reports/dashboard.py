@@ -138,7 +138,7 @@ def layout(count: int) -> Any:
 
 
 def summary(comparison: Comparison) -> str:
-    """The table's title and notes, and which runs a row means: groups have a hash for a name."""
+    """The table's title and notes, and which runs a row means."""
     smoke = ["**Smoke runs: these numbers mean nothing.**"] if comparison.scale == "smoke" else []
     lines = [f"# {comparison.title}", *smoke, *comparison.notes]
     for row in comparison.rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ablation.runs.directory import Run
@@ -17,12 +17,14 @@ class Launch:
         table: name of the table, or ``None`` for a plain sweep.
         arms: the table's arms that this run serves.
         overrides: what the command line changed in the table, its axes apart.
+        group: for tracking: table, row, its grid point, and ``overrides``; empty in a plain sweep.
     """
 
     planned_id: str
     table: str | None = None
     arms: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
+    group: str = ""
 
 
 def note_launch(run: Run, launch: Launch) -> None:
@@ -32,12 +34,20 @@ def note_launch(run: Run, launch: Launch) -> None:
         InputError: the directory cannot be written.
     """
     known = recorded_launches(run)
-    entry = {key: value for key, value in asdict(launch).items() if key != "planned_id"}
+    entry = {key: getattr(launch, key) for key in ("table", "arms", "overrides")}
     if launch.table is not None and entry not in known:
-        run.note(launches=[*known, entry])
+        # W&B knows a run by one group: that of its first table.
+        group = {} if known else {"group": launch.group}
+        run.note(launches=[*known, entry], **group)
 
 
 def recorded_launches(run: Run) -> list[dict[str, Any]]:
     """Tables, arms and overrides that asked for this run."""
     status = run.status()
     return [] if status is None else list(status.facts.get("launches", []))
+
+
+def recorded_group(run: Run) -> str | None:
+    """The group of its first table's row; ``None`` if no table asked for the run."""
+    status = run.status()
+    return None if status is None else status.facts.get("group")

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
+import shutil
+import ssl
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +32,15 @@ T = TypeVar("T")
 Mode = Literal["online", "offline", "disabled"]
 ORDER: tuple[Mode, ...] = ("disabled", "offline", "online")
 
+CONNECT_TIMEOUT = 5.0
+"""Seconds until a server that has not answered at all counts as unreachable."""
 FINISH_TIMEOUT = 10.0
 """Seconds that the end of a run may wait for an upload; the data stay on disk."""
 DEFAULT_PROJECT = "ablation"
 PANEL_HEIGHT = 96
 """Small images are enlarged by a whole factor to about this many pixels."""
-LONGEST_ID = 128
-"""Characters of a run id that the server accepts."""
+LONGEST_ID, LONGEST_TAG = 128, 64
+"""Characters of a run id, name or group, and of a tag, that the server accepts."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +55,32 @@ class TrackingConfig:
             wandb.
         project: of all runs.
         entity: user or team; ``None`` means the account's default.
-        tags: added to every run.
+        tags: added to every run, beside its data, model, method, table and row.
+        group: of the run; ``None`` means its table and row, or what it trains.
+        name: of the run in lists; ``None`` means that of its directory.
         images: adversarial panels per log; 0 means none.
-        init_timeout: seconds to wait for the server at the start.
+        init_timeout: seconds to wait for a server that is slow at the start; one that does not
+            answer at all is given up after ``CONNECT_TIMEOUT``.
     """
 
     mode: Mode = "offline"
     project: str = DEFAULT_PROJECT
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
+    group: str | None = None
+    name: str | None = None
     images: int = 8
     init_timeout: float = 20.0
 
     def __post_init__(self) -> None:
         if not self.project or set(self.project) & set("/\\#?%:"):
             raise ValueError(f"project={self.project!r} must be a name without / \\ # ? % :")
+        wrong = [tag for tag in self.tags if not 0 < len(tag.strip()) <= LONGEST_TAG]
+        if wrong:
+            raise ValueError(f"tags={wrong}: a tag has 1 to {LONGEST_TAG} characters")
+        for key, text in (("group", self.group), ("name", self.name)):
+            if text is not None and not 0 < len(text.strip()) <= LONGEST_ID:
+                raise ValueError(f"{key}={text!r}: 1 to {LONGEST_ID} characters, or null")
         if self.images < 0:
             raise ValueError(f"images={self.images} must not be negative; 0 means none")
         if self.init_timeout <= 0:
@@ -101,6 +120,9 @@ class Tracker(Protocol):
     def finish(self, exit_code: int) -> None:
         """The end; 0 is success. May be called twice."""
 
+    def upload(self) -> str | None:
+        """The command that uploads what was kept offline; ``None`` if nothing was."""
+
 
 def start(
     config: TrackingConfig,
@@ -119,8 +141,8 @@ def start(
         config: mode, project and limits.
         run_dir: wandb's files go under it, unless ``WANDB_DIR`` is set.
         run_id: the same id continues the same record.
-        name: shown in lists.
-        group: the arm: seeds of one configuration.
+        name: shown in lists, unless ``config`` has one.
+        group: the arm: seeds of one configuration; likewise.
         job_type: ``train``, ``eval`` or ``report``.
         tags: beside those of ``config``.
         settings: the resolved config, complete.
@@ -130,10 +152,10 @@ def start(
         return NoTracker()
     arguments = {
         "id": run_id[-LONGEST_ID:],
-        "name": name,
-        "group": group,
+        "name": config.name or name[-LONGEST_ID:],
+        "group": config.group or group[:LONGEST_ID],
         "job_type": job_type,
-        "tags": list(dict.fromkeys([*config.tags, *tags])),
+        "tags": list(dict.fromkeys([*config.tags, *(tag[:LONGEST_TAG] for tag in tags)])),
         "config": dict(settings),
         "entity": config.entity,
         "project": config.project,
@@ -198,9 +220,7 @@ def home(config: TrackingConfig) -> tuple[str, str]:
     """
     import wandb
 
-    # First of all, or wandb talks while it logs in.
-    wandb.setup(settings=wandb.Settings(**_settings(config.init_timeout)))
-    _log_in()
+    _connect(_settings(config.init_timeout))
     api = wandb.Api(timeout=math.ceil(config.init_timeout))
     entity = config.entity or os.environ.get("WANDB_ENTITY") or api.default_entity
     if not entity:
@@ -243,6 +263,10 @@ class NoTracker:
     def finish(self, exit_code: int) -> None:
         """Nothing."""
 
+    def upload(self) -> str | None:
+        """Nothing."""
+        return None
+
 
 class WandbTracker:
     """A W&B run; after the first failure it stays silent.
@@ -250,12 +274,14 @@ class WandbTracker:
     Args:
         run: the ``wandb.Run``.
         limit: images per log.
+        upload: the command that uploads it, if it is offline.
     """
 
-    def __init__(self, run: Any, limit: int) -> None:
+    def __init__(self, run: Any, limit: int, upload: str | None = None) -> None:
         self._run: Any | None = run
         self._limit = limit
         self._epoch = 0
+        self._upload = upload
 
     def log(self, row: Mapping[str, float], epoch: int) -> None:
         """One point of every curve; the x axis is ``epoch``, never wandb's own step."""
@@ -307,7 +333,7 @@ class WandbTracker:
             run.log({"table": table, **plots})
             means = {f"{row['key']}/{row['column']}": tidy(row["mean"]) for row in rows}
             run.summary.update({key: mean for key, mean in means.items() if mean is not None})
-            return str(run.url or f"wandb sync {Path(run.dir).parent}")
+            return str(run.url or sync_command(run))
 
         return self._try(send)
 
@@ -315,13 +341,17 @@ class WandbTracker:
         """Close the run; waits at most ``FINISH_TIMEOUT`` for an upload."""
 
         def end(run: Any) -> None:
-            began, place = time.monotonic(), Path(run.dir).parent
+            began, later = time.monotonic(), f"wandb sync {Path(run.dir).parent}"
             run.finish(exit_code=exit_code)
             if time.monotonic() - began >= FINISH_TIMEOUT:
-                warn(f"tracking: the upload did not end in time; later: wandb sync {place}")
+                warn(f"tracking: the upload did not end in time; later: {later}")
 
         self._try(end)
         self._run = None
+
+    def upload(self) -> str | None:
+        """The command that uploads what was kept offline."""
+        return self._upload
 
     def _try(self, action: Callable[[Any], T]) -> T | None:
         if self._run is None:
@@ -332,6 +362,13 @@ class WandbTracker:
             self._run = None
             warn(f"tracking stopped: {describe(error)}; the local files have everything")
             return None
+
+
+def sync_command(run: Any) -> str:
+    """The command that uploads an offline run, with the parts that earlier starts of it left."""
+    folder = Path(run.dir).parent
+    parts = sorted(folder.parent.glob(f"offline-run-*-{run.id}"))
+    return f"wandb sync {shlex.join(map(str, parts or [folder]))}"
 
 
 def render(panel: Panel) -> tuple[Image.Image, str]:
@@ -415,25 +452,57 @@ def _start(config: TrackingConfig, mode: Mode, arguments: dict[str, Any]) -> Tra
 
     arguments["config"] = redact(arguments["config"])
     options = _settings(config.init_timeout)
-    if mode == "online":
-        try:
-            return WandbTracker(_init(options, "online", arguments), config.images)
-        except Exception as error:  # no key, no network, no server: all the same here
-            # Without the teardown wandb says that the id is in use.
-            wandb.teardown()
-            run = _init(options, "offline", arguments)
-            warn(f"tracking offline ({describe(error)}); later: wandb sync {Path(run.dir).parent}")
-            return WandbTracker(run, config.images)
-    return WandbTracker(_init(options, "offline", arguments), config.images)
+    if mode == "offline":
+        run = _init(options, "offline", arguments)
+        return WandbTracker(run, config.images, sync_command(run))
+    began = time.time()
+    try:
+        return WandbTracker(_init(options, "online", arguments), config.images)
+    except Exception as error:  # no key, no network, no server: all the same here
+        # Without the teardown wandb says that the id is in use.
+        wandb.teardown()
+        run = _init(options, "offline", arguments)
+        _drop_attempt(run, began)
+        warn(f"tracking offline ({describe(error)}); later: {sync_command(run)}")
+        return WandbTracker(run, config.images, sync_command(run))
+
+
+def _drop_attempt(run: Any, began: float) -> None:
+    """Remove the online folder of a start that failed: nothing was logged there."""
+    for folder in Path(run.dir).parents[1].glob(f"run-*-{run.id}"):
+        if folder.stat().st_mtime >= began - 1:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def offline_reason(config: TrackingConfig) -> str | None:
+    """Why ``online`` will be offline, asked before a sweep so that no job has to wait for it.
+
+    Args:
+        config: of the jobs.
+
+    Returns:
+        One line; ``None`` if the mode is another, or the server answers and there is a key.
+    """
+    if narrowed(config.mode, os.environ) != "online":
+        return None
+    import wandb
+
+    try:
+        _connect(_settings(config.init_timeout))
+    except Exception as error:  # wandb's own as well
+        return describe(error)
+    finally:
+        wandb.teardown()
+    return None
 
 
 def _init(options: Mapping[str, Any], mode: Mode, arguments: Mapping[str, Any]) -> Any:
     import wandb
 
-    # First of all, or wandb talks while it starts.
-    wandb.setup(settings=wandb.Settings(**options))
     if mode == "online":
-        _log_in()
+        _connect(options)
+    else:
+        _set_up(options)
     run = wandb.init(
         **arguments,
         mode=mode,
@@ -447,14 +516,60 @@ def _init(options: Mapping[str, Any], mode: Mode, arguments: Mapping[str, Any]) 
     return run
 
 
-def _log_in() -> None:
-    """Use the key that is there; without one, wandb.init would ask for it at a terminal."""
+def _set_up(options: Mapping[str, Any]) -> Any:
+    """Settings come first of all, or wandb talks while it starts."""
     import wandb
 
+    return wandb.setup(settings=wandb.Settings(**options))
+
+
+def _connect(options: Mapping[str, Any]) -> None:
+    """Use the key that is there; without one, wandb.init would ask for it at a terminal.
+
+    Raises:
+        ConnectionError: no key, or no server.
+    """
+    import wandb
+
+    url = str(_set_up(options).settings.base_url)
     # wandb.login refuses, as without a key, while a run is open: that of a job that crashed.
     wandb.finish()
     if not wandb.login(prompt=False, verify=False):
         raise ConnectionError("no API key; run wandb login")
+    why = unreachable(url)
+    if why is not None:  # wandb itself would try for half a minute
+        raise ConnectionError(f"{url} cannot be reached: {why}")
+
+
+def unreachable(url: str, timeout: float = CONNECT_TIMEOUT) -> str | None:
+    """Why a server cannot be reached, by way of the proxies of the environment; ``None`` if it can.
+
+    Whatever it answers is an answer, also an error or an unknown certificate.
+
+    Args:
+        url: of the server.
+        timeout: seconds, for finding its address as well.
+    """
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=timeout).close()  # noqa: S310  the user's server
+        except urllib.error.HTTPError as error:
+            error.close()
+            answer.append(None)
+        except urllib.error.URLError as error:
+            answered = isinstance(error.reason, ssl.SSLError)
+            answer.append(None if answered else str(error.reason))
+        except (OSError, ValueError) as error:
+            answer.append(str(error) or type(error).__name__)
+        else:
+            answer.append(None)
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name has no time limit
+    asking.start()
+    asking.join(timeout)
+    return answer[0] if answer else f"no answer in {timeout:g} s"
 
 
 def _settings(init_timeout: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ command again continues.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,6 +17,7 @@ from ablation.config.overrides import bare, quoted, variant
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.output import say, warn
 from ablation.runs.launches import Launch, note_launch, recorded_launches
+from ablation.runs.tracking import offline_reason
 from ablation.sweeps import slurm
 from ablation.sweeps.claims import Claim
 from ablation.sweeps.cost import describe_total, estimate
@@ -137,6 +139,7 @@ class Sweep:
         stopped = False
         self._announce()
         self._note_done()
+        self._check_tracking()
         while not stopped and (batch := self._open()):
             try:
                 self._launch(batch)
@@ -166,6 +169,15 @@ class Sweep:
         lines = [f"{title}: {len(self._plan.jobs)} jobs, {done} done{later}"]
         lines += [f"note: {notice}" for notice in self._plan.notices]
         say("\n".join(lines))
+
+    def _check_tracking(self) -> None:
+        """Say once, not in every job, that tracking will be offline."""
+        asked = {str(job.config.tracking): job.config.tracking for job in self._open()}
+        for config in asked.values():
+            why = offline_reason(config)
+            if why is not None:
+                os.environ["WANDB_MODE"] = "offline"  # of the jobs, too
+                warn(f"warning: tracking offline ({why}); each job says what to sync")
 
     def _open(self) -> list[Job]:
         """Jobs to launch now: not done, not tried yet, no two of them in one directory."""
@@ -220,7 +232,9 @@ class Sweep:
     def _launch_of(self, job: Job) -> Launch:
         arms = sorted({point.arm for point in job.points} - {""})
         changed = variant(self._request.cli, self._planner.axes) if self._request.name else []
-        return Launch(job.config.train_id, self._request.name, arms, changed)
+        row = " ".join([job.points[0].arm, *job.points[0].grid, *changed])
+        group = f"{self._request.name}/{row}" if self._request.name else ""
+        return Launch(job.config.train_id, self._request.name, arms, changed, group)
 
     def _log(self, job: Job) -> Path:
         return self._request.runs_dir / ".sweep" / f"{job.config.run_name}.log"

@@ -16,8 +16,10 @@ from ablation.config.validation import load
 from ablation.errors import DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.evaluation import evaluate
 from ablation.jobs import evaluate as assess
+from ablation.jobs import setup
 from ablation.jobs import train as job
 from ablation.runs.directory import Run
+from ablation.runs.launches import Launch, note_launch
 from ablation.runs.state_dicts import load_weights_file
 from tests.support.configs import compose_plain
 from tests.support.jobs import finish_interrupted, metrics, plain, run_of, stop_after, weights
@@ -525,3 +527,34 @@ def test_a_folder_in_the_place_of_the_split_is_one_line(tmp_path):
     run_of(container).split_path.mkdir(parents=True)
     with pytest.raises(InputError, match=r"split\.npz"):
         job.train(container)
+
+
+def tracked(tmp_path, monkeypatch, *overrides, launch=None):
+    """What W&B would be told at the start of a run."""
+    told = {}
+    monkeypatch.setattr(setup, "start", lambda node, **facts: told.update(facts))
+    config = load(plain(tmp_path, *overrides))
+    run = Run(config.run_dir, config.train_id)
+    with run.open(yaml.safe_dump(config.container(), sort_keys=False)):
+        if launch is not None:
+            note_launch(run, launch)
+        setup.start_tracking(config.tracking, config, run, "train")
+    return told, config
+
+
+def test_seeds_of_one_configuration_form_a_group_with_a_readable_name(tmp_path, monkeypatch):
+    switched = ("method=trades", "component/awp=enabled")
+    one, config = tracked(tmp_path, monkeypatch, *switched)
+    other, _ = tracked(tmp_path, monkeypatch, *switched, "seed=1")
+    third, _ = tracked(tmp_path, monkeypatch, *switched, "lr=0.2")
+    assert one["group"] == other["group"] != third["group"]
+    assert one["group"] == f"digits-tiny_cnn-trades+awp {config.arm_id[:6]}"
+    assert one["tags"] == ["data:digits", "model:tiny_cnn", "method:trades"]
+    assert one["settings"]["arm_id"] == config.arm_id
+
+
+def test_a_tables_runs_are_grouped_by_its_rows(tmp_path, monkeypatch):
+    launch = Launch("x", "mine", ["plain"], group="mine/plain lr=0.1")
+    told, _ = tracked(tmp_path, monkeypatch, launch=launch)
+    assert told["group"] == "mine/plain lr=0.1"
+    assert {"table:mine", "row:plain"} < set(told["tags"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,32 @@ def test_every_job_knows_who_asked_for_it(go):
     caller = Caller()
     go(caller, "table=mine", "row=at", "seed=0", "++lr=0.2")
     ((found, _),) = caller.log
-    assert found.launch == launches.Launch(found.train_id, "mine", ["at"], ["lr=0.2"])
+    assert found.launch == launches.Launch(
+        found.train_id, "mine", ["at"], ["lr=0.2"], "mine/at lr=0.2"
+    )
     assert launches.recorded_launches(Run(found.run_dir, found.train_id)) == [
         {"table": "mine", "arms": ["at"], "overrides": ["lr=0.2"]}
     ]
+
+
+def test_the_group_of_a_run_in_wandb_is_its_first_tables_row(go, tmp_path):
+    text = TABLE.replace("set: [method=trades]", 'set: [method=trades, "lr=0.1,0.2"]')
+    (tmp_path / "grid.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text(text)
+    first = Caller()
+    go(first, "table=grid", "row=trades", "seed=0")
+    go(Caller(), "table=other", "row=trades", "seed=0")
+    groups = [launches.recorded_group(Run(f.run_dir, f.train_id)) for f, _ in first.log]
+    assert groups == ["grid/trades lr=0.1", "grid/trades lr=0.2"]
+
+
+def test_an_unreachable_server_is_said_once_and_no_job_waits_for_it(go, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(sweep, "offline_reason", lambda config: "no server")
+    caller = Caller()
+    assert go(caller, "table=mine", "++tracking.mode=online") == DONE
+    assert capsys.readouterr().err.count("tracking offline (no server)") == 1
+    assert os.environ["WANDB_MODE"] == "offline"
 
 
 def test_runs_that_were_there_are_recorded_for_the_table(go, tmp_path):
