@@ -45,7 +45,8 @@ def fake_run(
         (run.checkpoints.folder / "step_0000001").mkdir(parents=True)
         if state == "done":
             for node in evaluations.evaluations(config):
-                _evaluate(run, config, node, values, n, flags, skip)
+                for name in evaluations.checkpoints(config):
+                    _evaluate(run, config, node, values, n, flags, skip, name)
         run.set_status(state, error="loss_ce is not finite" if state == "failed" else None)  # type: ignore[arg-type]
     return run
 
@@ -68,13 +69,13 @@ def fake_evaluation(
     run = Run(config.run_dir, config.train_id)
     with run.reopen():
         for node in evaluations.evaluations(config):
-            _evaluate(run, config, node, values, n, flags, ())
+            for name in evaluations.checkpoints(config):
+                _evaluate(run, config, node, values, n, flags, (), name)
 
 
-def _evaluate(run, config, node, values, n, flags, skip):
+def _evaluate(run, config, node, values, n, flags, skip, name):
     weights = evaluations.chosen_weights(config)
     key = evaluations.eval_id(node, config.eps, config.norm, weights)
-    name = evaluations.checkpoints(config)[0]
     count = n if node.n is None else node.n
     index = np.arange(count) * (1 if node.n is None else 3)  # a subset is not the first images
     entries, table = [], {"index": index, "label": index % 10}
