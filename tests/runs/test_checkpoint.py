@@ -460,7 +460,8 @@ def test_weights_of_another_model_change_nothing(store):
     with pytest.raises(InputError) as caught:
         load_into(net, wrong, "model.pt")
     assert str(caught.value) == (
-        "model.pt does not fit this model (missing: 1.weight [4], 1.bias [4], 1.running_mean [4] and 2 more; "
+        "model.pt does not fit this model "
+        "(missing: 1.weight [4], 1.bias [4], 1.running_mean [4] and 2 more; "
         "unexpected: x1.weight [4], x1.bias [4], x1.running_mean [4] and 2 more; "
         "of another shape: 3.weight is [10, 4] there and [2, 4] in the model); "
         "set model=... and model.head=... to what the weights were trained with"
