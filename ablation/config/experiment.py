@@ -282,6 +282,7 @@ class Config:
     scale: Literal["full", "smoke"] = "full"
     launch: Launch | None = None
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    extend: str | None = None
     phases: tuple[Phase, ...] = ()
 
     @property
@@ -323,7 +324,9 @@ class Config:
         does not attack is the same whatever they say.
         """
         full = self.container()
-        for key in ("attack", "evaluation", "tracking", "runs_dir", "data_dir", "retry", "monitor"):
+        for key in ("attack", "evaluation", "tracking", "monitor"):
+            del full[key]
+        for key in ("runs_dir", "data_dir", "retry", "extend"):
             del full[key]
         del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
         full["data"]["source"].pop("download", None)

@@ -11,6 +11,7 @@ import torch
 from ablation.config import validation
 from ablation.config.evaluations import evaluations
 from ablation.config.experiment import Config
+from ablation.config.extension import extension_problems
 from ablation.config.folders import has_file
 from ablation.data import Extent, check_batch_size, check_sizes, label_problems
 from ablation.errors import InputError
@@ -35,6 +36,7 @@ def check(container: Mapping[str, Any]) -> list[str]:
         return problems
     extent = config.data.source.extent(config.data_root)
     found = [*problems, *outside_problems(config), *size_problems(config, extent)]
+    found += extension_problems(config)
     return list(dict.fromkeys(found))
 
 

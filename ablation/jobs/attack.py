@@ -16,11 +16,12 @@ from ablation.evaluation import Evaluation, Pgd, Request, evaluate
 from ablation.jobs.setup import Images, build_net
 from ablation.models import Net
 from ablation.numerics.modes import evaluating
-from ablation.output import warn
+from ablation.output import say
 from ablation.random import generator
 from ablation.runs.columns import Column
 from ablation.runs.directory import Run
 from ablation.runs.launches import recorded_launches
+from ablation.runs.progress import AttackProgress
 from ablation.runs.state_dicts import load_into
 from ablation.runs.tracking import Panel, Tracker
 from ablation.types import Norm
@@ -83,15 +84,21 @@ class Subject:
             split=node.split,
         )
         partial = run.evaluations / f"{self.checkpoint}-{self.key}.partial"
-        found = evaluate(
-            net if node.temperature == 1 else Tempered(net, node.temperature),
-            images.images,
-            images.labels,
-            request,
-            progress=report,
-            should_stop=stop,
-            partial=partial,
-        )
+        count = len(images) if node.n is None else node.n
+        say(f"attack  {self.checkpoint} weights on {count} {node.split} images")
+        progress = AttackProgress()
+        try:
+            found = evaluate(
+                net if node.temperature == 1 else Tempered(net, node.temperature),
+                images.images,
+                images.labels,
+                request,
+                progress=progress,
+                should_stop=stop,
+                partial=partial,
+            )
+        finally:
+            progress.close()
         entries = [
             {
                 "checkpoint": self.checkpoint,
@@ -113,12 +120,6 @@ class Subject:
         )
         partial.unlink(missing_ok=True)
         return found
-
-
-def report(metric: str, done: int, total: int) -> None:
-    """One line when an attack has seen all images."""
-    if done == total:
-        warn(f"  {metric}: {total} images")
 
 
 def evaluate_checkpoint(

@@ -32,7 +32,7 @@ from ablation.errors import DONE, INTERRUPTED, ConfigError, InputError
 from ablation.evaluation import Measure
 from ablation.jobs.attack import Subject, evaluate_checkpoint
 from ablation.jobs.setup import load_images, own_normalisation, pick_device, start_tracking
-from ablation.jobs.state import missing, weights_problems
+from ablation.jobs.state import asked_keys, missing, weights_problems
 from ablation.jobs.summary import result_table
 from ablation.jobs.supervise import supervised
 from ablation.models import build_model
@@ -66,7 +66,7 @@ def parse(container: Mapping[str, Any]) -> tuple[AssessConfig | None, list[str]]
     values = {"data": None, "model": None, **container}
     parser = Parser()
     if isinstance(values["data"], Mapping):
-        root = Path(values.get("data_dir") or "data").expanduser()
+        root = Path(str(values.get("data_dir") or "data")).expanduser()
         values["data"], parser.problems = completed(values["data"], root)
     saved: dict[str, Any] = {}
     if values.get("run"):
@@ -222,7 +222,7 @@ def _run(request: AssessConfig) -> int:
             code = supervised(trained, lambda stop: _assess(config, trained, request, stop), False)
         if code != DONE:
             return code
-    say(f"{result_table(trained)}\nresults in {path}")
+    say(f"{result_table(trained, asked_keys(config))}\nresults in {path}")
     return DONE
 
 
@@ -273,5 +273,5 @@ def _checkpoint(request: AssessConfig) -> int:
             code = supervised(folder, lambda stop: subject.record(folder, net, test, stop))
         if code != DONE:
             return code
-    say(f"{result_table(folder)}\nresults in {folder.path}")
+    say(f"{result_table(folder, [(path.stem, subject.key)])}\nresults in {folder.path}")
     return DONE

@@ -16,14 +16,26 @@ def moved(config: Config, run: Run) -> bool:
     return before.resolve() != config.data_root.resolve()
 
 
+def asked(config: Config) -> list[tuple[CheckpointName, EvaluationConfig]]:
+    """Checkpoints and their evaluations that the config asks for."""
+    return [(name, node) for node in evaluations(config) for name in checkpoints(config)]
+
+
+def _key(config: Config, name: str, node: EvaluationConfig) -> tuple[str, str]:
+    return name, eval_id(node, config.eps, config.norm, chosen_weights(config))
+
+
+def asked_keys(config: Config) -> list[tuple[str, str]]:
+    """Checkpoint and ``eval_id`` of each evaluation that the config asks for."""
+    return [_key(config, name, node) for name, node in asked(config)]
+
+
 def missing(config: Config, run: Run) -> list[tuple[CheckpointName, EvaluationConfig]]:
-    """Checkpoints and their evaluations that are not on disk."""
-    weights = chosen_weights(config)
+    """Those of the evaluations asked for that are not on disk."""
     return [
         (name, node)
-        for node in evaluations(config)
-        for name in checkpoints(config)
-        if not run.has_evaluation(name, eval_id(node, config.eps, config.norm, weights))
+        for name, node in asked(config)
+        if not run.has_evaluation(*_key(config, name, node))
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,11 +40,18 @@ def checks_line(checks: Sequence[Mapping[str, Any]]) -> str:
     return f"checks: {', '.join(counts)}"
 
 
-def result_table(run: Run) -> str:
-    """The entries of a run as aligned text, warnings below."""
-    result = run.result()
+def result_table(run: Run, asked: Collection[tuple[str, str]] | None = None) -> str:
+    """The evaluations that were asked for as aligned text, warnings below.
+
+    Args:
+        run: its directory.
+        asked: checkpoint and ``eval_id`` of each; the run's others are only counted;
+            ``None`` shows all.
+    """
+    result = run.result(asked)
     if result is None:
-        return f"{run.path.name}: nothing is evaluated yet"
+        return f"{run.path.name}: no evaluation was asked for"
+    others = len((run.result() or result)["entries"]) - len(result["entries"])
     rows = [
         (
             entry["checkpoint"] + ("" if entry["weights"] == "raw" else " (average)"),
@@ -62,4 +69,5 @@ def result_table(run: Run) -> str:
     marks = ["SMOKE RUN: these numbers mean nothing"] if result["scale"] == "smoke" else []
     marks += [f"differs from its table: {text}" for text in result["deviations"]]
     marks += [checks_line(result["checks"])] if "checks" in result else []
+    marks += [f"{others} numbers of other evaluations are in {run.result_path}"] if others else []
     return "\n".join([table, *marks, *(f"warning: {flag}" for flag in result["flags"])])

@@ -19,6 +19,7 @@ from ablation.config.validation import load
 from ablation.data import DeviceLoader, encode_split
 from ablation.errors import DONE, JOB_FAILED, ConfigError, InputError
 from ablation.jobs.attack import evaluate_checkpoint, show_examples
+from ablation.jobs.extend import adopt
 from ablation.jobs.setup import (
     Images,
     build_net,
@@ -31,7 +32,7 @@ from ablation.jobs.setup import (
     start_tracking,
     validator,
 )
-from ablation.jobs.state import is_trained, missing, moved, weights_problems
+from ablation.jobs.state import asked_keys, is_trained, missing, moved, weights_problems
 from ablation.jobs.summary import announce, result_table
 from ablation.jobs.supervise import out_of_memory, supervised
 from ablation.models import Net
@@ -62,7 +63,7 @@ def train(container: Mapping[str, Any]) -> int:
     if status is not None and status.state == "done" and not missing(config, run):
         if moved(config, run):
             run.check_data(load_images(config, torch.device("cpu")).fingerprint())
-        say(f"{config.run_name} is done\n{result_table(run)}")
+        say(f"{config.run_name} is done\n{result_table(run, asked_keys(config))}")
         return DONE
     if status is not None and status.state == "failed" and not config.retry:
         warn(
@@ -120,6 +121,8 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
     try:
         if not is_trained(run):
             net = build_net(config, images.train, config.phases[-1].method, device)
+            if config.extend is not None and not run.checkpoints.resumable():
+                adopt(config, run, images)
             note_threads(run, device)
             with numerics(config.runtime):
                 try:
@@ -136,7 +139,7 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
         code = DONE
     finally:
         tracker.finish(code)
-    say(f"{result_table(run)}\nresults in {run.path}")
+    say(f"{result_table(run, asked_keys(config))}\nresults in {run.path}")
     upload = tracker.upload()
     if upload is not None:
         say(f"to see it in W&B: {upload}")

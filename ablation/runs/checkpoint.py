@@ -202,9 +202,29 @@ class Checkpoints:
             raise self._foreign(path, meta["train_id"])
         return weights
 
+    def copy_weights(self, source: Checkpoints, name: str, *, averaged: bool) -> None:
+        """Copy what another run's ``save_weights`` wrote; epoch and step stay.
+
+        Args:
+            source: that run's checkpoints.
+            name: of the weights.
+            averaged: copy their average too.
+
+        Raises:
+            InputError: a file is missing or damaged, or the disk is full.
+        """
+        weights = source.load_weights(name, False)
+        average = source.load_weights(name, True) if averaged else None
+        _, meta = load_weights_file(source._flat(name, False))
+        self.save_weights(name, weights, average, meta=meta)
+
     def has(self, name: str, average: bool = False) -> bool:
         """Say whether these weights are on disk."""
         return self._flat(name, average).is_file()
+
+    def resumable(self) -> bool:
+        """Say whether there is a checkpoint to go on from."""
+        return bool(self._steps())
 
     def names(self) -> list[str]:
         """The names of the weights on disk, averages not listed separately."""

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 
 VOLATILE = (
-    *("attack", "evaluation", "tracking", "monitor", "runs_dir", "data_dir", "retry", "init_from"),
+    *("attack", "evaluation", "tracking", "monitor"),
+    *("runs_dir", "data_dir", "retry", "extend", "init_from"),
     *("runtime.device", "data.eps", "data.augment", "data.source.download"),
     "data.source.relabel",  # older configs lack it; the identity has it
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,15 +91,22 @@ class EvaluationRecords:
         path = self._evaluation_path(checkpoint, eval_id)
         return path.is_file() and path.with_name(f"{path.stem}.parquet").is_file()
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self, only: Collection[tuple[str, str]] | None = None) -> dict[str, Any] | None:
         """All entries of the run, put together from its evaluations; ``None`` if it has none.
 
         ``checks`` is missing where no evaluation has any: those before there were checks.
 
+        Args:
+            only: checkpoint and ``eval_id`` of the evaluations to take; ``None`` takes all.
+
         Raises:
             InputError: an evaluation's file is damaged.
         """
-        records = [_record(path) for path in sorted(self.evaluations.glob("*.json"))]
+        paths = sorted(self.evaluations.glob("*.json"))
+        if only is not None:
+            chosen = {self._evaluation_path(*key) for key in only}
+            paths = [path for path in paths if path in chosen]
+        records = [_record(path) for path in paths]
         if not records:
             return None
         metas = [record["meta"] for record in records]

@@ -1,4 +1,4 @@
-"""Progress display: a bar on a terminal, plain lines in a log file."""
+"""Progress display of training and of attacks: a bar on a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ BAR_SECONDS = 0.5
 """Least time between two redraws of the bar."""
 LINE_SECONDS = 10.0
 """Least time between two lines within an epoch, where there is no terminal."""
+CHECKS = "checks/"
+"""Prefix of the attacks that only the checks ask for."""
 HIDDEN = (
     *("epoch", "step", "seconds", "images_per_second"),
     *("margin_q0", "margin_q25", "margin_q75", "margin_q100", "logit_gap_mean", "logit_gap_p99"),
@@ -148,6 +150,97 @@ class Progress:
         if self._bar is not None:
             self._bar.clear()
         self._out.write(f"{text}\n")
+        self._out.flush()
+
+
+class AttackProgress:
+    """Progress of an evaluation: a line per attack, and one for all small attacks of the checks.
+
+    On a terminal a bar on stderr while an attack runs; otherwise an attack that takes long says
+    every 10 seconds how far it is, and when it will have seen all images.
+
+    Args:
+        out: where lines go; ``None`` means stdout.
+        bar: where the bar goes; ``None`` means stderr.
+        terminal: draw a bar? ``None`` means if ``bar`` is a terminal.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        bar: TextIO | None = None,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._out = output.out() if out is None else out
+        self._bar_file = output.err() if bar is None else bar
+        self._terminal = drawable(self._bar_file) if terminal is None else terminal
+        self._clock = clock
+        self._title = ""
+        self._began = self._last = self._before = clock()
+        self._bar: tqdm[NoReturn] | None = None
+        self._checks: list[float] = []
+
+    def __call__(self, title: str, done: int, total: int) -> None:
+        """After each batch of an attack.
+
+        Args:
+            title: the metric, ``metric/part``, or ``checks/name`` of a check's own attack.
+            done: images that it has seen.
+            total: images that it is to see.
+        """
+        now = self._clock()
+        if title != self._title:
+            self._title, self._began, self._last = title, self._before, self._before
+            self._open(total)
+        self._before = now
+        if done >= total:
+            self._shut()
+            if title.startswith(CHECKS):
+                self._checks.append(now - self._began)
+            else:
+                self._line(f"{total} images in {duration(now - self._began)}")
+        elif now - self._last >= (BAR_SECONDS if self._terminal else LINE_SECONDS):
+            self._last = now
+            rate = done / max(1e-9, now - self._began)
+            speed = f"{rate:.3g} images/s  eta {duration((total - done) / rate)}"
+            if self._bar is None:
+                self._line(f"{done}/{total} images  {speed}")
+            else:
+                self._bar.set_postfix_str(speed, refresh=False)
+                self._bar.n = done
+                self._bar.refresh()
+
+    def close(self) -> None:
+        """At the end, or on the way out."""
+        self._shut()
+        if self._checks:
+            self._title, spent = "checks", sum(self._checks)
+            self._line(f"{len(self._checks)} small attacks in {duration(spent)}")
+            self._checks = []
+
+    def _open(self, total: int) -> None:
+        self._shut()
+        if self._terminal:
+            self._bar = tqdm(
+                total=total,
+                desc=f"  {self._title}",
+                file=self._bar_file,
+                dynamic_ncols=True,
+                leave=False,
+                bar_format="{desc} |{bar:20}| {percentage:3.0f}%{postfix}",
+            )
+
+    def _shut(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        self._out.write(f"  {self._title}: {text}\n")
         self._out.flush()
 
 

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from ablation.config import evaluations, surroundings, validation
 from ablation.config.compose import Composer
 from ablation.config.experiment import Config
+from ablation.config.extension import extension_problems
 from ablation.config.overrides import alternatives, bare, crossed, key_of, layered
 from ablation.data import Extent
 from ablation.errors import ConfigError
@@ -290,7 +291,8 @@ class Planner:
             extent = config.data.source.extent(config.data_root)
             self._outside[key] = (surroundings.outside_problems(config), extent)
         problems, extent = self._outside[key]
-        return [*problems, *surroundings.size_problems(config, extent)]
+        sizes = surroundings.size_problems(config, extent)
+        return [*problems, *sizes, *extension_problems(config)]
 
 
 def _point(

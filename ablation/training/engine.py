@@ -20,7 +20,7 @@ from ablation.runs.checkpoint import Snapshot
 from ablation.runs.state_dicts import load_into
 from ablation.training.memory import Memories, remembering
 from ablation.training.method import Phase
-from ablation.training.optim import Sgd
+from ablation.training.optim import Sgd, peak, rates
 from ablation.training.step import StepLog, train_step
 from ablation.types import Average, AverageSpec, Clock, Schedule
 
@@ -291,29 +291,12 @@ class Engine:
         if self.position.phase < len(self.recipe.phases) and self._phase.optim == "fresh":
             self._optimizer = self.recipe.optim.build(self.net, self.recipe.lr)
 
-    def _schedule_span(self) -> tuple[int, int]:
-        """Count the epochs before and within the stretch of phases that share an optimiser."""
-        phases, at = self.recipe.phases, self.position.phase
-        first = max((i for i in range(at + 1) if phases[i].optim == "fresh"), default=0)
-        last = next(
-            (i for i in range(at + 1, len(phases)) if phases[i].optim == "fresh"), len(phases)
-        )
-        before = sum(phase.epochs for phase in phases[first:at])
-        return before, sum(phase.epochs for phase in phases[first:last])
-
     def _rates(self, step_in_epoch: int) -> tuple[float, float]:
         """Compute learning rate and momentum of a step of the present epoch."""
-        before, epochs = self._schedule_span()
-        recipe, phase = self.recipe, self._phase
-        schedule = phase.schedule or recipe.schedule
-        done = before + self.position.epoch + step_in_epoch / len(self.loader)
-        momentum = schedule.momentum(recipe.optim.momentum, done, epochs)
-        return schedule.lr(self._peak, done, epochs), momentum
-
-    @property
-    def _peak(self) -> float:
-        """The present phase's peak learning rate."""
-        return self.recipe.lr if self._phase.lr is None else self._phase.lr
+        recipe, place = self.recipe, self.position
+        epoch = place.epoch + step_in_epoch / len(self.loader)
+        momentum = recipe.optim.momentum
+        return rates(recipe.phases, place.phase, epoch, recipe.schedule, recipe.lr, momentum)
 
     @property
     def _clip(self) -> float | None:
@@ -330,7 +313,7 @@ class Engine:
             lr, momentum = self._rates(place.step_in_epoch)
             for group in self._optimizer.param_groups:
                 group["lr"], group["momentum"] = lr, momentum
-            clock = Clock(place.epoch, place.step, phase.name, lr / self._peak)
+            clock = Clock(place.epoch, place.step, phase.name, lr / peak(phase, self.recipe.lr))
             log, views = train_step(
                 phase.method,
                 self.net,

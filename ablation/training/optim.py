@@ -1,13 +1,16 @@
-"""The optimiser: SGD, and its settings."""
+"""The optimiser: SGD, its settings, and the learning rate of every step."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ablation.models.net import Net
+from ablation.training.method import Phase
+from ablation.types import Schedule
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,30 @@ class LightSgd(torch.optim.SGD):
     state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+def peak(phase: Phase, lr: float) -> float:
+    """A phase's peak learning rate, where the run's is ``lr``."""
+    return lr if phase.lr is None else phase.lr
+
+
+def rates(
+    phases: Sequence[Phase], at: int, epoch: float, schedule: Schedule, lr: float, momentum: float
+) -> tuple[float, float]:
+    """Compute learning rate and momentum of a step.
+
+    Args:
+        phases: of the run.
+        at: number of the present phase, from 0.
+        epoch: finished epochs of the phase, with the fraction of the present one.
+        schedule: the run's; it spans the phases that share an optimiser.
+        lr: the run's peak learning rate.
+        momentum: the optimiser's.
+    """
+    phase = phases[at]
+    first = max((i for i in range(at + 1) if phases[i].optim == "fresh"), default=0)
+    last = next((i for i in range(at + 1, len(phases)) if phases[i].optim == "fresh"), len(phases))
+    before = sum(each.epochs for each in phases[first:at])
+    epochs = sum(each.epochs for each in phases[first:last])
+    own, done = phase.schedule or schedule, before + epoch
+    return own.lr(peak(phase, lr), done, epochs), own.momentum(momentum, done, epochs)
