@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ablation.config.experiment import Config
-from ablation.config.folders import read_saved_config
+from ablation.config.folders import has_file, read_saved_config
 from ablation.config.validation import load
-from ablation.errors import ConfigError
+from ablation.errors import ConfigError, InputError
 from ablation.runs.directory import Run, find_runs, first_difference
 from ablation.training.optim import rates
 
@@ -29,7 +29,7 @@ def parent_of(config: Config) -> Run:
         ConfigError: there is none, or it is not the beginning of this one.
     """
     place = Path(str(config.extend)).expanduser()
-    if (place / "config.yaml").is_file():
+    if has_file(place / "config.yaml"):
         if problems := list(_differences(config, Run.at(place))):
             raise ConfigError([f"extend={config.extend}: {problem}" for problem in problems])
         return Run.at(place)
@@ -51,6 +51,8 @@ def extension_problems(config: Config) -> list[str]:
         parent_of(config)
     except ConfigError as error:
         return list(error.problems)
+    except InputError as error:  # a folder that cannot be listed
+        return [f"extend={config.extend}: {error}"]
     return []
 
 

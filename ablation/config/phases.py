@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from ablation.config.experiment import Config
+from ablation.config.rules import model_problems
 from ablation.errors import InputError
 from ablation.models import HEADS, ModelSpec, build_model
 from ablation.text import did_you_mean
@@ -32,7 +33,7 @@ def head_problems(name: str, phases: Sequence[Phase]) -> list[str]:
 def layer_problems(spec: ModelSpec, phases: Sequence[Phase]) -> list[str]:
     """Layers that terms name; what a body has does not depend on the images."""
     methods = [phase.method for phase in phases if any(map(any, phase.method.observed().values()))]
-    if not methods:
+    if not methods or any(model_problems(spec)):  # told already; building it could take all memory
         return []
     try:
         with torch.device("meta"):

@@ -13,6 +13,7 @@ from ablation.config.evaluations import evaluations
 from ablation.config.experiment import Config
 from ablation.config.extension import extension_problems
 from ablation.config.folders import has_file
+from ablation.config.rules import model_problems
 from ablation.data import Extent, check_batch_size, check_sizes, label_problems
 from ablation.errors import InputError
 from ablation.evaluation import AutoAttack, Square
@@ -108,6 +109,8 @@ def _attack_problems(config: Config, extent: Extent) -> list[str]:
 def _model_problems(config: Config, extent: Extent, count: int) -> list[str]:
     """Check that the model takes images of this size, and BatchNorm the smallest batch of them."""
     spec, shape = config.model.spec, (extent.channels, extent.size)
+    if any(model_problems(spec)):  # told already, and building it could take all memory
+        return []
     problem = refusal(spec, *shape, 2)
     if problem is not None:
         return [problem]

@@ -67,7 +67,7 @@ def test_no_value_of_any_key_traces_back_or_hangs(name, tmp_path, monkeypatch):
                 problems = check(changed(container, path, value))
             except Exception as error:
                 raise AssertionError(f"{path} = {str(value)[:40]!r}") from error
-            assert time.monotonic() - start < 5, (path, value)
+            assert time.monotonic() - start < 60, (path, value)  # a hang, not a speed
             text = str(ConfigError(problems))
             assert len(text.splitlines()) == 1 + len(problems)
             assert "\x1b" not in text
