@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ablation.text import printable
+
 DONE, BAD_INPUT, JOB_FAILED, INTERRUPTED = 0, 1, 3, 75
 """Exit codes of the console scripts; 75 (EX_TEMPFAIL) asks a scheduler to requeue the command."""
-
-
-def printable(text: str) -> str:
-    """A text on one line without control characters, which would act on a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class InputError(Exception):

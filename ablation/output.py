@@ -8,18 +8,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO, cast
 
+from ablation.text import printable
 
-def printable(text: str) -> str:
-    """Show control characters other than line breaks and tabs: a terminal would obey them."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1]
-        for c in text
-    )
+LAYOUT = "\n\t"
+"""Control characters that shape what we print."""
 
 
 class Writer(io.TextIOBase):
@@ -106,7 +102,7 @@ def err() -> TextIO:
 
 def _put(stream: TextIO | None, text: str) -> None:
     writer = Writer(stream)
-    writer.write(f"{printable(text)}\n")
+    writer.write(f"{printable(text, LAYOUT)}\n")
     writer.flush()
 
 

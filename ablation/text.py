@@ -14,6 +14,11 @@ def show_fraction(value: float) -> str:
     return f"{value:g}"
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Show characters that are no print, as a terminal would obey them; but for those to keep."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 def did_you_mean(name: str, choices: Sequence[str]) -> str:
     """A remedy: the nearest choice, or all of them."""
     near = difflib.get_close_matches(name, choices, n=1)

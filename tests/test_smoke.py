@@ -1,4 +1,8 @@
-"""Every table of ours trains, attacks and reports: a grid point per arm, at smoke scale."""
+"""Every table of ours trains, attacks and reports: a grid point per arm, at smoke scale.
+
+By default the first and the last arm of each; ``make test-slow`` runs them all. What all of them
+compose to is in the golden ids, and what they combine in ``test_cross``.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,19 @@ from ablation.sweeps.request import open_table
 from ablation.sweeps.tables import table_names, table_path
 from tests.support.fake_runs import fake_run
 
+TABLES = {name: list(open_table(name).arms) for name in table_names([folders.sweeps_dir()])}
 ARMS = [
-    (name, arm)
-    for name in table_names([folders.sweeps_dir()])
-    for arm in open_table(name).arms
-]  # fmt: skip
+    pytest.param(
+        *(name, arm),
+        marks=[] if arm in (arms[0], arms[-1]) else pytest.mark.slow,
+        id=f"{name}-{arm}",
+    )
+    for name, arms in TABLES.items()
+    for arm in arms
+]
 
 
-@pytest.mark.parametrize(("name", "arm"), ARMS, ids=[f"{name}-{arm}" for name, arm in ARMS])
+@pytest.mark.parametrize(("name", "arm"), ARMS)
 def test_an_arm_of_a_table_runs_end_to_end(name, arm, tmp_path):
     places = [f"++runs_dir={tmp_path}", "++tracking.mode=disabled"]
     cli = ["scale=smoke", "++seed=0", *places]

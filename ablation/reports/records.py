@@ -14,12 +14,12 @@ import yaml
 from ablation.config import evaluations
 from ablation.config.experiment import Config
 from ablation.errors import InputError
-from ablation.output import printable
 from ablation.reports.comparison import Absence
 from ablation.reports.deviations import mismatches
 from ablation.runs.columns import Column, verdict_column
 from ablation.runs.directory import Run
 from ablation.runs.status import State
+from ablation.text import printable
 
 COLLAPSED = 1.25
 """Clean accuracy up to so many times chance, and two standard errors, is chance: a network that

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation.errors import InputError
+from ablation.output import warn
 from ablation.runs.files import atomic_write_bytes, atomic_write_text, json_text
 
 if TYPE_CHECKING:
@@ -130,8 +131,18 @@ class EvaluationRecords:
         if result is None:
             return
         text = json_text(result)
+        if self.result_path.is_file() and not _is_json(self.result_path):
+            warn(f"warning: {self.result_path} was damaged; it is written anew from evaluations/")
         if not self.result_path.is_file() or self.result_path.read_bytes() != text.encode():
             atomic_write_text(self.result_path, text)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from ablation.errors import INTERRUPTED
+
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 """Signals that stop a run or a pool: Ctrl-C, a closed terminal, and what schedulers send."""
 
@@ -26,7 +28,7 @@ class Stop:
     def __init__(self) -> None:
         self.requested = False
         self.name = ""
-        self.before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self.before: dict[int, Handler | int | None] = {}
         self._received: list[int] = []
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -64,21 +66,57 @@ class Stop:
         return called
 
 
+Handler = Callable[[int, FrameType | None], Any]
+
+
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 only set a flag, until the context ends.
+def handling(receive: Handler) -> Iterator[dict[int, Handler | int | None]]:
+    """Give the signals of ``STOPS`` to a handler, until the context ends.
 
     Python allows handlers in the main thread only; elsewhere nothing is installed.
+
+    Yields:
+        Who handled each signal until now.
     """
-    stop = Stop()
+    before: dict[int, Handler | int | None] = {}
     if threading.current_thread() is threading.main_thread():
         for name in STOPS:
             number = getattr(signal, name, None)  # Windows has few of them
             ignored = name == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             if number is not None and not ignored:  # nohup ignores it for good
-                stop.before[number] = signal.signal(number, stop.receive)
+                before[number] = signal.signal(number, receive)
     try:
-        yield stop
+        yield before
     finally:
-        for number, handler in stop.before.items():
+        for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 only set a flag, until the context ends."""
+    stop = Stop()
+    with handling(stop.receive) as stop.before:
+        yield stop
+
+
+def end_in_imports() -> None:
+    """Make a Ctrl-C during an import end the process at once, in our words.
+
+    An import cannot be undone: numpy takes the exception for a broken installation, and what comes
+    after would run without it. Anywhere else a Ctrl-C stays a ``KeyboardInterrupt``.
+
+    Raises:
+        KeyboardInterrupt: outside imports, at a SIGINT.
+    """
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        del number
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                os.write(2, b"stopped before anything started\n")
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, receive)

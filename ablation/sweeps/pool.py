@@ -13,11 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +26,8 @@ from typing import Protocol, TextIO
 from ablation import output
 from ablation.errors import DONE, INTERRUPTED, InputError
 from ablation.runs.progress import drawable
-from ablation.runs.signals import STOPS
-from ablation.text import duration
+from ablation.runs.signals import handling
+from ablation.text import duration, printable
 
 POLL_SECONDS = 0.1
 LINE_SECONDS = 30.0
@@ -175,7 +174,7 @@ class Pool:
             KeyboardInterrupt: a signal stopped the pool; every process has ended.
         """
         waiting = deque(enumerate(work))
-        with self._listening():
+        with handling(self._receive):
             try:
                 while self._running or (waiting and self._signal is None):
                     self._start(waiting, len(work))
@@ -272,24 +271,6 @@ class Pool:
         eta = (sum(rest) + mean * len(waiting)) / len(self._slots)
         return f"{text}, eta {duration(max([eta, *rest]))}"
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Signals only set flags. Python allows handlers in the main thread only."""
-        before = {}
-        if threading.current_thread() is threading.main_thread():
-            for name in STOPS:
-                number = getattr(signal, name, None)  # Windows has few of them
-                if number is None:
-                    continue
-                if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
-                    continue  # nohup
-                before[number] = signal.signal(number, self._receive)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._impatient |= self._signal is not None and number == signal.SIGINT
@@ -362,7 +343,7 @@ class Board:
     def _write(self, text: str, shown: str) -> None:
         clear = "\r\x1b[K" if self._shown else ""
         self._shown = shown
-        self._out.write(clear + output.printable(text))
+        self._out.write(clear + printable(text, output.LAYOUT))
         self._out.flush()
 
 

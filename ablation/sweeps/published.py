@@ -115,6 +115,9 @@ def _read(path: Path) -> list[dict[str, str]]:
                 if not _is_number(row["value"]):
                     line = f"{path}, line {reader.line_num}"
                     raise InputError(f"{line}: value={row['value']!r} is no number")
+                if odd := [name for name, text in row.items() if not text.isprintable()]:
+                    line = f"{path}, line {reader.line_num}"
+                    raise InputError(f"{line}: {odd[0]}={row[odd[0]]!r} has control characters")
                 found.append(row)
             return found
     except (OSError, ValueError, csv.Error) as error:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Any, Protocol
 
 from ablation.config.overrides import bare, quoted, variant
@@ -22,6 +24,7 @@ from ablation.sweeps import slurm
 from ablation.sweeps.claims import Claim
 from ablation.sweeps.cost import describe_total, estimate
 from ablation.sweeps.planning import Job, Plan, Planner, state_of
+from ablation.sweeps.relay import saving_first
 from ablation.sweeps.request import Request, read_request
 from ablation.text import one_line, summary_table
 
@@ -46,6 +49,10 @@ class Caller(Protocol):
     @property
     def waits(self) -> bool:
         """Whether the launcher returns only when its jobs have ended."""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether jobs run in processes on this machine that a signal to this one would lose."""
 
     @property
     def device(self) -> str | None:
@@ -208,7 +215,10 @@ class Sweep:
             )
         try:
             if todo:
-                launcher.launch([list(command) for command in commands], initial_job_idx=0)
+                with (
+                    saving_first(partial(at_work, todo)) if self._caller.foreign else nullcontext()
+                ):
+                    launcher.launch([list(command) for command in commands], initial_job_idx=0)
         except Exception as error:
             warn(f"the launcher gave up: {type(error).__name__}: {one_line(error)}")
         finally:
@@ -290,6 +300,16 @@ def _standing(counts: Mapping[str, int]) -> str:
     found = [f"{running} job{' still runs' if running == 1 else 's still run'} elsewhere"]
     found += [f"{queued} job{' is' if queued == 1 else 's are'} in SLURM's queue"]
     return ", ".join(text for n, text in zip((running, queued), found, strict=True) if n)
+
+
+def at_work(jobs: Sequence[Job]) -> dict[str, int]:
+    """The runs among these that a process of this machine trains or evaluates, with its id."""
+    found = {}
+    for job in jobs:
+        status = job.run.status()
+        if status is not None and status.state == "running" and status.host == gethostname():
+            found[job.config.run_name] = status.pid
+    return found
 
 
 def note_served(job: Job, launch: Launch) -> None:

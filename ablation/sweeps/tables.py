@@ -166,9 +166,25 @@ def _renamed(values: Any) -> Any:
     return {**values, "arms": renamed}
 
 
+def _texts(table: Table) -> dict[str, str]:
+    """What a table file says to people, by key."""
+    found: dict[str, str | None] = {"title": table.title}
+    found |= {f"arms.{name}": name for name in table.arms}
+    found |= {f"arms.{name}.label": arm.label for name, arm in table.arms.items()}
+    found |= {f"rows[{i}].label": row.label for i, row in enumerate(table.rows or ())}
+    found |= {f"unavailable.{name}": f"{name}{why}" for name, why in table.unavailable.items()}
+    return {key: text for key, text in found.items() if text is not None}
+
+
 def check_table(table: Table) -> list[str]:
     """List contradictions within the file."""
     problems = [] if table.arms else ["arms: a table needs at least one"]
+    problems += [
+        f"{key}={text!r}: it is printed in tables, so write it on one line, without control "
+        f"characters"
+        for key, text in _texts(table).items()
+        if not text.isprintable()
+    ]
     names = list(table.arms)
     for name, arm in table.arms.items():
         if arm.source is None:

@@ -30,7 +30,7 @@ class PoolLauncher(Launcher):
         describe: from a job's overrides to its title, its log file and whose turn it is.
     """
 
-    command: Sequence[str] = (sys.executable, "-m", "ablation.commands.train")
+    command: Sequence[str] = (sys.executable, "-m", "ablation.commands.scripts", "train")
     describe: Callable[[Sequence[str]], tuple[str, Path, "Turn | None"]] | None = None
 
     def __init__(self, jobs: int | None, gpus: Any) -> None:

@@ -10,6 +10,11 @@ from omegaconf import DictConfig
 
 SLURM = "hydra_plugins.ablation_plugins.slurm.SlurmLauncher"
 """The launcher whose jobs run on other machines."""
+FOREIGN = (
+    "hydra_plugins.hydra_joblib_launcher.",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+)
+"""Launchers that kill their jobs at a Ctrl-C, or leave them running."""
 
 
 class ArmsSweeper(Sweeper):
@@ -47,6 +52,11 @@ class ArmsSweeper(Sweeper):
     def waits(self) -> bool:
         """Whether the launcher returns only when its jobs have ended."""
         return self._switch("wait", True)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether jobs run in processes on this machine that a signal to this one would lose."""
+        return str(self.config.hydra.launcher._target_).startswith(FOREIGN)
 
     @property
     def device(self) -> str | None:

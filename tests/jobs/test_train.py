@@ -136,7 +136,7 @@ def test_a_bare_checkpoint_is_evaluated(tmp_path, capsys):
     capsys.readouterr()
     assert assess.run(request) == DONE
     trained = {e["metric"]: e["value"] for e in (run_of(container).result() or {})["entries"]}
-    line = next(row for row in capsys.readouterr().out.splitlines() if "pgd20" in row)
+    line = next(row for row in capsys.readouterr().out.splitlines() if row.split()[1:2] == ["pgd20"])
     assert f"{trained['pgd20']:.2f}" in line
 
 
@@ -294,8 +294,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
     monkeypatch.setattr(session, "_batches", batches)
     stop = {"after": 3}
     monkeypatch.setattr(
-        "ablation.jobs.attack.report",
-        lambda metric, done, total: stop.update(after=stop["after"] - 1),
+        "ablation.jobs.attack.AttackProgress.__call__",
+        lambda self, metric, done, total: stop.update(after=stop["after"] - 1),
     )
     with monkeypatch.context() as patch:
         requested = property(lambda self: stop["after"] <= 0, lambda self, value: None)

@@ -485,6 +485,25 @@ def test_opening_heals_a_result_that_a_kill_left_behind(run):
         assert run.result_path.is_file()
 
 
+@pytest.mark.parametrize(("left", "said"), [("{", True), ("{}", False)])
+def test_a_damaged_result_is_written_anew_and_said(run, capsys, left, said):
+    with run.open(CONFIG):
+        run.add_evaluation("last", "aaaa", [entry()], EXAMPLES)
+    whole = run.result_path.read_bytes()
+    run.result_path.write_text(left)  # {} is what a kill may leave: an older result
+    with run.reopen():
+        assert run.result_path.read_bytes() == whole
+    assert ("result.json was damaged" in capsys.readouterr().err) == said
+
+
+def test_a_result_can_be_of_some_evaluations(run):
+    for eval_id in ("aaaa", "bbbb"):
+        run.add_evaluation("last", eval_id, [{**entry(), "metric": eval_id}], EXAMPLES)
+    found = run.result([("last", "bbbb"), ("last", "cccc")])
+    assert [one["metric"] for one in found["entries"]] == ["bbbb"]
+    assert run.result([]) is None
+
+
 def test_a_damaged_evaluation_is_named(run):
     run.add_evaluation("last", "aaaa", [entry()], EXAMPLES)
     (run.evaluations / "last-aaaa.json").write_text("{")

@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from ablation.runs.progress import Progress, describe, drawable
+from ablation.runs.progress import AttackProgress, Progress, describe, drawable
 from ablation.text import duration, summary_table
 
 
@@ -150,3 +150,45 @@ def test_a_table_may_be_empty_but_not_ragged():
     assert summary_table("", [], ("a", "b")) == "a  b\n-  -"
     with pytest.raises(ValueError, match="has 1 cells"):
         summary_table("t", [("1",)], ("a", "b"))
+
+
+def attack_lines(seconds: float) -> list[str]:
+    """Of two attacks on 40 and 20 images and two of the checks, in batches of 10."""
+    clock, out = Clock(), io.StringIO()
+    progress = AttackProgress(out, io.StringIO(), terminal=False, clock=clock)
+    works = {"pgd20": 40, "aa/apgd-ce": 20, "checks/large_eps": 10, "checks/steps": 10}
+    for title, total in works.items():
+        for done in range(10, total + 1, 10):
+            clock.now += seconds
+            progress(title, done, total)
+    progress.close()
+    progress.close()
+    return out.getvalue().splitlines()
+
+
+def test_a_log_file_gets_a_line_per_attack_and_one_for_the_checks():
+    assert attack_lines(2.0) == [
+        "  pgd20: 40 images in 0:08",
+        "  aa/apgd-ce: 20 images in 0:04",
+        "  checks: 2 small attacks in 0:04",
+    ]
+
+
+def test_a_long_attack_says_when_it_ends():
+    assert attack_lines(20.0)[:4] == [
+        "  pgd20: 10/40 images  0.5 images/s  eta 1:00",
+        "  pgd20: 20/40 images  0.5 images/s  eta 0:40",
+        "  pgd20: 30/40 images  0.5 images/s  eta 0:20",
+        "  pgd20: 40 images in 1:20",
+    ]
+
+
+def test_a_terminal_gets_a_bar_for_the_attack_that_runs():
+    clock, bar = Clock(), io.StringIO()
+    progress = AttackProgress(io.StringIO(), bar, terminal=True, clock=clock)
+    clock.now += 1
+    progress("pgd20", 10, 40)
+    shown = bar.getvalue()
+    assert "pgd20 |" in shown
+    assert "25%, 10 images/s  eta 0:03" in shown
+    progress.close()

@@ -538,6 +538,7 @@ def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[st
             [str(BIN / "ablation-train"), *arguments],
             cwd=cwd,
             env={**os.environ, **environment},
+            start_new_session=True,  # its signals are not ours
             text=True,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -578,21 +579,28 @@ def test_a_killed_worker_loses_no_finished_run_and_the_same_command_completes(tm
 
 @pytest.mark.slow
 @LINUX
-def test_ctrl_c_on_real_jobs_saves_them_and_the_same_command_completes(tmp_path):
+@pytest.mark.parametrize("name", ["pool", "joblib"])
+@pytest.mark.parametrize("whose", ["kill's", "a terminal's"])
+def test_ctrl_c_on_real_jobs_saves_them_and_the_same_command_completes(tmp_path, name, whose):
     own = tmp_path / "own" / "method"
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("defaults: [at, _self_]\nname: mine\n")
     command = (
-        *("--config-dir", str(own.parent), "-m", "hydra/launcher=pool", "hydra.launcher.jobs=2"),
+        *("--config-dir", str(own.parent), "-m", f"hydra/launcher={name}"),
+        "hydra.launcher.jobs=2" if name == "pool" else "hydra.launcher.n_jobs=2",
         *("method=mine", "seed=0,1,2", "epochs=60", *QUICK),
     )
     sweep = train(*command, cwd=tmp_path)
     until(lambda: len(statuses(tmp_path)) == 2, 180)
-    sweep.send_signal(signal.SIGINT)
-    assert sweep.wait(60) == INTERRUPTED
-    states = {str(status["state"]) for status in statuses(tmp_path).values()}
-    assert "interrupted" in states
-    assert states <= {"interrupted", "done"}
+    if whose == "kill's":
+        sweep.send_signal(signal.SIGINT)
+    else:  # it reaches the whole group, the launcher's workers too
+        os.killpg(sweep.pid, signal.SIGINT)
+    assert sweep.wait(60) == INTERRUPTED, (tmp_path / "out").read_text()
+    found = list(statuses(tmp_path).values())
+    assert {str(status["state"]) for status in found} <= {"interrupted", "done"}
+    assert any("stopped after step" in str(status["error"]) for status in found)
+    assert not any(Path(f"/proc/{status['pid']}").exists() for status in found)
     assert train(*command, cwd=tmp_path).wait(300) == DONE, (tmp_path / "out").read_text()
     assert all(epochs(tmp_path, seed) == list(range(60)) for seed in range(3))
 

@@ -70,6 +70,8 @@ def test_without_rows_every_arm_is_one():
         ("label: PGD-AT", "labl: PGD-AT", "arms.at.labl"),
         ("arms:", "arms: [", "mine.yaml"),
         ("title: Mine", "title: Mine\ntitle: Again", "found duplicate key title"),
+        ("title: Mine", 'title: "Mine\\e[31m"', "title='Mine\\x1b[31m': it is printed in tables"),
+        ("label: PGD-AT", 'label: "a\\n| b"', "arms.at.label='a\\n| b': it is printed in tables"),
     ],
 )
 def test_mistakes_are_named(write, old, new, message):
@@ -137,6 +139,7 @@ def test_a_broken_csv_is_named(write):
         (",unit,note", "", r"the columns unit, note are missing"),
         (",48.10,0.2,percent,", ",48.10", r"line 2: not as many cells as columns"),
         (",48.10,", ",nan,", r"line 2: value='nan' is no number"),
+        (",48.10,0.2,percent,", ',48.10,0.2,percent,"a\nb"', r"note='a\\nb' has control"),
     ],
 )
 def test_a_csv_names_what_it_lacks(write, old, new, message):
