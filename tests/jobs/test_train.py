@@ -136,7 +136,9 @@ def test_a_bare_checkpoint_is_evaluated(tmp_path, capsys):
     capsys.readouterr()
     assert assess.run(request) == DONE
     trained = {e["metric"]: e["value"] for e in (run_of(container).result() or {})["entries"]}
-    line = next(row for row in capsys.readouterr().out.splitlines() if row.split()[1:2] == ["pgd20"])
+    line = next(
+        row for row in capsys.readouterr().out.splitlines() if row.split()[1:2] == ["pgd20"]
+    )
     assert f"{trained['pgd20']:.2f}" in line
 
 
