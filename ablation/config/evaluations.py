@@ -61,7 +61,8 @@ def evaluation_ids(config: Config) -> tuple[str, ...]:
 def _on(config: Config, split: SplitName, names: Sequence[str]) -> EvaluationConfig:
     """Metrics of the evaluation on the images of a split; all of them if it has no more."""
     node = config.evaluation
-    attacks = {name: node.attacks[name] for name in names}
+    # A name that is no metric is told by the rules.
+    attacks = {name: node.attacks[name] for name in names if name in node.attacks}
     if split == node.split:
         return replace(node, attacks=attacks)
     size = {"val": config.data.val_size, "train": config.data.train_size}.get(split)

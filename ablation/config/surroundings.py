@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from ablation.config import validation
 from ablation.config.evaluations import evaluations
-from ablation.config.experiment import Config
+from ablation.config.experiment import Config, DataConfig, EvaluationConfig
 from ablation.config.extension import extension_problems
 from ablation.config.folders import has_file
 from ablation.config.rules import model_problems
@@ -77,7 +77,27 @@ def size_problems(config: Config, extent: Extent | None) -> list[str]:
     count = train_size or extent.train - val_size
     if fits(check_batch_size, config.batch_size, count):
         problems += _model_problems(config, extent, count)
-    return problems + _attack_problems(config, extent)
+    return [
+        *problems,
+        *_attack_problems(config, extent),
+        *count_problems(evaluations(config), config.data, extent),
+    ]
+
+
+def count_problems(
+    nodes: Sequence[EvaluationConfig], data: DataConfig, extent: Extent | None
+) -> list[str]:
+    """Check that each evaluation has as many images as it is to take."""
+    if extent is None:
+        return []
+    train_size = data.train_size or extent.train - data.val_size
+    sizes = {"test": extent.test, "val": data.val_size, "train": train_size}
+    return [
+        f"evaluation.n={node.n}: there are {sizes[node.split]} {node.split} images; set "
+        f"evaluation.n={sizes[node.split]} or null"
+        for node in nodes
+        if node.n is not None and node.n > sizes[node.split]
+    ]
 
 
 def _normalisation_problems(config: Config, extent: Extent) -> list[str]:

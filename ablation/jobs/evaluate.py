@@ -13,6 +13,7 @@ import yaml
 
 from ablation.config import experiment as configuration
 from ablation.config import validation
+from ablation.config.evaluations import evaluations
 from ablation.config.experiment import Config, DataConfig, EvaluationConfig, ModelConfig
 from ablation.config.folders import has_file, read_saved_config
 from ablation.config.from_data import completed
@@ -26,9 +27,9 @@ from ablation.config.rules import (
     name_problems,
     radius_problems,
 )
-from ablation.config.surroundings import device_problems
+from ablation.config.surroundings import count_problems, device_problems
 from ablation.data import check_labels
-from ablation.errors import DONE, INTERRUPTED, ConfigError, InputError
+from ablation.errors import DONE, INTERRUPTED, ConfigError
 from ablation.evaluation import Measure
 from ablation.jobs.attack import Subject, evaluate_checkpoint
 from ablation.jobs.setup import load_images, own_normalisation, pick_device, start_tracking
@@ -118,7 +119,9 @@ def _run_problems(request: AssessConfig, saved: Mapping[str, Any]) -> list[str]:
     if config is None or problems:
         return [f"run={request.run}: its config.yaml: {problem}" for problem in problems]
     config = _asked(request, config)
-    return [*availability_problems(config), *config.data.source.check(config.data_root)]
+    problems = [*availability_problems(config), *config.data.source.check(config.data_root)]
+    extent = config.data.source.extent(config.data_root)
+    return problems or count_problems(evaluations(config), config.data, extent)
 
 
 def _asked(request: AssessConfig, config: Config) -> Config:
@@ -146,8 +149,11 @@ def _checkpoint_problems(config: AssessConfig) -> list[str]:
     if not has_file(Path(str(config.checkpoint)).expanduser()):
         problems.append(f"checkpoint={config.checkpoint}: no such file")
     if config.data is not None:
+        root = Path(config.data_dir or "data").expanduser()
         problems += data_problems(config.data)
-        problems += config.data.source.check(Path(config.data_dir or "data").expanduser())
+        problems += config.data.source.check(root) or count_problems(
+            [config.evaluation], config.data, config.data.source.extent(root)
+        )
     if config.model is not None:
         problems += model_problems(config.model.spec)
         problems += head_problems(config.model.head, ())
@@ -247,9 +253,6 @@ def _checkpoint(request: AssessConfig) -> int:
     weights, _ = load_weights_file(path)
     device = pick_device(request.device)
     _, test = data.source.load(Path(request.data_dir or "data").expanduser())
-    n, total = request.evaluation.n, len(test.labels)
-    if n is not None and n > total:
-        raise InputError(f"evaluation.n={n}: there are {total} test images; set {total} or null")
     check_labels(test, data.classes)
     net = build_model(
         model.spec,

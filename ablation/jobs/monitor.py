@@ -8,14 +8,16 @@ network is copied, and random starts have a stream of their own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ablation.data import ImageSet, to_float
+from ablation.errors import InterruptedRunError
 from ablation.evaluation import Pgd
+from ablation.evaluation.evaluate import never
 from ablation.numerics.functional import cross_entropy
 from ablation.numerics.margins import Survey, effective_margin, summarise, survey
 from ablation.numerics.modes import evaluating
@@ -34,6 +36,7 @@ class Curves:
         eps: its radius, in pixels.
         norm: of the ball.
         seed: of its starts, which are the same in every epoch.
+        stop: asked before every batch.
     """
 
     images: Mapping[str, ImageSet]
@@ -41,6 +44,7 @@ class Curves:
     eps: float
     norm: Norm
     seed: int
+    stop: Callable[[], bool] = never
 
     def __call__(self, net: nn.Module, device: torch.device) -> dict[str, float]:
         """``curve_<split>_clean`` and ``_robust`` in percent, ``_robust_loss`` in nats."""
@@ -57,7 +61,7 @@ class Curves:
     ) -> tuple[float, float, float]:
         rng = generator(self.seed, "curves", 0, device)
         sums = torch.zeros(3, dtype=torch.double, device=device)
-        for x, y in _batches(images, device):
+        for x, y in _batches(images, device, self.stop):
             point = self.attack(net, x, y, self.eps, self.norm, rng)
             with torch.no_grad():
                 right, logits = net(x).argmax(1) == y, net(point)
@@ -86,6 +90,7 @@ class Monitor:
         effective: images by split, ``train`` and ``test``, whose effective margins (EMR, eq. 3;
             L2) are measured too.
         curves: accuracies and loss under attack; ``None`` measures none.
+        stop: asked before every batch.
 
     Attributes:
         margins: of the last measurement, in pixels, one per image; none before the first.
@@ -96,6 +101,7 @@ class Monitor:
     norm: Norm
     effective: Mapping[str, ImageSet]
     curves: Curves | None = None
+    stop: Callable[[], bool] = never
     margins: Sequence[float] = ()
 
     def __call__(self, net: nn.Module) -> dict[str, float | str]:
@@ -110,6 +116,9 @@ class Monitor:
 
         Args:
             net: images [N, C, H, W] in [0, 1] to logits [N, K].
+
+        Raises:
+            InterruptedRunError: ``stop`` said so.
         """
         # A head may normalise its weights in every forward pass, which rounds them.
         net = copy.deepcopy(net)
@@ -122,7 +131,7 @@ class Monitor:
                 **numbers(found),
             }
             for split, images in self.effective.items():
-                mean, std = _effective(net, images, device)
+                mean, std = _effective(net, _batches(images, device, self.stop))
                 row |= {f"margin_{split}": mean, f"margin_{split}_std": std}
             if self.curves is not None:
                 row |= self.curves(net, device)
@@ -130,7 +139,8 @@ class Monitor:
         return row
 
     def _survey(self, net: nn.Module, device: torch.device) -> Survey:
-        parts = [survey(net, x, y, self.norm) for x, y in _batches(self.images, device)]
+        batches = _batches(self.images, device, self.stop)
+        parts = [survey(net, x, y, self.norm) for x, y in batches]
         return Survey(
             torch.cat([part.margin for part in parts]),
             torch.cat([part.logit_gap for part in parts]),
@@ -157,15 +167,19 @@ def fixed_subset(images: ImageSet, n: int | None, seed: int) -> ImageSet:
     return images.subset(order[:n])
 
 
-def _effective(net: nn.Module, images: ImageSet, device: torch.device) -> tuple[float, float]:
+def _effective(net: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """Mean and deviation over the correctly classified images that have a gradient."""
-    parts = [effective_margin(net, x, y) for x, y in _batches(images, device)]
+    parts = [effective_margin(net, x, y) for x, y in batches]
     value = torch.cat([part.value for part in parts])
     dead = torch.cat([part.zero_gradient for part in parts])
     return summarise(value, (value > 0) & ~dead)
 
 
-def _batches(images: ImageSet, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    images: ImageSet, device: torch.device, stop: Callable[[], bool]
+) -> Iterator[tuple[Tensor, Tensor]]:
     for rows in torch.arange(len(images)).split(BATCH):  # type: ignore[no-untyped-call]
+        if stop():
+            raise InterruptedRunError("stopped while margins were measured")
         batch = images.subset(rows)
         yield to_float(batch.images.to(device)), batch.labels.to(device)

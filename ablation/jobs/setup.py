@@ -85,9 +85,18 @@ def load_images(config: Config, device: torch.device) -> Images:
     """
     node = config.data
     train, test = node.source.load(config.data_root)
+    problems = []
     for images in (train, test):
-        check_labels(images, node.classes)
-    split = stratified_split(train.labels, node.val_size, node.split_seed, node.train_size)
+        try:
+            check_labels(images, node.classes)
+        except InputError as error:
+            problems.append(str(error))
+    try:
+        split = stratified_split(train.labels, node.val_size, node.split_seed, node.train_size)
+    except InputError as error:
+        problems.append(str(error))
+    if problems:
+        raise InputError("; ".join(dict.fromkeys(problems)))
     return Images(train.to(device), test, split)
 
 
@@ -142,11 +151,11 @@ def selection_attack(config: Config) -> Pgd:
     return Pgd(node.steps, node.step_size, node.start)
 
 
-def monitor(config: Config, images: Images) -> Monitor | None:
+def monitor(config: Config, images: Images, stop: Callable[[], bool]) -> Monitor | None:
     """Build the monitor that measures margins at each validation, on a fixed subset of the images.
 
     Of the validation images, or of the training images (as they are, not augmented) where there
-    are none.
+    are none. It raises ``InterruptedRunError`` between two batches once ``stop`` says so.
     """
     node = config.monitor
     if not node.enabled:
@@ -163,6 +172,7 @@ def monitor(config: Config, images: Images) -> Monitor | None:
         config.eps,
         config.norm,
         config.data.split_seed,
+        stop,
     )
     return Monitor(
         some(split),
@@ -170,6 +180,7 @@ def monitor(config: Config, images: Images) -> Monitor | None:
         config.norm,
         {name: some(name) for name in measured},
         curves if node.curves else None,
+        stop=stop,
     )
 
 

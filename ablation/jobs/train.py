@@ -192,7 +192,7 @@ def fit(
         compile=config.runtime.compile,
     )
 
-    validate, watch = validator(config, images, stop), monitor(config, images)
+    validate, watch = validator(config, images, stop), monitor(config, images, stop)
 
     def look(net: torch.nn.Module) -> Mapping[str, float | str]:
         return {**validate(net), **({} if watch is None else watch(net))}

@@ -31,6 +31,7 @@ def problems(tmp_path, *overrides):
         ("evaluation.seed=-1", "between 0 and 2^63"),
         ("evaluation.seed=" + "9" * 30, "at most 9223372036854775807"),
         ("evaluation.n=0", "at least 1; null means all"),
+        ("evaluation.n=999", "there are 360 test images; set evaluation.n=360 or null"),
         ("evaluation.batch_size=0", "at least 1"),
         ("evaluation.checkpoints=[]", "name some"),
         ("evaluation.checkpoints=[last]", "a bare checkpoint is one"),

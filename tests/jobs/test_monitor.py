@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ablation.config.validation import check, load
 from ablation.data import ImageSet, to_float
-from ablation.errors import DONE, INTERRUPTED
+from ablation.errors import DONE, INTERRUPTED, InterruptedRunError
 from ablation.evaluation import Pgd
+from ablation.evaluation.evaluate import never
 from ablation.jobs import setup
 from ablation.jobs import train as job
-from ablation.jobs.monitor import Curves, Monitor, fixed_subset, numbers
+from ablation.jobs.monitor import BATCH, Curves, Monitor, fixed_subset, numbers
 from ablation.numerics.margins import Survey, effective_margin, top_margin
 from ablation.random import generator
 from ablation.runs.state_dicts import load_into
@@ -217,7 +218,7 @@ def test_the_averaged_network_is_what_is_measured(tmp_path):
     for averaged in (True, False):
         net = setup.build_net(config, images.train, config.phases[-1].method, device)
         load_into(net, run.checkpoints.load_weights("last", averaged), "last")
-        watch = setup.monitor(config, images)
+        watch = setup.monitor(config, images, never)
         assert watch is not None
         rows.append(watch(net))
     logged = metrics(run)[-1]
@@ -301,3 +302,21 @@ def test_monitor_is_no_part_of_the_identity_and_is_checked(tmp_path):
     _, problems = check(compose_plain("monitor.n=0"))
     assert any("n=0: at least 1" in problem for problem in problems)
     assert load(compose_plain("scale=smoke")).monitor.n == 32
+
+
+def test_a_signal_ends_a_measurement_between_two_batches():
+    """The engine keeps the epoch's steps, and its validation starts anew."""
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    images = image_set(3 * BATCH)
+    watch = Monitor(images, "val", "linf", {"train": images}, stop=stop)
+    with pytest.raises(InterruptedRunError, match="stopped while margins were measured"):
+        watch(small_net().float())
+    assert len(asked) == 3
+    curves = Curves({"val": images}, Pgd(1, 0.5), 0.1, "linf", 0, lambda: True)
+    with pytest.raises(InterruptedRunError):
+        Monitor(images, "val", "linf", {}, curves)(small_net().float())
