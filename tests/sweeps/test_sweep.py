@@ -67,7 +67,7 @@ class Caller:
         self.plan, self.max_batch_size, self.kwargs = plan, max_batch_size, kwargs
         self.log: list = []
         self.batches, self.at_a_time = 0, 1
-        self.dry, self.waits, self.device = False, True, None
+        self.dry, self.waits, self.foreign, self.device = False, True, False, None
 
     def make_launcher(self):
         self.batches += 1
