@@ -16,10 +16,14 @@ IMMATERIAL = (
     *("std", "mean_all", "correct", "zero_gradients"),
 )
 """Parameters of an attack in which two comparable numbers may differ; what a measure found."""
+UNSAID = {"temperature": 1.0}
+"""Values of parameters that a record leaves out."""
 
 
 def mismatches(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, ...]:
     """Name the parameters in which an attack is not that of the table: ``steps 10, not 20``."""
+    if wanted:  # clean accuracy has no parameters
+        params, wanted = {**UNSAID, **params}, {**UNSAID, **wanted}
     return tuple(
         f"{key} {short(params.get(key))}, not {short(value)}"
         for key, value in wanted.items()

@@ -12,6 +12,7 @@ from ablation.config.validation import check, load
 from ablation.errors import DONE
 from ablation.jobs import train as job
 from ablation.jobs.attack import Tempered
+from ablation.reports.deviations import mismatches
 from tests.support.configs import compose_plain
 from tests.support.jobs import plain, run_of
 from tests.support.parts import small_batch, small_net
@@ -45,3 +46,11 @@ def test_it_is_recorded_with_the_number(tmp_path):
     assert job.train(container) == DONE
     entries = (run_of(container).result() or {})["entries"]
     assert {entry["params"]["temperature"] for entry in entries} == {4.0}
+
+
+def test_a_number_at_another_temperature_cannot_stand_beside_a_tables():
+    pgd = {"attack": "pgd", "steps": 20}
+    assert mismatches({**pgd, "temperature": 4.0}, pgd) == ("temperature 4, not 1",)
+    assert mismatches(pgd, {**pgd, "temperature": 4.0}) == ("temperature 1, not 4",)
+    assert mismatches(pgd, pgd) == ()
+    assert mismatches({"temperature": 4.0}, {}) == ()  # of clean accuracy: it is the same
