@@ -200,6 +200,9 @@ class Views(Protocol):
     def memory(self, name: str) -> Tensor:
         """The batch's rows [N, ...] of a memory, as they stood before the step."""
 
+    def weights(self) -> Iterable[Tensor]:
+        """Weights of the convolutions and linear layers of the network that passes run on."""
+
 
 class Crafter(Protocol):
     """Searches for points in input space.

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.numerics.functional import Constants, margin, true_value
+from ablation.numerics.functional import Constants, kl_divergence, margin, true_value
 from ablation.types import Views
 
 
@@ -79,3 +79,42 @@ class OneMinusTrueProbability:
         """Compute the weights [N]."""
         one = 1.0 if self.constants == "exact" else 1.0000001
         return one - true_value(F.softmax(views.logits(self.view), 1), views.y(self.view))
+
+
+Similarity = Literal["one_minus_cosine", "cosine", "kl", "one"]
+
+
+@dataclass(frozen=True)
+class PredictionChange:
+    """How much the attack changed the prediction, or the contrary, shape [N] (for PMHR).
+
+    Gradient flows through the weight. Which one PMHR has is not in print; see its component.
+
+    Args:
+        kind: ``one_minus_cosine``, 1 - cos(p, p'); ``cosine``, cos(p, p'); ``kl``, KL(p || p');
+            ``one``, no weight.
+        clean: name of the view of the clean images, p.
+        view: name of the view of the adversarial ones, p'.
+    """
+
+    whole: ClassVar[bool] = True
+    """A weight for every sample of the batch: its views must hold all of them."""
+
+    kind: Similarity = "one_minus_cosine"
+    clean: str = "nat"
+    view: str = "adv"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Name the train-mode views that the weight reads."""
+        return (self.clean, self.view)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Compute the weights [N]."""
+        z, z_adv = views.logits(self.clean), views.logits(self.view)
+        if self.kind == "kl":
+            return kl_divergence(z, z_adv)
+        if self.kind == "one":
+            return z.new_ones(len(z))
+        cosine = F.cosine_similarity(F.softmax(z, 1), F.softmax(z_adv, 1), 1)
+        return cosine if self.kind == "cosine" else 1 - cosine

@@ -1,8 +1,10 @@
 """Components: what a user switches."""
 
 from ablation.components.awp import Awp
+from ablation.components.boosted_cross_entropy import BoostedCrossEntropy
 from ablation.components.burn_in import BurnIn
 from ablation.components.closed_form_gradient import ClosedFormGradient
+from ablation.components.ema_logits import EmaLogits
 from ablation.components.emr import Emr, EmrApproximate, EmrProbe
 from ablation.components.exponential_loss import ExponentialLoss
 from ablation.components.fab_margin import FabMargin
@@ -10,13 +12,17 @@ from ablation.components.hypersphere import Hypersphere
 from ablation.components.igr import Igr
 from ablation.components.large_margin_softmax import LargeMarginSoftmax
 from ablation.components.mail import Mail
+from ablation.components.margin_loss import MarginLoss
 from ablation.components.margin_maximization import MarginMaximization
+from ablation.components.pmhr import ReconstructedPmhr
 from ablation.components.soft_boundary import SoftBoundary
 
 __all__ = [
     "Awp",
+    "BoostedCrossEntropy",
     "BurnIn",
     "ClosedFormGradient",
+    "EmaLogits",
     "Emr",
     "EmrApproximate",
     "EmrProbe",
@@ -26,6 +32,8 @@ __all__ = [
     "Igr",
     "LargeMarginSoftmax",
     "Mail",
+    "MarginLoss",
     "MarginMaximization",
+    "ReconstructedPmhr",
     "SoftBoundary",
 ]

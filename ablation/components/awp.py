@@ -21,8 +21,9 @@ class Awp(Component):
     """
 
     after: ClassVar[tuple[str, ...]] = (  # so that ``terms`` may name what they add
-        *("closed_form_gradient", "emr", "exponential_loss", "fab_margin", "igr"),
-        *("margin_maximization", "soft_boundary"),
+        *("boosted_cross_entropy", "closed_form_gradient", "ema_logits", "emr"),
+        *("exponential_loss", "fab_margin", "igr", "margin_loss", "margin_maximization"),
+        *("pmhr", "soft_boundary"),
     )
 
     gamma: float = 0.01

@@ -317,6 +317,11 @@ class Config:
         """Where the images lie."""
         return Path(self.data_dir).expanduser()
 
+    @property
+    def notes(self) -> list[str]:
+        """What every number of the run must say of its components."""
+        return [part.note for part in self.component.values() if part is not None and part.note]
+
     def identity(self) -> dict[str, Any]:
         """The container that ``train_id`` hashes: no paths, tracking, device, evaluation, monitor.
 

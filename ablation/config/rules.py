@@ -134,6 +134,18 @@ def _model(c: Config) -> Iterator[str]:
     yield from model_problems(c.model.spec)
 
 
+def _decay(c: Config) -> Iterator[str]:
+    """A penalty on the weights in the loss takes the place of the optimiser's."""
+    pmhr = c.component.get("pmhr")
+    own = getattr(pmhr, "weight_decay", 0.0)
+    if own > 0 and c.optim.weight_decay > 0:
+        yield (
+            f"optim.weight_decay={c.optim.weight_decay:g}: component.pmhr penalises the weights "
+            f"itself ({own:g}), so they would decay twice; set optim.weight_decay=0 or "
+            f"component.pmhr.weight_decay=0"
+        )
+
+
 def _selection(c: Config) -> Iterator[str]:
     node, val_size = c.selection, c.data.val_size
     if node.every < 1:
@@ -229,5 +241,5 @@ def _roles(c: Config) -> Iterator[str]:
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     *(_threat, _names, _numbers, _schedule, _data, _model),
-    *(_selection, _evaluation, _attack, _roles),
+    *(_selection, _evaluation, _attack, _roles, _decay),
 )

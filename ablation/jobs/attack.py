@@ -56,6 +56,7 @@ class Subject:
         evaluation: the attacks.
         scale: full or smoke.
         deviations: what the run's command line changed in its table.
+        notes: what its components have every number say.
     """
 
     checkpoint: str
@@ -65,6 +66,7 @@ class Subject:
     evaluation: EvaluationConfig
     scale: str = "full"
     deviations: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def key(self) -> str:
@@ -115,9 +117,8 @@ class Subject:
         }
         subject = {"checkpoint": self.checkpoint, "weights": self.weights, "split": node.split}
         checks = [{**subject, **asdict(check)} for check in found.checks]
-        run.add_evaluation(
-            self.checkpoint, self.key, entries, found.examples, found.flags, meta, checks
-        )
+        flags = [*self.notes, *found.flags]
+        run.add_evaluation(self.checkpoint, self.key, entries, found.examples, flags, meta, checks)
         partial.unlink(missing_ok=True)
         return found
 
@@ -137,7 +138,9 @@ def evaluate_checkpoint(
     net = build_net(config, images.train, config.phases[-1].method, device)
     load_into(net, run.checkpoints.load_weights(name, weights == "average"), name)
     changed = [text for entry in recorded_launches(run) for text in entry["overrides"]]
-    subject = Subject(name, weights, config.eps, config.norm, node, config.scale, changed)
+    subject = Subject(
+        name, weights, config.eps, config.norm, node, config.scale, changed, config.notes
+    )
     values = summary_of(subject.record(run, net, images.of(node.split), stop))
     tracker.summary({f"{name}/{Column(k, node.split).name}": v for k, v in values.items()})
     flags = (run.result() or {}).get("flags", ())

@@ -217,7 +217,8 @@ def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str
     parts = {"data": config.data.name, "model": config.model.name, "method": config.method.name}
     tables = [f"table:{entry['table']}" for entry in launches if entry["table"]]
     rows = [f"row:{arm}" for entry in launches for arm in entry["arms"]]
-    smoke = ["smoke"] if config.scale == "smoke" else []
+    marks = ["smoke"] if config.scale == "smoke" else []
+    marks += ["reconstructed"] if config.notes else []
     return start(
         node,
         run_dir=run.path,
@@ -225,7 +226,7 @@ def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str
         name=config.run_name + suffix,
         group=recorded_group(run) or own_group(config),
         job_type=job_type,
-        tags=[*(f"{key}:{name}" for key, name in parts.items()), *tables, *rows, *smoke],
+        tags=[*(f"{key}:{name}" for key, name in parts.items()), *tables, *rows, *marks],
         settings={**config.container(), "arm_id": config.arm_id},
     )
 

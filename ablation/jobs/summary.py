@@ -24,6 +24,7 @@ def announce(config: Config, run: Run, device: torch.device) -> None:
         f"data    {config.data.name}, model {config.model.name}, {phases} epochs on {device}",
         f"threat  {config.norm}, eps {show_fraction(config.eps)}",
     ]
+    lines += [f"note    {note}" for note in config.notes]
     say("\n".join(lines))
 
 

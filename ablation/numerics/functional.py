@@ -5,6 +5,7 @@ Shapes: ``z`` logits [N, K], ``y`` labels [N], points [N, ...]; every loss retur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -72,6 +73,33 @@ def boosted_cross_entropy(z: Tensor, y: Tensor, constants: Constants = "exact") 
         return cross_entropy(z, y) - torch.log(1.0001 - p_rival + 1e-12)
     others = torch.logsumexp(without_true(z, rival), 1)
     return cross_entropy(z, y) + torch.logsumexp(z, 1) - others
+
+
+def margin_loss(z: Tensor, y: Tensor, delta: float, top_k: int | None = None) -> Tensor:
+    """sum_{j != y} max(0, z_j - z_y + delta)^2, shape [N] (LMA, eq. 12).
+
+    Args:
+        z: logits [N, K].
+        y: labels [N].
+        delta: margin that each false class is to keep.
+        top_k: sum over the so many largest false classes only; ``None`` means all.
+    """
+    rivals = without_true(z, y)
+    if top_k is not None:
+        rivals = rivals.topk(min(top_k, z.shape[1] - 1), 1).values
+    return F.relu(rivals - true_value(z, y)[:, None] + delta).square().sum(1)
+
+
+def modified_huber(d: Tensor, alpha: float) -> Tensor:
+    """Modified Huber loss of each entry (LMA, section 3), shaped like ``d``.
+
+    alpha^2 (1 - cos(d / alpha)) up to |d| = alpha pi / 2, beyond alpha |d| + (1 - pi / 2) alpha^2.
+    Twice continuously differentiable; d^2 / 2 near 0, where half the angle keeps the precision
+    that 1 - cos would lose.
+    """
+    inner = d.clamp(-alpha * math.pi / 2, alpha * math.pi / 2)
+    bowl = 2 * (alpha * torch.sin(inner / (2 * alpha))).square()
+    return bowl + alpha * (d.abs() - inner.abs())
 
 
 def cw_loss(z: Tensor, y: Tensor, confidence: float = 50.0) -> Tensor:

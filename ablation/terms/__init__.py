@@ -11,10 +11,13 @@ from ablation.terms.effective_margin import (
 )
 from ablation.terms.input_gradient import InputGradient
 from ablation.terms.kl import KL
+from ablation.terms.logit_pairing import LogitPairing
 from ablation.terms.margin import MarginTerm
+from ablation.terms.margin_loss import MarginLoss
 from ablation.terms.margin_penalties import Exponential, Hinge
 from ablation.terms.searched_margin import SearchedMargin
 from ablation.terms.taylor_margin import Classes, TaylorMargin
+from ablation.terms.weight_norm import WeightNorm
 
 __all__ = [
     "KL",
@@ -28,8 +31,11 @@ __all__ = [
     "Exponential",
     "Hinge",
     "InputGradient",
+    "LogitPairing",
+    "MarginLoss",
     "MarginTerm",
     "ProbedNorm",
     "SearchedMargin",
     "TaylorMargin",
+    "WeightNorm",
 ]

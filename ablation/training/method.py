@@ -339,6 +339,8 @@ class Component(Protocol):
     """Components that must be enabled."""
     after: ClassVar[tuple[str, ...]] = ()
     """Components that are applied earlier if they are enabled."""
+    note: ClassVar[str] = ""
+    """What every number of a run with it must say, or nothing."""
 
     def apply(self, method: Method) -> Method:
         """The method with the component in it.

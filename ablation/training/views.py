@@ -175,6 +175,12 @@ class StepViews:
             raise ValueError(f"memory {name}: this step was given no memories")
         return self._memories.read(name, self.batch)
 
+    def weights(self) -> Iterator[Tensor]:
+        """Weights of the network's convolutions and linear layers."""
+        for module in self.net.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                yield module.weight
+
     def nothing(self) -> Tensor:
         """Build a loss of 0 that reaches the parameters, for steps whose gates are all closed."""
         return sum((out.logits.sum() * 0.0 for out in self._outputs.values()), torch.zeros(()))

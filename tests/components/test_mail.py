@@ -13,13 +13,11 @@ from ablation.errors import ConfigError
 from ablation.training.method import Method
 from ablation.training.step import total_loss, train_step
 from ablation.training.views import StepViews
-from ablation.types import Batch, Clock, Crafted, Output
+from ablation.types import Clock
 from ablation.weights import ProbabilisticMargin
 from tests.support.configs import compose_config
-from tests.support.logits import Z_ADV, Y, Z
+from tests.support.logits import Z_ADV, Y, Z, given
 from tests.support.parts import largest_difference, sgd, small_batch, small_net
-
-LATE = Clock(10**6, 0)
 
 
 def at_margins(margins: list[float]) -> StepViews:
@@ -28,15 +26,6 @@ def at_margins(margins: list[float]) -> StepViews:
     p = (1 + wanted) / 2
     z = torch.stack([p.log(), (1 - p).log()], 1).requires_grad_()
     return given(z, z, torch.zeros(len(z), dtype=torch.int64))
-
-
-def given(z: Tensor, z_adv: Tensor, y: Tensor, clock: Clock = LATE) -> StepViews:
-    """The logits of both passes, without a network."""
-    x = torch.zeros(len(y), 2, 5, 5, dtype=torch.float64)
-    views = StepViews(small_net(), Batch(x, y, torch.arange(len(y))), clock, torch.enable_grad)
-    views.add("adv", Crafted(x))
-    views._outputs = {"nat": Output(z, z), "adv": Output(z_adv, z_adv)}
-    return views
 
 
 @pytest.mark.parametrize(

@@ -31,4 +31,5 @@ def completed(override: str) -> list[str]:
     required = getattr(getattr(ablation.components, target.rpartition(".")[2]), "requires", ())
     if override == "component/closed_form_gradient=dyart":  # its filter is for searched points
         required = (*required, "fab_margin")
-    return [*(f"component/{name}=enabled" for name in required), override]
+    more = ["optim.weight_decay=0"] if group == "component/pmhr" else []  # it has its own
+    return [*(f"component/{name}=enabled" for name in required), override, *more]
