@@ -15,6 +15,7 @@ from ablation.config.experiment import Config
 from ablation.reports.cells import Number, counted, filled, unique
 from ablation.reports.choice import Choice, choose, config_of, grids
 from ablation.reports.comparison import Absence, Cell, Comparison, Row, Sample
+from ablation.reports.derived import with_differences
 from ablation.reports.deviations import deviations
 from ablation.reports.recipes import Recipe
 from ablation.reports.records import Measurement, asked_columns, measured, stands_for
@@ -50,7 +51,7 @@ def compare_table(
     lines = {spec.key: _lines(sheet, spec) for spec in choice.lines}
     unavailable = table.unavailable if rows is None else {}
     lines |= {key: [_unavailable(sheet, key)] for key in unavailable}
-    return Comparison(
+    comparison = Comparison(
         name=f"{name}-smoke" if choice.smoke else name,
         title=table.title,
         columns=sheet.columns,
@@ -58,6 +59,7 @@ def compare_table(
         scale="smoke" if choice.smoke else "full",
         notes=(*choice.notes, *_unavailable_notes(unavailable)),
     )
+    return with_differences(comparison, table.differences)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class Table:
         axes: keys crossed with every arm, for example ``seed: [0, 1, 2]``.
         evaluation: option of the group ``evaluation``.
         unavailable: published rows that cannot be trained yet, and why.
+        differences: derived columns: name -> the two columns, the second subtracted from the first.
     """
 
     title: str
@@ -112,6 +113,7 @@ class Table:
     axes: Mapping[str, list[Any]] = field(default_factory=dict)
     evaluation: str | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    differences: Mapping[str, list[str]] = field(default_factory=dict)
 
     def lines(self) -> list[RowSpec]:
         """The rows, complete."""
@@ -200,6 +202,11 @@ def check_table(table: Table) -> list[str]:
     for row in table.lines():
         if row.arm not in table.arms:
             problems.append(f"rows: {row.key} names arm={row.arm}; {did_you_mean(row.arm, names)}")
+    problems += [
+        f"differences.{name}={columns}: two columns, as [clean, aa]"
+        for name, columns in table.differences.items()
+        if len(columns) != 2
+    ]
     for axis, values in table.axes.items():
         if not values:
             problems.append(f"axes.{axis}: empty; give at least one value")
