@@ -81,6 +81,8 @@ def train(container: Mapping[str, Any]) -> int:
         finished = status is not None and status.state == "done"
         if config.launch is not None:
             note_launch(run, config.launch)
+        if config.recipe is not None:
+            run.note(recipe=config.recipe)
         return supervised(
             run,
             lambda stop: train_and_evaluate(config, run, stop),
