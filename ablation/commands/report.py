@@ -46,7 +46,9 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
     if found.dashboard and found.table is None:
         problems.append("dashboard=true: only with table=; W&B finds the runs by the table's tag")
     if found.table is None and found.overrides:
-        problems.append(f"{' '.join(found.overrides)}: only with table=; runs= takes runs as they are")
+        problems.append(
+            f"{' '.join(found.overrides)}: only with table=; runs= takes runs as they are"
+        )
     return found, problems
 
 
