@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OWN = (
     *("table", "row", "runs", "by", "against", "strict", "plots", "out", "dashboard", "runs_dir"),
-    *("tables_dir", "recipe", "tracking", "hydra"),
+    *("tables_dir", "overrides", "tracking", "hydra"),
 )
 """Keys of ``conf/report.yaml``; every other one belongs to the runs."""
 LISTS = ("row", "runs", "by")
@@ -45,8 +45,10 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
         problems.append("give either table=<name> or runs=<folder>, not both")
     if found.dashboard and found.table is None:
         problems.append("dashboard=true: only with table=; W&B finds the runs by the table's tag")
-    if found.table is None and found.recipe:
-        problems.append(f"{' '.join(found.recipe)}: only with table=; runs= takes runs as they are")
+    if found.table is None and found.overrides:
+        problems.append(
+            f"{' '.join(found.overrides)}: only with table=; runs= takes runs as they are"
+        )
     return found, problems
 
 
@@ -101,7 +103,7 @@ def _of_table(config: ReportConfig) -> Comparison:
         register_components()
         published = load_published(source) if source else None
         place = Path(config.runs_dir).expanduser()
-        return compare_table(name, table, published, place, config.recipe, rows)
+        return compare_table(name, table, published, place, config.overrides, rows)
 
 
 def _listed(value: list[str] | str | None) -> list[str]:
@@ -110,17 +112,17 @@ def _listed(value: list[str] | str | None) -> list[str]:
 
 
 def take_in(arguments: Sequence[str]) -> list[str]:
-    """A command line with the keys that belong to the runs gathered under ``recipe``."""
+    """A command line with the keys that belong to the runs gathered under ``overrides``."""
     from ablation.config.overrides import quoted
 
     own: list[str] = []
-    recipe: list[str] = []
+    theirs: list[str] = []
     for text in arguments:
         key = text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
         foreign = "=" in text and key not in OWN and not text.startswith("-")
         text = text if foreign else cli.as_list(text, LISTS)
-        (recipe if foreign or text.startswith("~") else own).append(text)
-    return [*own, f"recipe={quoted(recipe)}"] if recipe else own
+        (theirs if foreign or text.startswith("~") else own).append(text)
+    return [*own, f"overrides={quoted(theirs)}"] if theirs else own
 
 
 def main() -> None:

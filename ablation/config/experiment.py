@@ -254,7 +254,10 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole experiment."""
+    """A whole experiment.
+
+    ``launch`` and ``recipe`` say where it comes from: no part of it, nor of a saved config.
+    """
 
     data: DataConfig
     model: ModelConfig
@@ -281,6 +284,7 @@ class Config:
     retry: bool
     scale: Literal["full", "smoke"] = "full"
     launch: Launch | None = None
+    recipe: str | None = None
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     extend: str | None = None
     phases: tuple[Phase, ...] = ()
@@ -351,7 +355,7 @@ class Config:
         """The resolved config as plain data, complete, fit for YAML and for ``load``."""
         parts = plain(replace(self, phases=()))
         assert isinstance(parts, dict)  # noqa: S101
-        del parts["phases"], parts["launch"]
+        del parts["phases"], parts["launch"], parts["recipe"]
         parts["component"] = {k: v or DISABLED for k, v in parts["component"].items()}
         parts["average"] = parts["average"] or {}
         return parts

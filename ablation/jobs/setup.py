@@ -20,7 +20,7 @@ from ablation.jobs.monitor import Curves, Monitor, fixed_subset
 from ablation.models import Net, build_model
 from ablation.numerics.precision import fastest_exact_matmul
 from ablation.runs.directory import Run
-from ablation.runs.launches import recorded_group, recorded_launches
+from ablation.runs.launches import recorded_group, recorded_launches, recorded_recipe
 from ablation.runs.state_dicts import load_into, load_weights_file
 from ablation.runs.tracking import LONGEST_ID, Tracker, TrackingConfig, start
 from ablation.training.engine import Validate
@@ -215,6 +215,8 @@ def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str
     suffix = "" if job_type == "train" else f"-{job_type}"
     launches = recorded_launches(run)
     parts = {"data": config.data.name, "model": config.model.name, "method": config.method.name}
+    recipe = recorded_recipe(run)
+    parts |= {"recipe": recipe} if recipe else {}
     tables = [f"table:{entry['table']}" for entry in launches if entry["table"]]
     rows = [f"row:{arm}" for entry in launches for arm in entry["arms"]]
     marks = ["smoke"] if config.scale == "smoke" else []

@@ -40,7 +40,7 @@ from ablation.numerics.precision import precision_context
 from ablation.output import say, warn
 from ablation.runs.directory import Run
 from ablation.runs.files import atomic_write_bytes
-from ablation.runs.launches import note_launch
+from ablation.runs.launches import note_launch, note_recipe
 from ablation.runs.progress import Progress
 from ablation.runs.tracking import Tracker
 from ablation.text import first_line
@@ -81,6 +81,7 @@ def train(container: Mapping[str, Any]) -> int:
         finished = status is not None and status.state == "done"
         if config.launch is not None:
             note_launch(run, config.launch)
+        note_recipe(run, config.recipe)
         return supervised(
             run,
             lambda stop: train_and_evaluate(config, run, stop),

@@ -33,7 +33,7 @@ class ReportConfig:
     dashboard: bool
     runs_dir: str
     tables_dir: str | None
-    recipe: list[str]
+    overrides: list[str]
     tracking: TrackingConfig
 
 
@@ -212,7 +212,7 @@ def _mirror(
         comparison.name,
         rows,
         images,
-        settings={"table": config.table, "recipe": config.recipe, "scale": comparison.scale},
+        settings={"table": config.table, "overrides": config.overrides, "scale": comparison.scale},
         tags=[],
         directory=folder,
     )

@@ -1,4 +1,4 @@
-"""Which tables and arms a run serves: written when it is launched, read by reports."""
+"""Which recipe a run follows, which tables and arms it serves: written when it is launched."""
 
 from __future__ import annotations
 
@@ -39,6 +39,22 @@ def note_launch(run: Run, launch: Launch) -> None:
         # W&B knows a run by one group: that of its first table.
         group = {} if known else {"group": launch.group}
         run.note(launches=[*known, entry], **group)
+
+
+def note_recipe(run: Run, recipe: str | None) -> None:
+    """Keep which option of ``conf/recipe`` the run's settings come from, if any.
+
+    Raises:
+        InputError: the directory cannot be written.
+    """
+    if recipe is not None:
+        run.note(recipe=recipe)
+
+
+def recorded_recipe(run: Run) -> str | None:
+    """The recipe that the run was asked for with."""
+    status = run.status()
+    return None if status is None else status.facts.get("recipe")
 
 
 def recorded_launches(run: Run) -> list[dict[str, Any]]:

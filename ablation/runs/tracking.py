@@ -55,7 +55,7 @@ class TrackingConfig:
             wandb.
         project: of all runs.
         entity: user or team; ``None`` means the account's default.
-        tags: added to every run, beside its data, model, method, table and row.
+        tags: added to every run, beside its data, model, method, recipe, table and row.
         group: of the run; ``None`` means its table and row, or what it trains.
         name: of the run in lists; ``None`` means that of its directory.
         images: adversarial panels per log; 0 means none.

@@ -146,6 +146,12 @@ class Planner:
             chosen.get(key, f"{key}={','.join(values)}") for key, values in self.axes.items()
         ]
         self._rest = [text for text in self.cli if key_of(text) not in self.axes]
+        own = [*table.set, *(text for arm in table.arms.values() for text in arm.set)]
+        self.notices += [
+            f"{text}: fills in only what the table and its rows do not set themselves"
+            for text in self.cli
+            if own and key_of(text) == "recipe"
+        ]
 
     def plan(self) -> Plan:
         """Where the table stands now."""

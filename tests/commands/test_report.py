@@ -192,7 +192,7 @@ def test_keys_of_the_runs_are_told_from_its_own():
                             "by=method,component.awp", "tracking.mode=offline", "-m"])  # fmt: skip
     assert taken == [
         *("table=demo", "by=[method,component.awp]", "tracking.mode=offline", "-m"),
-        "recipe=['epochs=5','component/awp=disabled','seed=0,1']",
+        "overrides=['epochs=5','component/awp=disabled','seed=0,1']",
     ]
 
 

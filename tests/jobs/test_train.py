@@ -19,7 +19,7 @@ from ablation.jobs import evaluate as assess
 from ablation.jobs import setup
 from ablation.jobs import train as job
 from ablation.runs.directory import Run
-from ablation.runs.launches import Launch, note_launch
+from ablation.runs.launches import Launch, note_launch, note_recipe
 from ablation.runs.state_dicts import load_weights_file
 from tests.support.configs import compose_plain
 from tests.support.jobs import finish_interrupted, metrics, plain, run_of, stop_after, weights
@@ -540,6 +540,7 @@ def tracked(tmp_path, monkeypatch, *overrides, launch=None):
     with run.open(yaml.safe_dump(config.container(), sort_keys=False)):
         if launch is not None:
             note_launch(run, launch)
+        note_recipe(run, config.recipe)
         setup.start_tracking(config.tracking, config, run, "train")
     return told, config
 
@@ -553,6 +554,19 @@ def test_seeds_of_one_configuration_form_a_group_with_a_readable_name(tmp_path, 
     assert one["group"] == f"digits-tiny_cnn-trades+awp {config.arm_id[:6]}"
     assert one["tags"] == ["data:digits", "model:tiny_cnn", "method:trades"]
     assert one["settings"]["arm_id"] == config.arm_id
+
+
+def test_a_run_is_tagged_with_its_recipe(tmp_path, monkeypatch):
+    told, _ = tracked(tmp_path, monkeypatch, "recipe=lma", "data=digits", "schedule=cosine")
+    assert told["tags"] == ["data:digits", "model:resnet18", "method:at", "recipe:lma"]
+
+
+def test_the_recipe_of_a_run_is_in_its_status(tmp_path):
+    container = plain(tmp_path, "recipe=lma", "scale=smoke", "evaluation=none")
+    assert job.train(container) == DONE
+    status = run_of(container).status()
+    assert status is not None
+    assert status.facts["recipe"] == "lma"
 
 
 def test_a_tables_runs_are_grouped_by_its_rows(tmp_path, monkeypatch):

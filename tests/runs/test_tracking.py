@@ -478,7 +478,7 @@ def test_a_report_is_one_run_with_table_means_and_plots(wandb, tmp_path, monkeyp
     config = TrackingConfig(project="margins", tags=["mine"])
     images = {"scatter": plot(tmp_path)}
     rows = [*cells(), {**cells()[0], "column": "cw", "mean": float("nan"), "note": f"by {KEY}"}]
-    settings = {"table": "emr_table2", "recipe": [f"x={KEY}"]}
+    settings = {"table": "emr_table2", "overrides": [f"x={KEY}"]}
     place = log_report(config, "emr_table2", rows, images, settings, ["smoke"], tmp_path)
     (found,) = read_all(tmp_path)
     assert (found.run_id, found.name) == ("report-emr_table2", "report-emr_table2")

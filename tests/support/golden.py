@@ -34,7 +34,7 @@ GIVEN = {  # what comes from the images where it is not given: what these option
         "data.std=[0.2471,0.2435,0.2616]",
     ),
 }
-GROUPS = ("method", "model", "optim", "schedule", "average", "evaluation", "scale")
+GROUPS = ("method", "model", "optim", "schedule", "average", "evaluation", "scale", "recipe")
 
 Ids = list[str]
 """``train_id``, then the ``eval_id`` of each evaluation."""

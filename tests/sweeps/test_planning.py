@@ -241,3 +241,30 @@ def test_helpers_agree_with_the_command_line():
     plain = compose.Composer().plain(["method=trades", "method.terms.kl.coef=3", "~component.awp"])
     assert plain["method"]["terms"]["kl"]["coef"] == 3
     assert "awp" not in plain["component"]
+
+
+def test_a_recipe_lies_below_what_tables_arms_and_the_command_line_set():
+    arms = {
+        "mine": Arm(["method=at"]),
+        "other": Arm(["method=at", "recipe=mwpb", "schedule=cosine"]),
+    }
+    recipes = Table("Test", arms, set=["recipe=lma", "epochs=3", "schedule=constant"])
+    plan = planned(recipes, "lr=0.5", "data=digits")
+    mine, other = (plan.points[name][0].config for name in arms)
+    assert mine is not None
+    assert other is not None
+    assert (mine.recipe, other.recipe) == ("lma", "mwpb")
+    assert (mine.epochs, mine.lr, mine.batch_size) == (3, 0.5, 100)
+    assert (other.epochs, other.lr, other.batch_size) == (3, 0.5, 128)
+    assert [type(each.schedule).__name__ for each in (mine, other)] == ["Constant", "Cosine"]
+    assert plan.notices == []
+
+
+def test_a_recipe_on_the_command_line_fills_in_and_says_so():
+    plan = planned(table(**TWO), "recipe=lma", "data=digits", "schedule=cosine", "seed=0")
+    assert not plan.problems
+    assert plan.notices == [
+        "recipe=lma: fills in only what the table and its rows do not set themselves"
+    ]
+    assert {(job.config.epochs, job.config.batch_size) for job in plan.jobs} == {(3, 100)}
+    assert planned(Table("sweep", {"": Arm()}), "recipe=lma", "data=digits").notices == []
