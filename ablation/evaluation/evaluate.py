@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+TOP = 10
+"""Classes with the largest clean logits that are kept per image."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the metric (and part), examples done and examples to attack."""
 
@@ -243,6 +246,7 @@ class _Session:
         self.correct = torch.zeros(total, dtype=torch.bool)
         self.zero_gradient = torch.zeros(total, dtype=torch.bool)
         self.gap = torch.zeros(total, dtype=torch.float64)
+        self.top = torch.zeros((total, 0), dtype=torch.short)
         self.measured: dict[str, Tensor] = {}
         self.classes = 0
         self.flags: list[str] = []
@@ -350,7 +354,7 @@ class _Session:
 
     def _clean(self, *, gradients: bool) -> None:
         """Record predictions, logit gaps, and where the cross-entropy has no input gradient."""
-        top = self.subject.labels.max().item()
+        largest = self.subject.labels.max().item()
         if self.subject.labels.min() < 0:
             raise InputError("labels: a label is negative")
         for rows in self._batches("clean", self.rows):
@@ -359,9 +363,15 @@ class _Session:
                 z = self.subject.predict(x.requires_grad_(gradients))
             self._finite(z, rows, "clean images")
             self.classes = z.shape[1]
-            if top >= self.classes:
-                raise InputError(f"labels: {top} is not among the model's {self.classes} classes")
+            if largest >= self.classes:
+                raise InputError(
+                    f"labels: {largest} is not among the model's {self.classes} classes"
+                )
             self.prediction[rows] = z.argmax(1).cpu()
+            top = z.detach().topk(min(TOP, self.classes), 1).indices.short().cpu()
+            if not self.top.shape[1]:
+                self.top = torch.zeros((len(self.prediction), top.shape[1]), dtype=torch.short)
+            self.top[rows] = top
             self.gap[rows] = logit_gap(z.detach()).double().cpu()
             if z.requires_grad:
                 with torch.enable_grad():
@@ -398,7 +408,7 @@ class _Session:
             with self._flagged(metric):
                 parts = attack.parts(self.classes)
         unbroken = torch.full_like(self.prediction, -1)
-        verdict = Verdict(chosen, self.correct.clone(), parts, unbroken)
+        verdict = Verdict(chosen, self.correct.clone(), parts, unbroken, unbroken.clone())
         settled = torch.zeros_like(self.correct)
         if larger is not None:
             settled[larger.chosen] = larger.robust[larger.chosen]
@@ -408,16 +418,20 @@ class _Session:
             if kept is not None:
                 verdict.robust.copy_(kept.robust)
                 verdict.broken_by.copy_(kept.broken_by)
+                verdict.became.copy_(kept.became)
                 self.flags += kept.flags
                 continue
             before = len(self.flags)
             with self._flagged(title):
                 open_ = verdict.robust & ~settled if position else verdict.robust
                 for rows in self._batches(title, chosen[open_[chosen]]):
-                    fallen = rows[self._broken(title, part, rows, eps, norm)]
+                    broken, classes = self._broken(title, part, rows, eps, norm)
+                    fallen = rows[broken]
                     verdict.robust[fallen] = False
                     verdict.broken_by[fallen] = position
-            self.memo.put(title, Part(verdict.robust, verdict.broken_by, self.flags[before:]))
+                    verdict.became[fallen] = classes[broken]
+            state = (verdict.robust, verdict.broken_by, verdict.became)
+            self.memo.put(title, Part(*state, self.flags[before:]))
         return verdict
 
     def _broken_by_probe(
@@ -432,13 +446,15 @@ class _Session:
         broken, before = torch.zeros_like(self.correct), len(self.flags)
         with self._flagged(title):
             for batch in self._batches(title, rows):
-                broken[batch] = self._broken(title, attack, batch, eps, norm)
+                broken[batch], _ = self._broken(title, attack, batch, eps, norm)
         nobody = torch.full_like(self.prediction, -1)
-        self.memo.put(title, Part(~broken, nobody, self.flags[before:]))
+        self.memo.put(title, Part(~broken, nobody, nobody, self.flags[before:]))
         return broken
 
-    def _broken(self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm) -> Tensor:
-        """Attack one batch and judge it: [len(rows)], on the CPU."""
+    def _broken(
+        self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm
+    ) -> tuple[Tensor, Tensor]:
+        """Attack a batch and judge it: broken, and the predicted class [len(rows)], on the CPU."""
         x, y = self.subject.batch(rows)
         predict, seed = self.subject.predict, self.request.seed
         # The same seed for every batch, as in the package's loop: no batch depends on another.
@@ -452,7 +468,8 @@ class _Session:
         with torch.no_grad():
             z = self.subject.predict(x_adv)
         self._finite(z, rows, f"points found by {title}")
-        return (z.argmax(1) != y).cpu()
+        predicted = z.argmax(1)
+        return (predicted != y).cpu(), predicted.cpu()
 
     def _starts(
         self, attack: RandomStart, x: Tensor, rows: Tensor, eps: float, norm: Norm
@@ -492,6 +509,8 @@ class _Session:
         if self.request.diagnose and verdicts:
             columns["zero_gradient"] = self.zero_gradient
         table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+        if self.request.diagnose:
+            table["top_classes"] = list(self.top.numpy())
         first = pd.Series(pd.NA, table.index, dtype="string").mask(wrong.numpy(), "clean")
         for metric, verdict in verdicts.items():
             seen = torch.zeros_like(wrong)
@@ -501,6 +520,8 @@ class _Session:
                 robust = robust.astype("boolean").where(seen.numpy())
             table[f"{metric}_robust"] = robust
             fallen = (verdict.broken_by >= 0).numpy()
+            became = pd.Series(verdict.became.numpy(), dtype="Int16")
+            table[f"{metric}_class"] = became.where(fallen)
             if isinstance(self.request.attacks[metric], Ensemble):
                 names = [*verdict.parts, None]  # -1, not broken, is the last
                 part = pd.Series([names[i] for i in verdict.broken_by.tolist()], dtype="string")

@@ -80,6 +80,7 @@ def settle(rungs: Sequence[Rung], verdicts: Mapping[str, Verdict]) -> Iterator[s
             fallen &= fallen.new_zeros(len(fallen)).index_fill(0, wide.chosen, True)
             wide.robust[fallen] = False
             wide.broken_by[fallen] = near.broken_by[fallen]
+            wide.became[fallen] = near.became[fallen]
             missed += int(fallen.sum())
         if missed:
             yield (

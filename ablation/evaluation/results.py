@@ -67,12 +67,14 @@ class Verdict:
         parts: the attacks of an ensemble by name, in order, or the attack itself by its metric;
             empty where the radius is 0 and nothing was run.
         broken_by: [all], the position in ``parts`` of the one that broke the image; -1 for none.
+        became: [all], the class that the broken image was taken for; -1 for none.
     """
 
     chosen: Tensor
     robust: Tensor
     parts: Mapping[str, Attack]
     broken_by: Tensor
+    became: Tensor
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ class Evaluation:
             ``clean_correct``; if diagnosed ``logit_gap`` (z_(1) - z_(2)) and, where attacks were
             run, ``zero_gradient`` (grad_x CE is exactly zero); per attack ``<metric>_robust``,
             missing where the attack's own ``n`` left it out; per ensemble ``<metric>_broken_by``,
-            the part that broke it; ``first_broken_by``, the first metric that did. The last two
+            the part that broke it; per attack ``<metric>_class``, what the broken image was taken
+            for; if diagnosed ``top_classes``, the ten classes with the largest clean logits, in
+            order; ``first_broken_by``, the first metric that did. The last two
             are ``clean`` for misclassified images and missing for robust ones. Per measure
             ``<metric>``, its number, missing where there is none.
         flags: warnings about the evaluation's trustworthiness, each once; to be shown.

@@ -22,10 +22,11 @@ from ablation.runs.files import atomic_write_bytes
 
 @dataclass(frozen=True)
 class Part:
-    """Verdict after one attack: robust [all], what broke each image [all], its warnings."""
+    """Verdict after one attack: robust [all], what broke each image and what it became [all]."""
 
     robust: Tensor
     broken_by: Tensor
+    became: Tensor
     flags: list[str]
 
 
@@ -71,11 +72,13 @@ class Partial:
         Raises:
             InputError: the disk is full or cannot be written.
         """
-        self._parts[title] = Part(part.robust.clone(), part.broken_by.clone(), list(part.flags))
+        tensors = (part.robust.clone(), part.broken_by.clone(), part.became.clone())
+        self._parts[title] = Part(*tensors, list(part.flags))
         notes = {name: kept.flags for name, kept in self._parts.items()}
         arrays = {"notes": np.array(json.dumps({"key": self._key, "flags": notes}))}
         for i, kept in enumerate(self._parts.values()):
             arrays |= {f"robust{i}": kept.robust.numpy(), f"broken_by{i}": kept.broken_by.numpy()}
+            arrays[f"became{i}"] = kept.became.numpy()
         buffer = BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         atomic_write_bytes(self._path, buffer.getvalue())
@@ -90,6 +93,7 @@ class Partial:
                     title: Part(
                         torch.from_numpy(arrays[f"robust{i}"]),
                         torch.from_numpy(arrays[f"broken_by{i}"]),
+                        torch.from_numpy(arrays[f"became{i}"]),
                         flags,
                     )
                     for i, (title, flags) in enumerate(notes["flags"].items())

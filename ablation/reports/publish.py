@@ -79,6 +79,10 @@ UNDRAWN: Mapping[str, str] = {
     "robust_over_eps": (
         "no row has one attack at two radii (ablation-evaluate run=... evaluation=emr_figure3)"
     ),
+    "class_ranks": (
+        "against=<row of a network trained without attacks> ranks the classes that other rows' "
+        "adversarial examples fall into"
+    ),
     "margin_quantiles": (
         "no run measured margins (monitor.enabled=true), or only runs at chance level"
     ),
@@ -94,12 +98,16 @@ def _draw(
     comparison: Comparison, config: ReportConfig, folder: Path
 ) -> tuple[list[Path], list[str]]:
     """Write the plots that there is data for; earlier ones without go, and it is said why."""
-    from ablation.reports import curves, plots
+    from ablation.reports import class_ranks, curves, plots
     from ablation.reports.style import save
 
     robust = plots.choose_robust_metric(comparison)
     histories = _histories(comparison)
+    ranks = class_ranks.class_ranks(comparison, config.against) if config.against else []
+    for each in ranks:
+        say(each.told())
     figures = {
+        "class_ranks": class_ranks.figure(comparison, ranks),
         "measured_against_published": plots.measured_against_published(comparison, config.strict),
         "clean_against_robust": None,
         "robust_over_eps": plots.robust_over_eps(comparison, _sweeps(comparison), config.strict),

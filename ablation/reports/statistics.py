@@ -80,7 +80,7 @@ def contrasts(comparison: Comparison, against: str) -> tuple[Contrast, ...]:
     Raises:
         InputError: no such key or arm, or an arm with several rows.
     """
-    base = _row(comparison.rows, against)
+    base = row_of(comparison.rows, against)
     return tuple(
         _contrast(row, base, column)
         for row in comparison.rows
@@ -90,7 +90,12 @@ def contrasts(comparison: Comparison, against: str) -> tuple[Contrast, ...]:
     )
 
 
-def _row(rows: Sequence[Row], against: str) -> Row:
+def row_of(rows: Sequence[Row], against: str) -> Row:
+    """Find a row by its key, or by its arm where that has one row.
+
+    Raises:
+        InputError: there is none, or several.
+    """
     matching = [row for row in rows if row.key == against]
     matching = matching or [row for row in rows if row.arm == against]
     if len(matching) == 1:

@@ -108,11 +108,12 @@ def test_an_image_that_only_the_smaller_radius_saw_stays_unjudged_at_the_larger(
     def verdict(chosen, broken):
         robust = torch.tensor([not b for b in broken])
         by = torch.tensor([0 if b else -1 for b in broken])
-        return Verdict(torch.tensor(chosen), robust, {}, by)
+        return Verdict(torch.tensor(chosen), robust, {}, by, torch.where(by < 0, -1, 7))
 
     wide, near = verdict([0, 1], [False, False, False]), verdict([0, 1, 2], [True, False, True])
     (warning,) = settle([Rung("wide", 0.2), Rung("near", 0.1)], {"wide": wide, "near": near})
     assert wide.robust.tolist() == [False, True, True]
+    assert wide.became.tolist() == [7, -1, -1]
     assert "1 of 2" in warning
 
 

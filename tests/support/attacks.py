@@ -42,6 +42,8 @@ def attacked(
     attack = KINDS[kind]
     parts = attack.parts(10) if isinstance(attack, AutoAttack) else {metric: attack}
     seen = torch.arange(100) if chosen is None else chosen
-    verdict = Verdict(seen, torch.ones(len(seen)).bool(), parts, torch.full((len(seen),), -1))
+    verdict = Verdict(
+        seen, torch.ones(len(seen)).bool(), parts, *(torch.full((len(seen),), -1) for _ in range(2))
+    )
     facts = {"attack": kind, "eps": eps, "norm": norm, **params}
     return Attacked(metric, attack, eps, norm, facts, verdict)
