@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from ablation.crafters import Pgd
 from ablation.errors import DONE, ConfigError
 from ablation.jobs import train as job
 from ablation.jobs.setup import own_group
+from ablation.numerics.precision import precision_context
 from ablation.random import generator
 from ablation.terms import LogitPairing
 from ablation.training.memory import Memories, remembering
@@ -304,6 +305,23 @@ def test_with_awp_the_average_is_of_the_pass_that_the_loss_was_taken_of():
         found = memories.state_dict()["logit_difference"]
         torch.testing.assert_close(found, wanted.float())
         before = found.double()
+
+
+def test_losses_and_averages_are_in_single_precision_under_bf16():
+    method = composed("method=lma_at")
+    net, memories = small_net().float(), kept_by(method)
+    batch = small_batch()
+    batch = replace(batch, x=batch.x.float())
+    log, views = train_step(
+        *(method, net, sgd(net), batch, Clock(0, 0)),
+        seed=0,
+        precision=precision_context("bf16", torch.device("cpu")),
+        memories=memories,
+    )
+    memories.commit(remembering(method), views)
+    assert views.logits("adv").dtype == torch.float32
+    assert {part.dtype for part in log.parts.values()} == {torch.float32}
+    assert memories.state_dict()["logit_difference"].dtype == torch.float32
 
 
 # Runs
