@@ -148,5 +148,5 @@ def figure(comparison: Comparison, ranks: Sequence[Ranks]) -> Figure | None:
             axes.legend(fontsize=7)
         names = [f">{BEYOND - 1}" if place == BEYOND else str(place) for place in places]
         grid[-1].set_xticks(places, names)
-        grid[-1].set_xlabel("position of the predicted class by clean logits (true class left out)")
+        grid[-1].set_xlabel("position of its class among the false ones, by clean logits")
     return figure
