@@ -167,7 +167,10 @@ def quoted(value: Any) -> str:
     return f"'{text}'"
 
 
-SEEDLESS = ("runs_dir", "data_dir", "retry", "tables_dir", "tracking", "runtime.device", "hydra")
+SEEDLESS = (
+    *("runs_dir", "data_dir", "retry", "extend", "tables_dir", "tracking"),
+    *("runtime.device", "hydra"),
+)
 """Keys of the command line that change no number: they do not make another variant of a table."""
 
 
