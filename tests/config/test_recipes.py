@@ -201,3 +201,14 @@ def test_a_drop_comes_when_the_paper_counts_it():
     rates = [config.schedule.lr(config.lr, epoch, config.epochs) for epoch in range(130)]
     falls = [epoch + 1 for epoch in range(1, 130) if rates[epoch] < rates[epoch - 1]]
     assert falls == [75, 90]
+
+
+def test_a_recipe_of_ones_own_may_begin_with_a_papers(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    text = "# @package _global_\ndefaults: [lma, _self_]\nrecipe: mine\nlr: 0.02\nepoch: 3\n"
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    register_components()
+    asked = ["--config-dir", str(tmp_path), "recipe=mine", "data=digits", "model=mlp"]
+    assert cli.preflight("config", asked, train.check) == [
+        "epoch=3: unknown key; did you mean epochs?"
+    ]
