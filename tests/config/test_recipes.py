@@ -6,9 +6,11 @@ import itertools
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
 
 from ablation.commands import cli, train
 from ablation.config import validation
+from ablation.config.compose import Composer
 from ablation.config.experiment import Config
 from ablation.config.folders import register_components
 from ablation.errors import ConfigError
@@ -16,7 +18,7 @@ from ablation.runs.directory import Run
 from ablation.runs.launches import note_recipe, recorded_recipe
 from ablation.schedules import Cosine, Piecewise
 from ablation.training.optim import Sgd
-from tests.support.configs import compose_config, compose_plain
+from tests.support.configs import compose_config
 from tests.support.golden import GIVEN
 from tests.support.options import CONF, options
 
@@ -42,13 +44,12 @@ DROPS = {  # epochs that begin at a tenth of the rate, counted from 0
     "mwpb": (79, 89),
     "mwpb_svhn": (79, 89),
 }
-STARTS = dict.fromkeys(
-    itertools.product(("emr_mlp", "emr_cnn"), ("trades",)), ("attack.start=gaussian",)
-)
+STARTS = {(name, "trades"): ("attack.start=gaussian",) for name in ("emr_mlp", "emr_cnn")}
 """EMR attacks from the image, where the KL divergence of TRADES has no gradient; it is refused."""
 OWN_DECAY = {(name, "pmhr_at"): ("optim.weight_decay=0",) for name in RECIPES}
 """PMHR has a penalty on the weights of its own; a second one is refused."""
-REPLACED = ("schedule", "evaluation", "optim", "average", "model", "scale")
+REFUSED = {**STARTS, **OWN_DECAY}
+GROUPS = ("method", "data", "model", "schedule", "evaluation")
 
 
 def settings(config: Config) -> tuple[object, ...]:
@@ -75,38 +76,56 @@ def test_a_recipe_is_what_its_paper_states(name):
     assert not any(config.component.values())
 
 
-@pytest.mark.parametrize("method", options("method"))
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_goes_with_every_method_and_leaves_what_the_method_chooses(name, method):
-    more = {**STARTS, **OWN_DECAY}.get((name, method), ())
-    for text in more:
-        with pytest.raises(ConfigError, match=f"set {text}"):
-            compose_config(f"method={method}", f"recipe={name}")
-    mine = compose_config(f"method={method}", f"recipe={name}", *more)
-    plain = compose_config(f"method={method}")
-    assert mine.optim.clip == plain.optim.clip
-    assert (mine.method.name, mine.method.passes) == (plain.method.name, plain.method.passes)
-    on = [{k for k, part in config.component.items() if part} for config in (mine, plain)]
-    assert on[0] == on[1]
-    decay = 0 if (name, method) in OWN_DECAY else PAPERS[name][3]
-    assert (mine.epochs, mine.optim.weight_decay) == (PAPERS[name][0], decay)
+@pytest.fixture
+def composed():
+    """Compose many configs, without starting Hydra anew for each; their problems are raised."""
+    register_components()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        composer = Composer()
+        yield lambda *overrides: validation.load(composer.plain(overrides))
 
 
-@pytest.mark.parametrize("data", options("data"))
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_goes_with_every_data_set(name, data):
-    config = compose_config(f"recipe={name}", f"data={data}", *GIVEN.get(data, ()))
-    assert config.data.name == data
-    assert str(PAPERS[name][5]).endswith(config.model.name)
+@pytest.fixture(scope="module")
+def without():
+    """What each method chooses for itself, with no recipe."""
+    return {name: choices_of(compose_config(f"method={name}")) for name in options("method")}
+
+
+def choices_of(config: Config) -> tuple[object, ...]:
+    on = {name for name, part in config.component.items() if part}
+    return config.method.name, config.method.passes, config.optim.clip, on
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_what_a_recipe_sets_fits_every_option_that_replaces_its_own(name):
+def test_a_recipe_goes_with_every_method_data_set_and_option_instead_of_its_own(
+    name, composed, without
+):
     """No key of the recipe is left over in a schedule or an evaluation that has no such key."""
-    choices = {group: itertools.cycle(options(group)) for group in REPLACED}
-    for _ in range(max(len(options(group)) for group in REPLACED)):
-        overrides = ["epochs=130", *(f"{group}={next(choices[group])}" for group in REPLACED)]
-        assert validation.check(compose_plain(f"recipe={name}", *overrides))[1] == [], overrides
+    turns = {group: itertools.cycle(options(group)) for group in GROUPS}
+    for _ in range(max(len(options(group)) for group in GROUPS)):
+        option = {group: next(turns[group]) for group in GROUPS}
+        overrides = [f"{group}={one}" for group, one in option.items()]
+        overrides += [*GIVEN.get(option["data"], ()), *REFUSED.get((name, option["method"]), ())]
+        config = composed(f"recipe={name}", "epochs=130", *overrides)
+        assert (config.data.name, config.model.name) == (option["data"], option["model"])
+        own = option["method"] == "pmhr_at"
+        assert config.optim.weight_decay == (0 if own else PAPERS[name][3])
+        assert config.batch_size == PAPERS[name][2]
+        assert choices_of(config) == without[option["method"]]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_goes_with_every_optimiser_average_and_scale(name, composed):
+    for group in ("optim", "average", "scale"):
+        for option in options(group):
+            config = composed(f"recipe={name}", f"{group}={option}")
+            assert config.optim.weight_decay == PAPERS[name][3]
+
+
+@pytest.mark.parametrize(("name", "method"), REFUSED)
+def test_what_does_not_go_with_a_recipe_is_refused_with_the_remedy(name, method, composed):
+    with pytest.raises(ConfigError, match=f"set {REFUSED[name, method][0]}"):
+        composed(f"method={method}", f"recipe={name}")
 
 
 def test_the_command_line_wins_over_a_recipe_and_a_recipe_over_the_defaults():
@@ -186,3 +205,14 @@ def test_a_drop_comes_when_the_paper_counts_it():
     rates = [config.schedule.lr(config.lr, epoch, config.epochs) for epoch in range(130)]
     falls = [epoch + 1 for epoch in range(1, 130) if rates[epoch] < rates[epoch - 1]]
     assert falls == [75, 90]
+
+
+def test_a_recipe_of_ones_own_may_begin_with_a_papers(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    text = "# @package _global_\ndefaults: [lma, _self_]\nrecipe: mine\nlr: 0.02\nepoch: 3\n"
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    register_components()
+    asked = ["--config-dir", str(tmp_path), "recipe=mine", "data=digits", "model=mlp"]
+    assert cli.preflight("config", asked, train.check) == [
+        "epoch=3: unknown key; did you mean epochs?"
+    ]
