@@ -36,7 +36,7 @@ TESTS = {
     "tests/training/test_step.py tests/components/test_margin_arms.py",
     "numerics": "tests/numerics tests/terms",
     "training/memory": "tests/training/test_memory.py",
-    "training": "tests/training tests/components/test_burn_in.py",
+    "training": "tests/training tests/components/test_burn_in.py tests/terms/test_taylor_margin.py",
     "evaluation": "tests/evaluation",
 }
 """Module or room -> the tests that should notice; whatever else would is not asked."""

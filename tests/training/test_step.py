@@ -218,6 +218,22 @@ def test_closed_gates_leave_only_weight_decay():
     assert log.grad_norm == 0
 
 
+def test_a_term_whose_gate_is_closed_leaves_those_after_it():
+    closed, opened = Slot(CrossEntropy("adv"), gate=Gate(start=5)), Slot(CrossEntropy("adv"))
+    _, log, _ = step(at(terms={"closed": closed, "opened": opened}))
+    assert set(log.parts) == {"opened"}
+
+
+def test_a_parameter_that_no_term_reaches_stays_as_it_was():
+    """Weight decay is for what is trained: an earlier gradient, now of no use, moves nothing."""
+    net = small_net()
+    spare = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    spare.grad = torch.ones_like(spare)
+    net.body.register_parameter("spare", spare)
+    step(at(), net=net)
+    assert (spare == 1).all()
+
+
 def test_a_head_adjusts_classification_terms_but_not_the_attack_or_kl():
     method = at().with_term("kl", Slot(KL()))
     shifted, plain = small_net(head=ShiftedHead(6, 3)), small_net()
