@@ -459,6 +459,69 @@ def test_fab_takes_one_forward_and_one_backward_per_step():
     assert len(calls) == 14 + 3  # x, and the last iterate of each restart
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_all_class_fab_of_linear_logits_follows_the_papers_formula(norm):
+    """Where boundaries are planes, going back before or after linearising is the same."""
+    x = torch.rand(32, 4, generator=rng(), dtype=torch.float64)
+    y = l3(x).argmax(1)
+    seen: list[Tensor] = []
+
+    def logits(p: Tensor) -> Tensor:
+        seen.append(p.detach())
+        return l3(p)
+
+    bd.fab_all_classes(logits, x, y, norm=norm, steps=6)
+    normals, offsets = W3[y][:, None] - W3, B3 - B3[y][:, None]  # of all boundaries, [32, 3, ...]
+    lengths = torch.stack([bd.dual_norm(w, norm) for w in normals])
+    rows, u, backs = torch.arange(32), x, 0
+    for after in seen[2:]:
+        beyond = fn.margin(l3(u), y) < 0
+        backs += int(beyond.sum())
+        u = torch.where(beyond[:, None], x + 0.9 * (u - x), u)
+        away = ((normals * u[:, None]).sum(2) - offsets).abs() / lengths
+        away[rows, y] = torch.inf
+        w, b = normals[rows, away.argmin(1)], offsets[rows, away.argmin(1)]
+        to_u, to_x = (bd.project_hyperplane(p, w, b, norm)[0] for p in (u, x))
+        length_u, length_x = (fn.lp_norm(moved, norm) for moved in (to_u, to_x))
+        alpha = (length_u / (length_u + length_x)).clamp_max(0.1)[:, None]
+        u = ((1 - alpha) * (u + 1.05 * to_u) + alpha * (x + 1.05 * to_x)).clamp(0, 1)
+        torch.testing.assert_close(after, u)
+    assert backs > 32
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("official_order", [False, True])
+def test_a_point_on_the_boundary_is_not_beyond_it(norm, official_order):
+    """Without overshoot the first step ends at phi = 0: not found, and nothing goes back."""
+    seen: list[Tensor] = []
+
+    def phi(x: Tensor) -> Tensor:  # past x_0 = 1/2 the boundary turns
+        seen.append(x.detach())
+        across, along = (x - 0.5).unbind(1)
+        return torch.where(across > 0, across, across + along)
+
+    search = partial(bd.fab, phi, array([[0.75, 0.5]]), norm=norm, rng=rng(), start="clean")
+    found = search(steps=2, eta=1.0, alpha_max=0.0, official_order=official_order)
+    assert seen[-1].tolist() == [[0.5, 0.5]]
+    assert not found.found.any()
+
+
+def test_the_official_order_steps_tests_and_goes_back_before_it_linearises():
+    """Forwards: the sample; then, per step, where it linearises and the point it tests."""
+    seen: list[Tensor] = []
+
+    def phi(x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return l3_margin(x)
+
+    search = partial(bd.fab, phi, X0, norm="linf", rng=rng(), start="clean")
+    assert search(steps=2, beta=0.7, official_order=True).found.all()
+    x, first, beyond, second, _ = seen
+    assert torch.equal(first, x)
+    assert l3_margin(beyond) < 0
+    torch.testing.assert_close(second, x + 0.7 * (beyond - x))
+
+
 def test_fab_never_waits_for_the_device():
     """Meta tensors have no values: reading one, or a gather of unknown size, raises."""
     w = torch.randn(6, 3, device="meta")
@@ -742,6 +805,9 @@ def test_filter_asks_for_more_than_nine_tenths_of_the_signs():
     assert filtered(grad=with_entries(-1, 11, 0.05, {0: 1}))  # 10 of 11
     assert not filtered(grad=with_entries(-1, 11, 0.05, {0: 1, 1: 1}))  # 9 of 11
     assert not filtered(grad=with_entries(-1, 11, 0.05, {0: 1, 1: 0}))  # flat is not falling
+    assert not filtered(grad=with_entries(-1e-6, 11, 0.05, {}))  # nor is 0.03 times -1e-6
+    half = with_entries(0.5, 11, 0.01, {})
+    assert not filtered(delta=half, grad=with_entries(-2e-7, 11, 0.05, {}))  # nor -1e-7 itself
     ten = with_entries(0.03, 10, 0.01, {})
     assert not filtered(delta=ten, grad=with_entries(-1, 10, 0.05, {0: 1}))  # 9 of 10 is not more
 
