@@ -104,6 +104,14 @@ def test_soft_margin_numbers(z, beta, expected):
     close(bd.soft_margin(array([z]), Y0, beta), [expected])
 
 
+def test_a_soft_margin_needs_a_temperature_above_zero():
+    with pytest.raises(ValueError, match="beta=0 must be positive"):
+        bd.Soft(0)
+    z = array([[2.0, 1, 0]])
+    close(bd.Soft(0.5)(z, Y0), bd.soft_margin(z, Y0, 0.5).tolist())
+    close(bd.Soft()(z, Y0), [0.9986569])  # DOSE's 5
+
+
 def test_soft_margin_gradient_is_the_softmax_over_the_other_classes():
     z = array([[2.0, 1, 0]]).requires_grad_()
     (grad,) = torch.autograd.grad(bd.soft_margin(z, Y0, 5).sum(), z)
@@ -579,9 +587,20 @@ def test_an_iterate_without_gradient_finds_back(norm):
 def test_fab_takes_wrong_samples_and_ties_for_not_searched():
     x = array([[0.5, 0.5]] * 3)
     offset = array([-0.1, 0.0, 0.1])
-    found = bd.fab(lambda p: p.sum(1) - 1 + offset, x, norm="linf", rng=rng())
-    assert found.found.tolist() == [False, False, True]
-    assert found.distance.isinf().tolist() == [True, True, False]
+
+    def phi(p: Tensor) -> Tensor:
+        return p.sum(1) - 1 + offset
+
+    def logits(p: Tensor) -> Tensor:
+        return torch.stack([phi(p), torch.zeros(3)], 1)
+
+    for found in (
+        bd.fab(phi, x, norm="linf", rng=rng()),
+        bd.fab_all_classes(logits, x, Y0.expand(3), norm="linf"),
+        bd.linearised(phi, x, norm="linf"),
+    ):
+        assert found.found.tolist() == [False, False, True]
+        assert found.distance.isinf().tolist() == [True, True, False]
 
 
 def test_fab_of_nothing_is_nothing():
@@ -815,6 +834,9 @@ def test_filter_asks_for_more_than_nine_tenths_of_the_signs():
 def test_filter_counts_pixels_within_a_fifth_of_the_largest_as_active():
     assert not filtered(delta=with_entries(0.03, 11, 0.0245, {}))  # 9 pixels rise, and count
     assert filtered(delta=with_entries(0.03, 11, 0.0235, {}))
+    edge = with_entries(0.5, 11, 0.4, {})  # four fifths exactly are not more
+    grad = with_entries(-1, 11, 0.05, {})
+    assert bd.kkt_filter(torch.zeros(1, 20), edge, grad, torch.tensor([-0.01])).all()
 
 
 def test_filter_drops_points_without_a_flat_inactive_pixel():

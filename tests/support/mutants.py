@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import gc
 import importlib.machinery
 import importlib.util
@@ -91,9 +92,11 @@ def statement(tree: ast.AST, line: int) -> range:
 
 def described(path: Path, source: str, changed: str, lines: range) -> Mutant:
     """Name a change by the lines that differ."""
-    pairs = zip(source.splitlines(), changed.splitlines(), strict=True)
-    differing = [(old.strip(), new.strip()) for old, new in pairs if old != new]
-    before, after = (" ".join(text) for text in zip(*differing, strict=True))
+    compared = list(difflib.ndiff(source.splitlines(), changed.splitlines()))
+    before, after = (
+        " ".join(line[2:].strip() for line in compared if line.startswith(sign))
+        for sign in ("- ", "+ ")
+    )
     return Mutant(str(path.relative_to(ROOT)), before, after, changed, lines)
 
 

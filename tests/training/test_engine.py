@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablation.averages import Swa
+from ablation.averages import Ema, Swa
 from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
 from ablation.data.images import ImageSet
 from ablation.data.loader import DeviceLoader
-from ablation.errors import InterruptedRunError
+from ablation.errors import InterruptedRunError, NonFiniteError
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.runs.checkpoint import Snapshot
@@ -27,7 +27,7 @@ from ablation.terms import CrossEntropy
 from ablation.training.engine import Engine, Recipe
 from ablation.training.method import Method, Phase, Slot, parse_passes
 from ablation.training.optim import Sgd
-from ablation.types import AverageSpec, Views
+from ablation.types import AverageSpec, Crafted, Views
 
 STEPS = 3
 """Steps of an epoch."""
@@ -98,6 +98,13 @@ def at(eps: float = 0.3) -> Method:
     )
 
 
+class Told(Pgd):
+    """PGD with something to report."""
+
+    def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
+        return replace(super().__call__(views, eps, rng), facts={"half": torch.tensor(0.5)})
+
+
 def trained(
     scores: Callable[[int], Mapping[str, float]] = lambda epoch: {},
     epochs: int = 4,
@@ -152,6 +159,11 @@ def test_the_best_epochs_are_kept_with_their_own_number():
     ]
 
 
+def test_an_epoch_without_a_right_answer_is_better_than_none():
+    shelf, _ = trained(lambda e: {"val_clean": 0.0, "val_robust": 0.0}, epochs=1)
+    assert [name for name, _, _ in shelf.kept] == ["best_robust", "best_clean", "last"]
+
+
 def test_an_equal_epoch_does_not_replace_an_earlier_one():
     shelf, _ = trained(lambda e: {"val_clean": 60.0, "val_robust": 30.0})
     assert shelf.kept == [
@@ -190,7 +202,8 @@ def test_accuracies_of_an_epoch_are_percentages_of_its_images():
 
 def test_losses_of_an_epoch_are_means_over_its_steps():
     """A network that does not move, clipped: every step counts alike, in every column."""
-    clipped = Phase("main", 1, at(), clip=1e-9)
+    pgd = Told({"ce": Ascended(AttackCrossEntropy())}, steps=1, step_size=1.0, start="clean")
+    clipped = Phase("main", 1, replace(at(), crafters={"adv": pgd}), clip=0.8)
     shelf, net = trained(lr=1e-12, phases=(clipped,))
     losses, norms = [], []
     for batch in loader().epoch(0):
@@ -205,7 +218,9 @@ def test_losses_of_an_epoch_are_means_over_its_steps():
     assert row["loss"] == pytest.approx(sum(losses) / STEPS)
     assert row["loss_ce"] == pytest.approx(sum(losses) / STEPS)
     assert row["grad_norm"] == pytest.approx(sum(norms) / STEPS)
-    assert row["clipped"] == 1
+    assert row["clipped"] == pytest.approx(sum(norm > 0.8 for norm in norms) / STEPS)
+    assert 0 < row["clipped"] < 0.5
+    assert row["adv_half"] == 0.5
 
 
 def test_swa_in_a_run_is_the_mean_of_the_weights_from_its_start_epoch_on():
@@ -251,3 +266,36 @@ def test_the_rate_of_an_epoch_counts_what_was_trained_since_it_was_resumed(monke
     resumed, whole = shelf.rows
     assert (resumed["seconds"], whole["seconds"]) == (4, 4)
     assert (resumed["images_per_second"], whole["images_per_second"]) == (8 / 2, 12 / 2)
+
+
+@pytest.mark.parametrize("average", [None, Ema(), Swa()])
+def test_a_resumed_run_is_the_whole_one_with_its_average(average):
+    whole, _ = trained(epochs=2, average=average)
+    shelf, looks = Shelf(), iter([False, True])
+    with pytest.raises(InterruptedRunError):
+        trained(epochs=2, average=average, shelf=shelf, stop=lambda: next(looks))
+    trained(epochs=2, average=average, shelf=shelf)
+    for name, value in whole.weights["last"].items():
+        assert torch.equal(shelf.weights["last"][name], value)
+
+
+@pytest.mark.parametrize(("epochs", "ends"), [(1, True), (2, False)])
+def test_a_signal_during_validation_stops_a_run_that_has_epochs_left(epochs, ends):
+    looks = itertools.chain([False] * STEPS, [True] * 99)
+    shelf = Shelf()
+    with nullcontext() if ends else pytest.raises(InterruptedRunError):
+        trained(epochs=epochs, shelf=shelf, stop=lambda: next(looks))
+    assert [row["epoch"] for row in shelf.rows] == [0]
+    assert [name for name, _, _ in shelf.kept] == ["last"] * ends
+
+
+def test_on_a_cpu_a_run_stops_at_the_first_step_that_is_not_finite():
+    steps: list[int] = []
+
+    def budget(views: Views) -> Tensor:
+        steps.append(views.clock.step)
+        return Fixed(float("nan") if views.clock.step == 1 else 0.3)(views)
+
+    with pytest.raises(NonFiniteError, match="first at step 1"):
+        trained(phases=(Phase("main", 1, replace(at(), budget=budget)),))
+    assert steps == [0, 1]
