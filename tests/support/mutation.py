@@ -123,7 +123,7 @@ def listed() -> set[tuple[str, str, str]]:
         (file, *change.split(" => "))
         for file, groups in known.items()
         for group in groups
-        for change in group["changes"]
+        for change in group["changes"].splitlines()
     }
 
 
