@@ -159,6 +159,13 @@ def test_the_best_epochs_are_kept_with_their_own_number():
     ]
 
 
+def test_of_epochs_that_are_as_clean_the_more_robust_is_kept():
+    robust = [30.0, 40.0, 20.0]
+    shelf, _ = trained(lambda e: {"val_clean": 60.0, "val_robust": robust[e]}, epochs=3)
+    best = [(name, epoch) for name, epoch, _ in shelf.kept if name == "best_clean"]
+    assert best == [("best_clean", 0), ("best_clean", 1)]
+
+
 def test_an_epoch_without_a_right_answer_is_better_than_none():
     shelf, _ = trained(lambda e: {"val_clean": 0.0, "val_robust": 0.0}, epochs=1)
     assert [name for name, _, _ in shelf.kept] == ["best_robust", "best_clean", "last"]

@@ -420,9 +420,10 @@ def test_a_term_may_be_called_like_a_column_of_the_step():
 
 def test_sums_of_an_older_checkpoint_are_read():
     names = ["ce", "gradient", "loss", "correct_nat", "images", "craft_boundary_found", "clipped"]
-    state = {"names": names, "total": torch.arange(7.0, dtype=torch.float64)}
+    names += ["boosted_ce", "correct", "craft"]  # terms, all three
+    state = {"names": names, "total": torch.arange(10.0, dtype=torch.float64)}
     sums = EpochSums.restored(state, torch.device("cpu"))
-    assert sums.of("term") == {"ce": 0}
+    assert sums.of("term") == {"ce": 0, "boosted_ce": 7, "correct": 8, "craft": 9}
     assert sums.of("step") == {"gradient": 1, "loss": 2, "images": 4, "clipped": 6}
     assert sums.of("correct") == {"nat": 3}
     assert sums.of("craft") == {"boundary_found": 5}
