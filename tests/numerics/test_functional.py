@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,6 +62,18 @@ def test_t3_3_boosted_cross_entropy_picks_the_rival():
 def test_boosted_cross_entropy_is_finite_where_the_rival_is_certain():
     z = torch.tensor([[-200.0, 200.0, 0.0]])
     assert fn.boosted_cross_entropy(z, torch.tensor([0])).isfinite().all()
+
+
+def test_the_official_constants_bound_the_boost_of_a_certain_rival():
+    z = torch.tensor([[-40.0, 40.0]], dtype=torch.float64)  # p_rival is 1 in float64
+    got = fn.boosted_cross_entropy(z, torch.tensor([0]), "official")
+    close(got, [80 - math.log(1.0001 - 1 + 1e-12)], atol=1e-10)
+
+
+def test_gaussian_noise_has_the_standard_deviation_asked_for():
+    noise = fn.gaussian_noise(torch.zeros(20000, 1), 0.01, generator(0, "t"))
+    assert noise.std().item() == pytest.approx(0.01, rel=0.03)
+    assert abs(noise.mean().item()) < 0.001
 
 
 def linear_objective(x: torch.Tensor) -> torch.Tensor:
