@@ -28,6 +28,7 @@ def test_f1_losses():
     close(fn.boosted_cross_entropy(Z_ADV, Y, "official").mean(), 1.287206)
     close(fn.kl_divergence(Z, Z_ADV), [0.081555, 0.270525])
     close(fn.kl_divergence(Z_ADV, Z), [0.096999, 0.266542])
+    close(fn.kl_from(F.softmax(Z, 1), Z_ADV), [0.081555, 0.270525])
     close(fn.margin(F.softmax(Z_ADV, 1), Y), [0.420512, -0.199285])
 
 
@@ -101,6 +102,22 @@ def test_pgd_without_steps_returns_the_start():
     x = torch.full((2, 3), 0.5)
     start = x + 0.2
     assert torch.equal(fn.pgd(lambda p: p.sum(1), x, start, x[:, 0], x[:, 0], 0, "linf"), start)
+
+
+def test_pgd_projects_its_start_only_where_there_are_no_steps():
+    """TRADES and MART take the first gradient at the noisy point itself."""
+    x, seen = torch.full((1, 3), 0.75), []
+    radius = torch.full((1,), 0.125)
+
+    def objective(point: torch.Tensor) -> torch.Tensor:
+        seen.append(point.detach())
+        return point.sum(1)
+
+    start = x + 0.5
+    assert torch.equal(fn.pgd(objective, x, start, radius, radius, 0, "linf"), x + 0.125)
+    found = fn.pgd(objective, x, start, radius, radius, 2, "linf")
+    assert torch.equal(found, x + 0.125)
+    assert torch.equal(torch.cat(seen), torch.cat([start, x + 0.125]))
 
 
 @settings(max_examples=40, deadline=None)
