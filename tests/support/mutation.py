@@ -32,12 +32,24 @@ TESTS = {
     "schedules": "tests/test_schedules.py",
     "budgets": "tests/training",
     "terms": "tests/terms tests/components/test_margin_arms.py tests/training/test_methods.py",
-    "crafters": "tests/numerics/test_boundary.py tests/terms tests/training/test_methods.py "
+    "terms/effective_margin": "tests/components/test_emr.py",
+    "terms/input_gradient": "tests/components/test_emr.py",
+    "crafters": "tests/crafters tests/terms tests/training/test_methods.py "
     "tests/training/test_step.py tests/components/test_margin_arms.py",
     "numerics": "tests/numerics tests/terms",
+    "numerics/margins": "tests/numerics/test_margins.py",
+    "numerics/modes": "tests/training/test_step.py tests/evaluation/test_evaluate.py",
+    "numerics/penalties": "tests/components/test_emr.py",
     "training/memory": "tests/training/test_memory.py",
     "training": "tests/training tests/components/test_burn_in.py tests/terms/test_taylor_margin.py",
     "evaluation": "tests/evaluation",
+    "evaluation/attacks": "tests/evaluation/test_attacks.py tests/evaluation/test_families.py",
+    "evaluation/autoattack": "tests/evaluation/test_attacks.py tests/evaluation/test_families.py",
+    "evaluation/checks": "tests/evaluation/test_checks.py",
+    "evaluation/evaluate": "tests/evaluation/test_evaluate.py tests/evaluation/test_ladders.py",
+    "evaluation/ladders": "tests/evaluation/test_ladders.py",
+    "evaluation/measures": "tests/numerics/test_margins.py",
+    "evaluation/probes": "tests/evaluation/test_checks.py tests/evaluation/test_families.py",
 }
 """Module or room -> the tests that should notice; whatever else would is not asked."""
 HEAVY = (
