@@ -169,8 +169,7 @@ def _displacement(t: Tensor, w: Tensor, gap: Tensor, norm: Norm) -> tuple[Tensor
     gains = (rates * arrival).cumsum(1)
     feasible = need <= gains[:, -1:]
     times = (need - gains[:, -1:] + gains) / slopes.clamp_min(torch.finfo(w.dtype).tiny)
-    time = torch.where(feasible, times.amax(1, keepdim=True), 0.0)
-    moved = torch.where(feasible, torch.minimum(time * speed, way), way)
+    moved = torch.where(feasible, torch.minimum(times.amax(1, keepdim=True) * speed, way), way)
     return towards * moved, feasible.squeeze(1)
 
 
@@ -294,8 +293,6 @@ def fab_all_classes(
         alpha_max: largest weight of the sample's own projection.
     """
     start = _none_found(x, margin(logits(x), y))
-    if len(x) == 0:
-        return start
 
     def side(u: Tensor) -> Tensor:
         return margin(logits(u), y)
@@ -336,8 +333,6 @@ def linearised(phi: Phi, x: Tensor, *, norm: Norm) -> Boundary:
         x: samples [N, ...] in [0, 1].
         norm: of the distance.
     """
-    if len(x) == 0:
-        return _none_found(x, phi(x))
     with torch.enable_grad():
         point = x.detach().requires_grad_(True)
         value = phi(point)

@@ -386,7 +386,7 @@ class Engine:
                 self._interrupt()
         self._select(row)
         steps = self.position.step_in_epoch - first
-        images = steps * self._sums.of("step")["images"] / max(1, self.position.step_in_epoch)
+        images = steps * self._sums.of("step")["images"] / self.position.step_in_epoch
         row["seconds"] = round(time.perf_counter() - started, 3)
         row["images_per_second"] = round(images / trained, 1)
         self._store.log(row)

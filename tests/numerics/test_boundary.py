@@ -6,6 +6,8 @@ float64.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from ablation.crafters import FabSearch
 from ablation.numerics import boundary as bd
 from ablation.numerics import functional as fn
 from ablation.random import generator
@@ -102,6 +105,14 @@ def fab_net(
 )
 def test_soft_margin_numbers(z, beta, expected):
     close(bd.soft_margin(array([z]), Y0, beta), [expected])
+
+
+def test_a_soft_margin_needs_a_temperature_above_zero():
+    with pytest.raises(ValueError, match="beta=0 must be positive"):
+        bd.Soft(0)
+    z = array([[2.0, 1, 0]])
+    close(bd.Soft(0.5)(z, Y0), bd.soft_margin(z, Y0, 0.5).tolist())
+    close(bd.Soft()(z, Y0), [0.9986569])  # DOSE's 5
 
 
 def test_soft_margin_gradient_is_the_softmax_over_the_other_classes():
@@ -447,6 +458,20 @@ def test_fab_breaks_what_cross_entropy_pgd_does_not():
     assert found.distance.item() == pytest.approx(NEAREST, rel=0.015)
 
 
+def test_the_settings_are_those_of_the_component_and_of_autoattack():
+    from pyautoattack.fab_pt import FABAttack_PT
+
+    ours = inspect.signature(bd.fab).parameters
+    for field in dataclasses.fields(FabSearch):
+        assert ours[field.name].default == field.default
+    assert ours["eps"].default == 8 / 255
+    every = inspect.signature(bd.fab_all_classes).parameters
+    theirs = inspect.signature(FABAttack_PT.__init__).parameters
+    named = {"steps": "n_iter", "eta": "eta", "beta": "beta", "alpha_max": "alpha_max"}
+    for name, their_name in named.items():
+        assert every[name].default == theirs[their_name].default
+
+
 def test_fab_takes_one_forward_and_one_backward_per_step():
     calls: list[bool] = []
 
@@ -457,6 +482,69 @@ def test_fab_takes_one_forward_and_one_backward_per_step():
     bd.fab(phi, X0, norm="linf", rng=rng(), steps=7, restarts=2)
     assert sum(calls) == 14
     assert len(calls) == 14 + 3  # x, and the last iterate of each restart
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_all_class_fab_of_linear_logits_follows_the_papers_formula(norm):
+    """Where boundaries are planes, going back before or after linearising is the same."""
+    x = torch.rand(32, 4, generator=rng(), dtype=torch.float64)
+    y = l3(x).argmax(1)
+    seen: list[Tensor] = []
+
+    def logits(p: Tensor) -> Tensor:
+        seen.append(p.detach())
+        return l3(p)
+
+    bd.fab_all_classes(logits, x, y, norm=norm, steps=6)
+    normals, offsets = W3[y][:, None] - W3, B3 - B3[y][:, None]  # of all boundaries, [32, 3, ...]
+    lengths = torch.stack([bd.dual_norm(w, norm) for w in normals])
+    rows, u, backs = torch.arange(32), x, 0
+    for after in seen[2:]:
+        beyond = fn.margin(l3(u), y) < 0
+        backs += int(beyond.sum())
+        u = torch.where(beyond[:, None], x + 0.9 * (u - x), u)
+        away = ((normals * u[:, None]).sum(2) - offsets).abs() / lengths
+        away[rows, y] = torch.inf
+        w, b = normals[rows, away.argmin(1)], offsets[rows, away.argmin(1)]
+        to_u, to_x = (bd.project_hyperplane(p, w, b, norm)[0] for p in (u, x))
+        length_u, length_x = (fn.lp_norm(moved, norm) for moved in (to_u, to_x))
+        alpha = (length_u / (length_u + length_x)).clamp_max(0.1)[:, None]
+        u = ((1 - alpha) * (u + 1.05 * to_u) + alpha * (x + 1.05 * to_x)).clamp(0, 1)
+        torch.testing.assert_close(after, u)
+    assert backs > 32
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("official_order", [False, True])
+def test_a_point_on_the_boundary_is_not_beyond_it(norm, official_order):
+    """Without overshoot the first step ends at phi = 0: not found, and nothing goes back."""
+    seen: list[Tensor] = []
+
+    def phi(x: Tensor) -> Tensor:  # past x_0 = 1/2 the boundary turns
+        seen.append(x.detach())
+        across, along = (x - 0.5).unbind(1)
+        return torch.where(across > 0, across, across + along)
+
+    search = partial(bd.fab, phi, array([[0.75, 0.5]]), norm=norm, rng=rng(), start="clean")
+    found = search(steps=2, eta=1.0, alpha_max=0.0, official_order=official_order)
+    assert seen[-1].tolist() == [[0.5, 0.5]]
+    assert not found.found.any()
+
+
+def test_the_official_order_steps_tests_and_goes_back_before_it_linearises():
+    """Forwards: the sample; then, per step, where it linearises and the point it tests."""
+    seen: list[Tensor] = []
+
+    def phi(x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return l3_margin(x)
+
+    search = partial(bd.fab, phi, X0, norm="linf", rng=rng(), start="clean")
+    assert search(steps=2, beta=0.7, official_order=True).found.all()
+    x, first, beyond, second, _ = seen
+    assert torch.equal(first, x)
+    assert l3_margin(beyond) < 0
+    torch.testing.assert_close(second, x + 0.7 * (beyond - x))
 
 
 def test_fab_never_waits_for_the_device():
@@ -516,15 +604,32 @@ def test_an_iterate_without_gradient_finds_back(norm):
 def test_fab_takes_wrong_samples_and_ties_for_not_searched():
     x = array([[0.5, 0.5]] * 3)
     offset = array([-0.1, 0.0, 0.1])
-    found = bd.fab(lambda p: p.sum(1) - 1 + offset, x, norm="linf", rng=rng())
-    assert found.found.tolist() == [False, False, True]
-    assert found.distance.isinf().tolist() == [True, True, False]
+
+    def phi(p: Tensor) -> Tensor:
+        return p.sum(1) - 1 + offset
+
+    def logits(p: Tensor) -> Tensor:
+        return torch.stack([phi(p), torch.zeros(3)], 1)
+
+    for found in (
+        bd.fab(phi, x, norm="linf", rng=rng()),
+        bd.fab_all_classes(logits, x, Y0.expand(3), norm="linf"),
+        bd.linearised(phi, x, norm="linf"),
+    ):
+        assert found.found.tolist() == [False, False, True]
+        assert found.distance.isinf().tolist() == [True, True, False]
 
 
 def test_fab_of_nothing_is_nothing():
     x, y = torch.zeros(0, 3, 2, 2, requires_grad=True), torch.zeros(0, dtype=torch.long)
     every = bd.fab_all_classes(lambda p: p.flatten(1), x, y, norm="linf")
-    for found in (bd.fab(lambda p: p.flatten(1).sum(1), x, norm="linf", rng=rng()), every):
+
+    def phi(p: Tensor) -> Tensor:
+        return p.flatten(1).sum(1)
+
+    search = partial(bd.fab, phi, x, norm="linf", rng=rng())
+    linear = bd.linearised(phi, x, norm="linf")
+    for found in (search(), search(shared_bias=True), every, linear):
         assert found.x.shape == x.shape
         assert not found.x.requires_grad
         assert found.distance.shape == found.found.shape == (0,)
@@ -618,9 +723,9 @@ def test_every_point_asked_for_lies_in_the_box(norm):
 @pytest.mark.parametrize("start", ["random", "clean"])
 def test_restarts_keep_the_nearest(start):
     logits, x, y = net_case()
-    once, thrice = (fab_net(logits, x, y, start=start, restarts=n, steps=5) for n in (1, 3))
-    assert (thrice.distance <= once.distance).all()
-    assert (thrice.distance < once.distance).any()
+    once, twice = (fab_net(logits, x, y, start=start, restarts=n, steps=5) for n in (1, 2))
+    assert (twice.distance <= once.distance).all()
+    assert (twice.distance < once.distance).any()
 
 
 def test_shared_bias_is_that_of_the_first_searched_sample():
@@ -742,6 +847,9 @@ def test_filter_asks_for_more_than_nine_tenths_of_the_signs():
     assert filtered(grad=with_entries(-1, 11, 0.05, {0: 1}))  # 10 of 11
     assert not filtered(grad=with_entries(-1, 11, 0.05, {0: 1, 1: 1}))  # 9 of 11
     assert not filtered(grad=with_entries(-1, 11, 0.05, {0: 1, 1: 0}))  # flat is not falling
+    assert not filtered(grad=with_entries(-1e-6, 11, 0.05, {}))  # nor is 0.03 times -1e-6
+    half = with_entries(0.5, 11, 0.01, {})
+    assert not filtered(delta=half, grad=with_entries(-2e-7, 11, 0.05, {}))  # nor -1e-7 itself
     ten = with_entries(0.03, 10, 0.01, {})
     assert not filtered(delta=ten, grad=with_entries(-1, 10, 0.05, {0: 1}))  # 9 of 10 is not more
 
@@ -749,6 +857,9 @@ def test_filter_asks_for_more_than_nine_tenths_of_the_signs():
 def test_filter_counts_pixels_within_a_fifth_of_the_largest_as_active():
     assert not filtered(delta=with_entries(0.03, 11, 0.0245, {}))  # 9 pixels rise, and count
     assert filtered(delta=with_entries(0.03, 11, 0.0235, {}))
+    edge = with_entries(0.5, 11, 0.4, {})  # four fifths exactly are not more
+    grad = with_entries(-1, 11, 0.05, {})
+    assert bd.kkt_filter(torch.zeros(1, 20), edge, grad, torch.tensor([-0.01])).all()
 
 
 def test_filter_drops_points_without_a_flat_inactive_pixel():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ def test_f1_losses():
     close(fn.boosted_cross_entropy(Z_ADV, Y, "official").mean(), 1.287206)
     close(fn.kl_divergence(Z, Z_ADV), [0.081555, 0.270525])
     close(fn.kl_divergence(Z_ADV, Z), [0.096999, 0.266542])
+    close(fn.kl_from(F.softmax(Z, 1), Z_ADV), [0.081555, 0.270525])
     close(fn.margin(F.softmax(Z_ADV, 1), Y), [0.420512, -0.199285])
 
 
@@ -62,6 +65,18 @@ def test_boosted_cross_entropy_is_finite_where_the_rival_is_certain():
     assert fn.boosted_cross_entropy(z, torch.tensor([0])).isfinite().all()
 
 
+def test_the_official_constants_bound_the_boost_of_a_certain_rival():
+    z = torch.tensor([[-40.0, 40.0]], dtype=torch.float64)  # p_rival is 1 in float64
+    got = fn.boosted_cross_entropy(z, torch.tensor([0]), "official")
+    close(got, [80 - math.log(1.0001 - 1 + 1e-12)], atol=1e-10)
+
+
+def test_gaussian_noise_has_the_standard_deviation_asked_for():
+    noise = fn.gaussian_noise(torch.zeros(20000, 1), 0.01, generator(0, "t"))
+    assert noise.std().item() == pytest.approx(0.01, rel=0.03)
+    assert abs(noise.mean().item()) < 0.001
+
+
 def linear_objective(x: torch.Tensor) -> torch.Tensor:
     """T1.1: logits = x W^T with W = [[1, -1], [-1, 1]], y = 0."""
     w = torch.tensor([[1.0, -1], [-1, 1]], dtype=x.dtype)
@@ -89,6 +104,22 @@ def test_pgd_without_steps_returns_the_start():
     assert torch.equal(fn.pgd(lambda p: p.sum(1), x, start, x[:, 0], x[:, 0], 0, "linf"), start)
 
 
+def test_pgd_projects_its_start_only_where_there_are_no_steps():
+    """TRADES and MART take the first gradient at the noisy point itself."""
+    x, seen = torch.full((1, 3), 0.75), []
+    radius = torch.full((1,), 0.125)
+
+    def objective(point: torch.Tensor) -> torch.Tensor:
+        seen.append(point.detach())
+        return point.sum(1)
+
+    start = x + 0.5
+    assert torch.equal(fn.pgd(objective, x, start, radius, radius, 0, "linf"), x + 0.125)
+    found = fn.pgd(objective, x, start, radius, radius, 2, "linf")
+    assert torch.equal(found, x + 0.125)
+    assert torch.equal(torch.cat(seen), torch.cat([start, x + 0.125]))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     norm=st.sampled_from(["linf", "l2"]),
@@ -111,7 +142,9 @@ def test_projection_is_in_the_ball_in_the_box_and_idempotent(norm, eps, seed, sc
 def test_uniform_ball_stays_inside_and_fills_the_ball(norm):
     x = torch.zeros(4000, 1, 1, 2, dtype=torch.float64)
     eps = torch.full((4000,), 0.5, dtype=torch.float64)
-    r = fn.lp_norm(fn.uniform_ball(x, eps, norm, generator(0, "t")), norm) / 0.5
+    draw = fn.uniform_ball(x, eps, norm, generator(0, "t"))
+    assert draw.mean().abs() < 0.02
+    r = fn.lp_norm(draw, norm) / 0.5
     assert r.max() <= 1
     # In two dimensions the radius of a uniform draw has P(r < t) = t^2 in either norm.
     assert abs((r < 0.5).double().mean() - 0.25) < 0.03

@@ -1,28 +1,29 @@
 """Mutation testing: does a test fail when a line of the mathematics is changed?
 
-``make mutate modules="averages terms/kl"`` changes one operator, number or comparison at a time in
-a copy of the project, runs the tests that should notice, and prints the changes that none did.
-Those known to be equivalent are listed, with the reason, in ``equivalent_mutants.yaml``. A module
-takes minutes, a room hours; it is no part of ``make test``.
+``make mutate modules="averages terms/kl"`` changes one operator, number or comparison at a time,
+runs the tests that should notice, and prints the changes that none did. Those known to be
+equivalent are listed, with the reason, in ``equivalent_mutants.yaml``. A module takes minutes, a
+room half an hour; it is no part of ``make test``. Files stay as they are: a change lives in memory.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import re
-import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
-COPIED = ("ablation", "conf", "hydra_plugins", "multirun_sweeps", "tests", "pyproject.toml")
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, as in ``conftest``
+
+from tests.support.mutants import ROOT, Finder, Mutant, Recorder, mutants, run
+
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 TESTS = {
     "averages": "tests/test_averages.py",
@@ -30,48 +31,48 @@ TESTS = {
     "ascents": "tests/training/test_methods.py tests/training/test_step.py",
     "schedules": "tests/test_schedules.py",
     "budgets": "tests/training",
-    "terms": "tests/terms tests/components tests/training",
-    "crafters": "tests/numerics tests/training tests/components",
+    "terms": "tests/terms tests/components/test_margin_arms.py tests/training/test_methods.py",
+    "terms/effective_margin": "tests/components/test_emr.py",
+    "terms/input_gradient": "tests/components/test_emr.py",
+    "crafters": "tests/crafters tests/terms tests/training/test_methods.py "
+    "tests/training/test_step.py tests/components/test_margin_arms.py",
     "numerics": "tests/numerics tests/terms",
+    "numerics/margins": "tests/numerics/test_margins.py",
+    "numerics/modes": "tests/training/test_step.py tests/evaluation/test_evaluate.py",
+    "numerics/penalties": "tests/components/test_emr.py",
     "training/memory": "tests/training/test_memory.py",
-    "training": "tests/training tests/components",
+    "training": "tests/training tests/components/test_burn_in.py tests/terms/test_taylor_margin.py",
     "evaluation": "tests/evaluation",
+    "evaluation/attacks": "tests/evaluation/test_attacks.py tests/evaluation/test_families.py",
+    "evaluation/autoattack": "tests/evaluation/test_attacks.py tests/evaluation/test_families.py",
+    "evaluation/checks": "tests/evaluation/test_checks.py",
+    "evaluation/evaluate": "tests/evaluation/test_evaluate.py tests/evaluation/test_ladders.py",
+    "evaluation/ladders": "tests/evaluation/test_ladders.py",
+    "evaluation/measures": "tests/numerics/test_margins.py",
+    "evaluation/probes": "tests/evaluation/test_checks.py tests/evaluation/test_families.py",
 }
 """Module or room -> the tests that should notice; whatever else would is not asked."""
-POINTLESS = (
-    "core/ReplaceBinaryOperator_BitOr_.*",  # annotations, and unions of dicts
-    "core/ReplaceBinaryOperator_.*_(RShift|LShift|BitOr|BitAnd|BitXor|FloorDiv|Mod)",
-    "core/ReplaceUnaryOperator_.*_(Invert|Not)",
-    "core/(ExceptionReplacer|RemoveDecorator|ZeroIterationForLoop)",
-    "core/ReplaceComparisonOperator_(Is.*|.*_Is(Not)?)",
+HEAVY = (
+    *("torch", "torch._dynamo", "torchvision", "pyautoattack", "numpy", "pandas", "pyarrow"),
+    *("sklearn.datasets", "scipy.stats", "matplotlib.pyplot", "hydra", "omegaconf", "hypothesis"),
 )
-"""Operators whose changes end in a TypeError at once, or say nothing."""
-HARMLESS = re.compile(r"^@dataclass\(|strict=(True|False)\)")
-"""Lines whose change says nothing: frozen classes, and lengths that zip checks."""
-SECONDS = 300.0
-"""A test run that takes longer has noticed: a loop no longer ends."""
+"""Packages imported once, before the processes fork."""
+CHUNKS = (1.0, 5.0, 20.0)
+"""Seconds of tests that a change is given, one after the other until a test fails."""
+SLACK = 30.0
+"""Seconds that tests may take on top of three times their own; after it, a loop does not end."""
 
 
-def cosmic_ray(folder: Path, tool: str, *arguments: str) -> str:
-    """Run a command of Cosmic Ray in the copy, and give its output."""
-    program = Path(sys.executable).with_name(tool)
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [str(program), *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+class Timed(NamedTuple):
+    """A test: its id, how long it takes, and the files and lines that it runs."""
 
+    id: str
+    seconds: float
+    lines: frozenset[tuple[str, int]]
 
-def tests_of(module: str) -> str:
-    """Give the tests of a module: its own entry in ``TESTS``, or its room's.
-
-    Raises:
-        SystemExit: there is no such module, or no test is named for it.
-    """
-    for name in (module, module.partition("/")[0]):
-        if name in TESTS and source_of(module).exists():
-            return TESTS[name]
-    raise SystemExit(f"modules={module}: give modules or rooms of {', '.join(TESTS)}")
+    def reaches(self, mutant: Mutant) -> bool:
+        """Whether the test runs the statement that is changed."""
+        return any((mutant.file, line) in self.lines for line in mutant.lines)
 
 
 def source_of(module: str) -> Path:
@@ -80,42 +81,62 @@ def source_of(module: str) -> Path:
     return path if path.is_dir() else path.with_suffix(".py")
 
 
-def survivors(module: str) -> Iterator[dict[str, str]]:
-    """Try every change to a module or room, and yield those that no test noticed."""
-    tests, source = tests_of(module), source_of(module).relative_to(ROOT)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for entry in COPIED:
-            copy = shutil.copytree if (ROOT / entry).is_dir() else shutil.copy
-            copy(ROOT / entry, folder / entry)
-        settings = folder / "cosmic-ray.toml"
-        command = f"{sys.executable} -m pytest -q -x -n 0 -p no:cacheprovider {tests}"
-        settings.write_text(
-            f"[cosmic-ray]\nmodule-path = {json.dumps(str(source))}\ntimeout = {SECONDS}\n"
-            f'excluded-modules = []\ntest-command = "{command}"\n'
-            '[cosmic-ray.distributor]\nname = "local"\n'
-            f"[cosmic-ray.filters.operators-filter]\nexclude-operators = {json.dumps(POINTLESS)}\n"
-        )
-        cosmic_ray(folder, "cosmic-ray", "init", settings.name, "session.sqlite")
-        cosmic_ray(folder, "cr-filter-operators", "session.sqlite", settings.name)
-        cosmic_ray(folder, "cosmic-ray", "baseline", settings.name)
-        cosmic_ray(folder, "cosmic-ray", "exec", settings.name, "session.sqlite")
-        for line in cosmic_ray(folder, "cosmic-ray", "dump", "session.sqlite").splitlines():
-            item, result = json.loads(line)
-            if result and result["test_outcome"] == "survived":
-                mutant = described(item, result)
-                if not HARMLESS.search(mutant["before"]):
-                    yield mutant
+def tests_of(module: str) -> tuple[str, ...]:
+    """Give the tests of a module: its own entry in ``TESTS``, or its room's.
+
+    Raises:
+        SystemExit: there is no such module, or no test is named for it.
+    """
+    for name in (module, module.partition("/")[0]):
+        if name in TESTS and source_of(module).exists():
+            return tuple(TESTS[name].split())
+    raise SystemExit(f"modules={module}: give modules or rooms of {', '.join(TESTS)}")
 
 
-def described(item: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
-    """Name a change by its file, the line before and the line after."""
-    lines = result["diff"].splitlines()
-    before, after = (
-        " ".join(x[1:].strip() for x in lines if x.startswith(sign) and not x.startswith(3 * sign))
-        for sign in "-+"
+@cache
+def timed(tests: tuple[str, ...]) -> list[Timed]:
+    """Run the tests once on the files as they are.
+
+    Raises:
+        SystemExit: one of them fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "tests")
+        if run(tests, 1200, Recorder(output)) != 0:
+            raise SystemExit(f"{' '.join(tests)}: a test fails before anything is changed")
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+    return [Timed(name, seconds, frozenset(map(tuple, seen))) for name, seconds, seen in rows]
+
+
+def chunks(mutant: Mutant, tests: Sequence[Timed]) -> Iterator[list[Timed]]:
+    """Give the tests to run on a change: first those of its lines, of its file, fast ones."""
+    mirrored = f"test_{Path(mutant.file).name}"
+    remaining = sorted(tests, key=lambda t: (t.reaches(mutant), mirrored in t.id, -t.seconds))
+    for limit in CHUNKS:
+        chunk: list[Timed] = []
+        while remaining and (not chunk or sum(t.seconds for t in chunk) < limit):
+            chunk.append(remaining.pop())
+        if chunk:
+            yield chunk
+
+
+def survives(mutant: Mutant, tests: Sequence[Timed]) -> bool:
+    """Whether every test passes on the changed file."""
+    return all(
+        run([t.id for t in chunk], SLACK + 3 * sum(t.seconds for t in chunk), Finder(mutant)) == 0
+        for chunk in chunks(mutant, tests)
     )
-    return {"file": item["mutations"][0]["module_path"], "before": before, "after": after}
+
+
+def listed() -> set[tuple[str, str, str]]:
+    """Read the changes known to be equivalent: file, line before, line after."""
+    known = yaml.safe_load(EQUIVALENT.read_text())
+    return {
+        (file, *change.split(" => "))
+        for file, groups in known.items()
+        for group in groups
+        for change in group["changes"].splitlines()
+    }
 
 
 def say(text: str) -> None:
@@ -128,17 +149,26 @@ def main(modules: list[str]) -> int:
     """Print the changes that nobody noticed; 1 if one of them is not known as equivalent."""
     if not modules:
         raise SystemExit('modules: give some, as in make mutate modules="averages terms/kl"')
-    listed = {
-        (entry["file"], entry["before"], entry["after"])
-        for entry in yaml.safe_load(EQUIVALENT.read_text())
-    }
-    holes = 0
-    for module in modules:
-        for mutant in survivors(module):
-            if tuple(mutant.values()) not in listed:
-                holes += 1
-                say(yaml.safe_dump([mutant], sort_keys=False, width=1000))
-        say(f"# {module}: done\n")
+    wanted = [(module, tests_of(module)) for module in modules]
+    for package in HEAVY:
+        importlib.import_module(package)
+    known, holes = listed(), 0
+    for module, tests in wanted:
+        for source in sorted(source_of(module).rglob("*.py")) or [source_of(module)]:
+            held, tried, equivalent, unnoticed = timed(tests), 0, 0, 0
+            for mutant in mutants(source):
+                tried += 1
+                if (mutant.file, mutant.before, mutant.after) in known:
+                    equivalent += 1
+                elif survives(mutant, held):
+                    unnoticed += 1
+                    say(f"{mutant.file}: {mutant.before} => {mutant.after}\n")
+            holes += unnoticed
+            noticed = tried - equivalent - unnoticed
+            say(
+                f"{source.relative_to(ROOT)}: {tried} changes, {noticed} noticed, "
+                f"{equivalent} equivalent, {unnoticed} not noticed\n"
+            )
     return int(holes > 0)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ablation.averages import Swa
+from ablation.averages import Ema, Swa
 from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
 from ablation.data.images import ImageSet
 from ablation.data.loader import DeviceLoader
+from ablation.errors import InterruptedRunError, NonFiniteError
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.runs.checkpoint import Snapshot
@@ -24,7 +27,7 @@ from ablation.terms import CrossEntropy
 from ablation.training.engine import Engine, Recipe
 from ablation.training.method import Method, Phase, Slot, parse_passes
 from ablation.training.optim import Sgd
-from ablation.types import AverageSpec
+from ablation.types import AverageSpec, Crafted, Views
 
 STEPS = 3
 """Steps of an epoch."""
@@ -47,12 +50,15 @@ class Shelf:
     """Name, epoch and step of weights that were kept."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    snapshot: Snapshot | None = None
+    rewound: list[int] = field(default_factory=list)
+    """Epochs from which on metrics were dropped."""
 
     def save(self, snapshot: Snapshot) -> None:
-        pass
+        self.snapshot = copy.deepcopy(snapshot)
 
     def load(self) -> Snapshot | None:
-        return None
+        return self.snapshot
 
     def keep_weights(self, name, net, average, epoch, step) -> None:
         self.kept.append((name, epoch, step))
@@ -60,7 +66,7 @@ class Shelf:
         self.weights[name] = {k: v.clone() for k, v in source.state_dict().items()}
 
     def rewind_metrics(self, epoch: int) -> None:
-        pass
+        self.rewound.append(epoch)
 
     def log(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
@@ -94,6 +100,13 @@ def at(eps: float = 0.3) -> Method:
     )
 
 
+class Told(Pgd):
+    """PGD with something to report."""
+
+    def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
+        return replace(super().__call__(views, eps, rng), facts={"half": torch.tensor(0.5)})
+
+
 def trained(
     scores: Callable[[int], Mapping[str, float]] = lambda epoch: {},
     epochs: int = 4,
@@ -102,14 +115,17 @@ def trained(
     every: int = 1,
     batch_size: int = 4,
     watch: Callable[[Net], None] = lambda net: None,
+    phases: Sequence[Phase] = (),
+    shelf: Shelf | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Shelf, Net]:
     """Train a linear network; ``scores`` are the validation accuracies after an epoch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         net = Net(Flat(), LinearHead(4, 2), mean=None, std=None)
-    shelf, looks = Shelf(), iter(range(every - 1, epochs, every))
+    shelf, looks = shelf or Shelf(), itertools.count(every - 1, every)
     recipe = Recipe(
-        (Phase("main", epochs, at()),),
+        phases or (Phase("main", epochs, at()),),
         *(Sgd(momentum=0.0, weight_decay=0.0), Constant(), lr, average, 0),
         *(nullcontext, 2, every),
     )
@@ -121,7 +137,7 @@ def trained(
         watch(net)
 
     batches = loader(batch_size)
-    Engine(net, batches, recipe, validate, shelf, Silent(), lambda: False, on_epoch).fit()
+    Engine(net, batches, recipe, validate, shelf, Silent(), stop, on_epoch).fit()
     return shelf, net
 
 
@@ -143,6 +159,19 @@ def test_the_best_epochs_are_kept_with_their_own_number():
         ("best_robust", 3, 4 * STEPS),  # as robust as epoch 1, and cleaner
         ("last", 3, 4 * STEPS),
     ]
+
+
+@pytest.mark.parametrize(("tied", "other"), [("clean", "robust"), ("robust", "clean")])
+def test_of_epochs_that_are_as_good_the_better_otherwise_is_kept(tied, other):
+    others = [0.0, 0.5, 0.25]
+    shelf, _ = trained(lambda e: {f"val_{tied}": 60.0, f"val_{other}": others[e]}, epochs=3)
+    best = [epoch for name, epoch, _ in shelf.kept if name == f"best_{tied}"]
+    assert best == [0, 1]
+
+
+def test_an_epoch_without_a_right_answer_is_better_than_none():
+    shelf, _ = trained(lambda e: {"val_clean": 0.0, "val_robust": 0.0}, epochs=1)
+    assert [name for name, _, _ in shelf.kept] == ["best_robust", "best_clean", "last"]
 
 
 def test_an_equal_epoch_does_not_replace_an_earlier_one():
@@ -181,6 +210,29 @@ def test_accuracies_of_an_epoch_are_percentages_of_its_images():
     assert 0 < robust < right < 12
 
 
+def test_losses_of_an_epoch_are_means_over_its_steps():
+    """A network that does not move, clipped: every step counts alike, in every column."""
+    pgd = Told({"ce": Ascended(AttackCrossEntropy())}, steps=1, step_size=1.0, start="clean")
+    clipped = Phase("main", 1, replace(at(), crafters={"adv": pgd}), clip=0.8)
+    shelf, net = trained(lr=1e-12, phases=(clipped,))
+    losses, norms = [], []
+    for batch in loader().epoch(0):
+        x = batch.x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(net(x), batch.y), x)
+        adversarial = (batch.x + 0.3 * grad.sign()).clamp(0, 1)
+        loss = nn.functional.cross_entropy(net(adversarial), batch.y)
+        grads = torch.autograd.grad(loss, list(net.parameters()))
+        losses.append(loss.item())
+        norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
+    (row,) = shelf.rows
+    assert row["loss"] == pytest.approx(sum(losses) / STEPS)
+    assert row["loss_ce"] == pytest.approx(sum(losses) / STEPS)
+    assert row["grad_norm"] == pytest.approx(sum(norms) / STEPS)
+    assert row["clipped"] == pytest.approx(sum(norm > 0.8 for norm in norms) / STEPS)
+    assert 0 < row["clipped"] < 0.5
+    assert row["adv_half"] == 0.5
+
+
 def test_swa_in_a_run_is_the_mean_of_the_weights_from_its_start_epoch_on():
     seen: list[torch.Tensor] = []
     shelf, _ = trained(
@@ -191,3 +243,71 @@ def test_swa_in_a_run_is_the_mean_of_the_weights_from_its_start_epoch_on():
     mean = shelf.weights["last"]["head.linear.weight"]
     assert torch.allclose(mean, torch.stack(seen[1:]).mean(0), atol=1e-7)
     assert not torch.allclose(mean, torch.stack(seen).mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize(("selectable", "validated"), [(True, [2, 3, 4]), (False, [3, 4])])
+def test_the_last_epoch_of_a_phase_that_is_selected_from_is_validated(selectable, validated):
+    first = Phase("first", 3, at(), selectable=selectable)
+    shelf, _ = trained(
+        lambda e: {"val_other": 1.0}, phases=(first, Phase("main", 2, at())), every=4
+    )
+    assert [row["epoch"] for row in shelf.rows if "val_other" in row] == validated
+
+
+def test_parts_see_the_rate_as_a_share_of_its_peak():
+    seen: list[float] = []
+
+    def budget(views: Views) -> Tensor:
+        seen.append(views.clock.decay)
+        return Fixed(0.3)(views)
+
+    trained(phases=(Phase("main", 1, replace(at(), budget=budget)),))
+    assert seen == [1.0] * STEPS
+
+
+def test_the_rate_of_an_epoch_counts_what_was_trained_since_it_was_resumed(monkeypatch):
+    """A clock that ticks at every look: at the start, after training, and at the end."""
+    ticks = itertools.count(100, 1.23456)
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    shelf, looks = Shelf(), iter([True])
+    with pytest.raises(InterruptedRunError):
+        trained(epochs=1, shelf=shelf, stop=lambda: next(looks))
+    trained(epochs=2, shelf=shelf)
+    resumed, whole = shelf.rows
+    assert (resumed["seconds"], whole["seconds"]) == (2.469, 2.469)
+    assert resumed["images_per_second"] == 6.5  # 8 / 1.23456
+    assert whole["images_per_second"] == 9.7  # 12 / 1.23456
+
+
+@pytest.mark.parametrize("average", [None, Ema(), Swa()])
+def test_a_resumed_run_is_the_whole_one_with_its_average(average):
+    whole, _ = trained(epochs=3, average=average)
+    shelf, looks = Shelf(), iter([*[False] * (STEPS + 2), True])  # in the second epoch
+    with pytest.raises(InterruptedRunError):
+        trained(epochs=3, average=average, shelf=shelf, stop=lambda: next(looks))
+    trained(epochs=3, average=average, shelf=shelf)
+    assert shelf.rewound == [0, 1]
+    for name, value in whole.weights["last"].items():
+        assert torch.equal(shelf.weights["last"][name], value)
+
+
+@pytest.mark.parametrize(("epochs", "ends"), [(1, True), (2, False)])
+def test_a_signal_during_validation_stops_a_run_that_has_epochs_left(epochs, ends):
+    looks = itertools.chain([False] * STEPS, [True] * 99)
+    shelf = Shelf()
+    with nullcontext() if ends else pytest.raises(InterruptedRunError):
+        trained(epochs=epochs, shelf=shelf, stop=lambda: next(looks))
+    assert [row["epoch"] for row in shelf.rows] == [0]
+    assert [name for name, _, _ in shelf.kept] == ["last"] * ends
+
+
+def test_on_a_cpu_a_run_stops_at_the_first_step_that_is_not_finite():
+    steps: list[int] = []
+
+    def budget(views: Views) -> Tensor:
+        steps.append(views.clock.step)
+        return Fixed(float("nan") if views.clock.step == 1 else 0.3)(views)
+
+    with pytest.raises(NonFiniteError, match="first at step 1"):
+        trained(phases=(Phase("main", 1, replace(at(), budget=budget)),))
+    assert steps == [0, 1]

@@ -218,6 +218,22 @@ def test_closed_gates_leave_only_weight_decay():
     assert log.grad_norm == 0
 
 
+def test_a_term_whose_gate_is_closed_leaves_those_after_it():
+    closed, opened = Slot(CrossEntropy("adv"), gate=Gate(start=5)), Slot(CrossEntropy("adv"))
+    _, log, _ = step(at(terms={"closed": closed, "opened": opened}))
+    assert set(log.parts) == {"opened"}
+
+
+def test_a_parameter_that_no_term_reaches_stays_as_it_was():
+    """Weight decay is for what is trained: an earlier gradient, now of no use, moves nothing."""
+    net = small_net()
+    spare = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    spare.grad = torch.ones_like(spare)
+    net.body.register_parameter("spare", spare)
+    step(at(), net=net)
+    assert (spare == 1).all()
+
+
 def test_a_head_adjusts_classification_terms_but_not_the_attack_or_kl():
     method = at().with_term("kl", Slot(KL()))
     shifted, plain = small_net(head=ShiftedHead(6, 3)), small_net()
@@ -404,9 +420,10 @@ def test_a_term_may_be_called_like_a_column_of_the_step():
 
 def test_sums_of_an_older_checkpoint_are_read():
     names = ["ce", "gradient", "loss", "correct_nat", "images", "craft_boundary_found", "clipped"]
-    state = {"names": names, "total": torch.arange(7.0, dtype=torch.float64)}
+    names += ["boosted_ce", "correct", "craft"]  # terms, all three
+    state = {"names": names, "total": torch.arange(10.0, dtype=torch.float64)}
     sums = EpochSums.restored(state, torch.device("cpu"))
-    assert sums.of("term") == {"ce": 0}
+    assert sums.of("term") == {"ce": 0, "boosted_ce": 7, "correct": 8, "craft": 9}
     assert sums.of("step") == {"gradient": 1, "loss": 2, "images": 4, "clipped": 6}
     assert sums.of("correct") == {"nat": 3}
     assert sums.of("craft") == {"boundary_found": 5}
