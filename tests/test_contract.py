@@ -16,14 +16,14 @@ from ablation.errors import ConfigError
 from ablation.models import Net
 from ablation.numerics.functional import lp_norm
 from ablation.numerics.modes import buffers
-from ablation.training.memory import Memories, remembering
+from ablation.training.memory import remembering
 from ablation.training.method import Method
 from ablation.training.step import craft, train_step
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Crafted
 from tests.support.configs import compose_config
 from tests.support.options import COMPONENTS, CONF, completed, options
-from tests.support.parts import largest_difference, sgd, small_batch, small_net
+from tests.support.parts import largest_difference, memories_of, sgd, small_batch, small_net
 
 METHODS = options("method")
 TOYS = {  # what lets a preset find points on toy images, in any norm, whatever the batch's order
@@ -87,12 +87,6 @@ def test_every_method_trains_with_every_component_and_repeats_its_bits(method, c
         nets.append(net)
     assert largest_difference(*nets) == 0
     assert largest_difference(nets[0], net_for(composed)) > 0
-
-
-def memories_of(method: Method) -> Memories:
-    """What its parts remember of two small batches."""
-    device = torch.device("cpu")
-    return Memories([method], n_train=16, batch_size=8, classes=3, device=device)
 
 
 def net_for(method: Method) -> Net:

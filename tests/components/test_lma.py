@@ -18,14 +18,14 @@ from ablation.jobs.setup import own_group
 from ablation.numerics.precision import precision_context
 from ablation.random import generator
 from ablation.terms import LogitPairing
-from ablation.training.memory import Memories, remembering
+from ablation.training.memory import remembering
 from ablation.training.method import Method
 from ablation.training.step import total_loss, train_step
 from ablation.types import Clock
 from tests.support.configs import compose_config, compose_plain
 from tests.support.jobs import finish_interrupted, metrics, plain, run_of, weights
 from tests.support.logits import Z_ADV, Y, Z, given
-from tests.support.parts import largest_difference, sgd, small_batch, small_net
+from tests.support.parts import largest_difference, memories_of, sgd, small_batch, small_net
 
 OURS = ("component/margin_loss=both", "component/ema_logits=enabled")
 BCE = "component/boosted_cross_entropy"
@@ -47,11 +47,6 @@ ARMS = {
 def composed(*overrides: str) -> Method:
     config = compose_config("eps=0.1", "attack.steps=2", "epochs=120", *overrides)
     return config.phases[-1].method
-
-
-def kept_by(method: Method, n_train: int = 100, batch_size: int = 8) -> Memories:
-    device = torch.device("cpu")
-    return Memories([method], n_train=n_train, batch_size=batch_size, classes=3, device=device)
 
 
 TOTALS = {
@@ -79,7 +74,7 @@ def test_t5_10_totals_at_the_first_step(arm, weight, reduction):
         f"component.ema_logits.tau={tau}",
         f"component.margin_loss.reduction={reduction}",
     )
-    views = given(Z, Z_ADV, Y, Clock(0, 0), kept_by(method, batch_size=2))
+    views = given(Z, Z_ADV, Y, Clock(0, 0), memories_of(method, batch_size=2))
     wanted = TOTALS[arm, weight][reduction == "classes"]
     assert total_loss(method, views)[0].item() == pytest.approx(wanted, abs=1e-5)
 
@@ -99,7 +94,7 @@ def test_t5_10_lma_at_at_the_second_step(weight, reduction, wanted):
         f"component.ema_logits.tau={weight}",
         f"component.margin_loss.reduction={reduction}",
     )
-    kept = kept_by(method, batch_size=2)
+    kept = memories_of(method, batch_size=2)
     views = given(Z, Z_ADV, Y, Clock(0, 0), kept)
     kept.commit(remembering(method), views)
     views = given(Z, Z_ADV, Y, Clock(0, 1), kept)
@@ -249,7 +244,7 @@ def test_three_steps_are_those_of_a_plain_loop(arm):
     passes = ["method.passes=[craft:adv,nat,adv,step]"]  # the reference always makes both
     method = composed(*ARMS[arm], "attack.step_size=eps/4", *passes)
     ours, theirs, plain_loop = small_net(), small_net(), reference(arm)
-    memories = kept_by(method)
+    memories = memories_of(method)
     optimizers = [sgd(net) for net in (ours, theirs)]
     if arm == "PMHR-AT":
         for optimizer in optimizers:
@@ -270,7 +265,7 @@ def test_three_steps_are_those_of_a_plain_loop(arm):
 
 
 def steps(method: Method, number: int = 3) -> nn.Module:
-    net, memories = small_net(), kept_by(method)
+    net, memories = small_net(), memories_of(method)
     optimizer = sgd(net)
     for step in range(number):
         batch, clock = small_batch(step), Clock(0, step)
@@ -294,7 +289,7 @@ def test_weight_one_is_plain_pairing_whatever_came_before():
 
 def test_with_awp_the_average_is_of_the_pass_that_the_loss_was_taken_of():
     method = composed("method=lma_at", "component/awp=enabled", "component.ema_logits.tau=0.5")
-    net, memories = small_net(), kept_by(method)
+    net, memories = small_net(), memories_of(method)
     optimizer = sgd(net)
     before = torch.zeros(8, 3, dtype=torch.float64)
     for step in range(2):
@@ -309,7 +304,7 @@ def test_with_awp_the_average_is_of_the_pass_that_the_loss_was_taken_of():
 
 def test_losses_and_averages_are_in_single_precision_under_bf16():
     method = composed("method=lma_at")
-    net, memories = small_net().float(), kept_by(method)
+    net, memories = small_net().float(), memories_of(method)
     batch = small_batch()
     batch = replace(batch, x=batch.x.float())
     log, views = train_step(

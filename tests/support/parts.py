@@ -12,6 +12,7 @@ from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.numerics.functional import cross_entropy, per_sample
 from ablation.random import generator
+from ablation.training.memory import Memories
 from ablation.training.method import Component, Method, Phase, Slot, parse_passes
 from ablation.types import AttackMode, Batch, Crafted, MemorySpec, Views
 
@@ -44,6 +45,12 @@ def small_batch(step: int = 0, n: int = 8) -> Batch:
     g = generator(0, "test/batch", step)
     x = torch.rand(n, 2, 5, 5, generator=g, dtype=torch.float64)
     return Batch(x, (torch.arange(n) + step) % 3, torch.arange(n) + step * n)
+
+
+def memories_of(method: object, n_train: int = 100, batch_size: int = 8) -> Memories:
+    """What the parts of a method remember of small batches."""
+    device = torch.device("cpu")
+    return Memories([method], n_train=n_train, batch_size=batch_size, classes=3, device=device)
 
 
 @dataclass(frozen=True)
