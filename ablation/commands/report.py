@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from glob import glob
@@ -25,22 +26,12 @@ if TYPE_CHECKING:
 
 
 OWN = (
-    *(
-        "table",
-        "search",
-        "row",
-        "runs",
-        "by",
-        "against",
-        "strict",
-        "plots",
-        "out",
-        "dashboard",
-        "runs_dir",
-    ),
-    *("tables_dir", "recipe", "tracking", "hydra"),
+    *("table", "search", "row", "runs", "by", "against", "strict", "plots", "out", "dashboard"),
+    *("runs_dir", "tables_dir", "recipe", "tracking", "hydra"),
 )
 """Keys of ``conf/report.yaml``; every other one belongs to the runs."""
+PLAIN = re.compile(r"[\w./~-]+")
+"""Paths that Hydra's grammar takes without quotes."""
 LISTS = ("row", "runs", "by")
 """Of these, the ones that may be given as ``a,b``, which Hydra would take for a sweep."""
 
@@ -129,7 +120,11 @@ def _report_search(config: ReportConfig, name: str) -> None:
     from ablation.sweeps.search import read_search
 
     places = {"search": name, "runs_dir": config.runs_dir, "tables_dir": config.tables_dir}
-    given = [f"{key}={quoted(value)}" for key, value in places.items()]
+    given = [
+        f"{key}={value if PLAIN.fullmatch(value) else quoted(value)}"
+        for key, value in places.items()
+        if value is not None
+    ]
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         register_components()

@@ -189,6 +189,7 @@ def figure(request: SearchRequest, study: optuna.Study) -> Figure:
         ]  # fmt: skip
         first.step(numbers, so_far, where="post", color=COLOURS[1], linewidth=1.0)
         first.set_xlabel("trial")
+        first.xaxis.get_major_locator().set_params(integer=True)
         for axes, (key, dimension) in zip(others, space.items(), strict=False):
             _points(
                 axes, trials, [_place(dimension.choices, t.params[key]) for t in trials], values

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from optuna import Study
 
+from ablation.config.compose import Composer
 from ablation.config.experiment import Config, digest
 from ablation.config.overrides import bare, key_of, parsed
 from ablation.config.parser import plain
@@ -115,7 +116,7 @@ def _searched(request: SearchRequest, study: Study, launcher: Any, epilogue: Epi
     """Launch trials until there are enough, then say how it went."""
     done = len(finished(study))
     say(f"{request.name}: {request.trials} trials, {done} finished (study {request.journal})")
-    trials = Trials(request.search, study, request.trials, partial(_job, request))
+    trials = Trials(request.search, study, request.trials, partial(_job, request, Composer()))
     stopped = False
     try:
         launcher.stream(trials, max(0, request.trials - done))
@@ -161,7 +162,7 @@ def read_search(arguments: Sequence[str]) -> SearchRequest:
     trials = search.trials if own.get("trials") is None else own["trials"]
     cli = tuple(text for text in arguments if key_of(text) not in (*OWN_KEYS, "launch"))
     problems = _override_problems(search, cli)
-    if not isinstance(trials, int) or trials < 1:
+    if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
         problems.append(f"trials={trials}: a whole number from 1")
     if problems:
         raise ConfigError(problems)
@@ -176,7 +177,7 @@ def _override_problems(search: Search, cli: Sequence[str]) -> list[str]:
         try:
             given, key = parsed(text), key_of(text)
         except HydraException as error:
-            problems.append(one_line(error))
+            problems.append(f"{text}: {one_line(error)}")
             continue
         if key in search.space:
             problems.append(f"{bare(text)}: the search chooses {key}; remove it")
@@ -239,14 +240,14 @@ def _overrides(search: Search, params: Mapping[str, Any]) -> list[str]:
     return [*search.set, *(override(key, value) for key, value in params.items()), UNEVALUATED]
 
 
-def _job(request: SearchRequest, params: Mapping[str, Any]) -> Job:
+def _job(request: SearchRequest, composer: Composer, params: Mapping[str, Any]) -> Job:
     """The run of a trial.
 
     Raises:
         ConfigError: the config cannot take these values.
     """
     arm = Arm(_overrides(request.search, params))
-    plan = Planner(Table(request.search.title, {"": arm}), request.cli).plan()
+    plan = Planner(Table(request.search.title, {"": arm}), request.cli, composer=composer).plan()
     if plan.problems:
         raise ConfigError(plan.problems)
     return plan.jobs[0]

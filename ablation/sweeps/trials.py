@@ -119,7 +119,8 @@ class Trial:
 
     def unwanted(self) -> bool:
         """Report new epochs; returns whether the trial is to end early."""
-        if self._report():
+        length = sum(phase.epochs for phase in self.job.config.phases)
+        if self._report() and max(self._reported) < length:
             self._pruned = self._drawn.should_prune()
         return self._pruned
 
