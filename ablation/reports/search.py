@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ablation.config.overrides import bare
+from ablation.config.overrides import bare, key_of, layered
 from ablation.errors import InputError
 from ablation.output import say
 from ablation.reports.style import COLOURS, new_figure, save
@@ -86,7 +86,8 @@ def terminal(request: SearchRequest, study: optuna.Study) -> str:
     lines.append(_importance_line(study))
     if trials and trials[0].state == TrialState.COMPLETE:
         chosen = [override(key, value) for key, value in trials[0].params.items()]
-        texts = [bare(text) for text in (*request.search.set, *chosen, *request.cli)]
+        given = layered(request.search.set, chosen, request.cli)
+        texts = [bare(text) for text in given if key_of(text) != "seed"]
         run = request.runs_dir / str(trials[0].user_attrs["run"])
         again = shlex.join(["ablation-train", "-m", "seed=1,2,3", *texts])
         lines.append(f"test the best: {shlex.join(['ablation-evaluate', f'run={run}'])}")
