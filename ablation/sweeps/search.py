@@ -159,10 +159,10 @@ def read_search(arguments: Sequence[str]) -> SearchRequest:
     name = str(own["search"])
     folder = None if own.get("tables_dir") is None else str(own["tables_dir"])
     search = open_search(name, table_folders(folder))
-    trials = search.trials if own.get("trials") is None else own["trials"]
+    trials: Any = search.trials if own.get("trials") is None else own["trials"]
     cli = tuple(text for text in arguments if key_of(text) not in (*OWN_KEYS, "launch"))
     problems = _override_problems(search, cli)
-    if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
+    if type(trials) is not int or trials < 1:
         problems.append(f"trials={trials}: a whole number from 1")
     if problems:
         raise ConfigError(problems)

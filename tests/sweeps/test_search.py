@@ -27,7 +27,7 @@ SEARCH: dict[str, Any] = {
         "lr": {"low": 0.0001, "high": 1.0, "log": True},
         "optim.momentum": {"low": 0.0, "high": 0.9},
     },
-    "trials": 12,
+    "trials": 5,
     "pruner": "none",
 }
 
@@ -77,8 +77,9 @@ class FakeLauncher:
 
 
 class Caller:
-    plan, max_batch_size, at_a_time, dry, waits, foreign = False, None, 1, False, True, False
-    device = None
+    plan, dry, waits, foreign, at_a_time = False, False, True, False, 1
+    max_batch_size: int | None = None
+    device: str | None = None
 
     def __init__(self, **settings):
         self.log: list[Any] = []
@@ -133,7 +134,7 @@ def by_number(trial):
 def test_it_closes_in_on_the_optimum(place):
     place.write(trials=30)
     assert place.go(Caller()) == DONE
-    values = [trial.value for trial in sorted(finished(place.study()), key=by_number)]
+    values = [trial.value or 0 for trial in sorted(finished(place.study()), key=by_number)]
     assert len(values) == 30
     # The first ten are TPE's random start.
     assert sum(values[20:]) / 10 > sum(values[:10]) / 10 + 10
@@ -162,13 +163,15 @@ def test_no_trial_sees_test_images(place):
     caller = Caller()
     place.go(caller)
     configs = [trial.job.config for trial in caller.log]
-    assert [dict(config.evaluation.attacks) for config in configs] == [{}] * 12
+    assert [dict(config.evaluation.attacks) for config in configs] == [{}] * 5
     assert all("evaluation=none" in trial.overrides for trial in caller.log)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_what_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, error):
     through, broken = Place(tmp_path / "a"), Place(tmp_path / "b")
+    for place in (through, broken):
+        place.write(trials=12)  # TPE's random start are ten
     through.go(Caller())
     first = Caller(break_at=4, error=error)
     if error is KeyboardInterrupt:
@@ -210,16 +213,16 @@ def test_bad_trials_end_early(place, pruner):
 
 
 def test_nothing_ends_early_during_the_warmup(place):
-    place.write(pruner="median", warmup=6, trials=15)
+    place.write(pruner="median", warmup=6, trials=8)
     place.go(Caller())
     assert {trial.state.name for trial in finished(place.study())} == {"COMPLETE"}
 
 
 def test_a_run_that_diverged_counts_as_0(place):
     ending = {True: "diverged", False: "done"}
-    place.go(Caller(ending=lambda config: ending[config.lr > 0.1]), "trials=10")
+    place.go(Caller(ending=lambda config: ending[config.lr > 0.1]), "trials=6")
     values = {trial.params["lr"]: trial.value for trial in finished(place.study())}
-    assert len(values) == 10
+    assert len(values) == 6
     assert any(rate > 0.1 for rate in values)
     assert all((value == 0) == (rate > 0.1) for rate, value in values.items())
 
@@ -227,11 +230,11 @@ def test_a_run_that_diverged_counts_as_0(place):
 def test_failed_trials_are_made_up_for_by_the_next_command(place):
     ending = {True: "failed", False: "done"}
     caller = Caller(ending=lambda config: ending[config.lr > 0.1])
-    assert place.go(caller, "trials=10") == JOB_FAILED
-    assert len(caller.log) == 10
-    lost = 10 - len(finished(place.study()))
+    assert place.go(caller, "trials=6") == JOB_FAILED
+    assert len(caller.log) == 6
+    lost = 6 - len(finished(place.study()))
     again = Caller()
-    assert place.go(again, "trials=10") == DONE
+    assert place.go(again, "trials=6") == DONE
     assert len(again.log) == lost > 0
 
 
@@ -316,7 +319,7 @@ def test_bad_input_is_said_before_anything_starts(place, capsys, changes, argume
 
 def test_a_launcher_that_cannot_end_a_trial_is_refused(place, capsys):
     caller = Caller()
-    caller.make_launcher = object  # type: ignore[method-assign,assignment]
+    caller.make_launcher = object  # type: ignore[method-assign]
     assert place.go(caller) == BAD_INPUT
     assert "needs hydra/launcher=basic or pool" in capsys.readouterr().err
 
@@ -363,7 +366,7 @@ def test_the_best_trial_comes_first(place):
     place.write(pruner="median", trials=20)
     place.go(Caller())
     trials = ranked(place.study())
-    complete = [trial.value for trial in trials if trial.state.name == "COMPLETE"]
+    complete = [trial.value or 0 for trial in trials if trial.state.name == "COMPLETE"]
     assert complete == sorted(complete, reverse=True)
     assert [trial.state.name for trial in trials] == sorted(trial.state.name for trial in trials)
 
@@ -374,7 +377,7 @@ def test_two_trials_on_the_digits_and_their_report(tmp_path):
     place.write(
         set=[
             *("epochs=1", "attack.steps=1", "selection.attack.steps=1", "selection.n=20"),
-            *("data.train_size=100", "tracking.mode=disabled", "runtime.device=cpu"),
+            *("data.train_size=200", "tracking.mode=disabled", "runtime.device=cpu"),
             "monitor.enabled=false",
         ]
     )
@@ -393,7 +396,9 @@ def test_two_trials_on_the_digits_and_their_report(tmp_path):
     runs = [Run.at(path) for path in (tmp_path / "runs").iterdir() if path.name[0] != "."]
     assert len(runs) == 2
     for run in runs:
-        assert run.status().state == "done"
+        status = run.status()
+        assert status is not None
+        assert status.state == "done"
         assert not list(run.evaluations.glob("*"))
     report = command("report", f"out={tmp_path}/out")
     assert report.returncode == DONE, report.stderr
