@@ -101,6 +101,10 @@ def users(package: str) -> set[str]:
         ("pyautoattack", {"ablation.evaluation"}),
         ("wandb_workspaces", {"ablation.reports.dashboard"}),
         ("matplotlib", {"ablation.reports"}),
+        (
+            "optuna",
+            {"ablation.sweeps.trials", "ablation.sweeps.search", "ablation.reports.search"},
+        ),
         ("pandas", {"ablation.evaluation", "ablation.runs", "ablation.reports"}),
     ],
 )

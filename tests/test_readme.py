@@ -14,6 +14,7 @@ import yaml
 
 import ablation
 from ablation.config.folders import conf_dir
+from ablation.sweeps.spaces import search_names
 from ablation.sweeps.tables import table_names
 from tests.support.configs import compose_config
 
@@ -112,6 +113,8 @@ def test_the_groups_are_all_listed():
         assert sorted(row.split(", ")) == expected, group
     (row,) = re.findall(r"^\| `table=` \| (.*) \|$", text, re.M)
     assert sorted(row.split(", ")) == TABLES
+    (row,) = re.findall(r"^\| `search=` \| (.*) \|$", text, re.M)
+    assert sorted(row.split(", ")) == search_names([ROOT / "multirun_sweeps"])
     listed = re.findall(r"^\| `(\w+)` \| .* \| .* \|$", text, re.M)
     assert sorted(listed) == sorted(path.name for path in (conf_dir() / "component").iterdir())
 

@@ -30,7 +30,7 @@ from ablation.config.folders import (
     conf_dir,
     option_files_problems,
     register_components,
-    register_tables,
+    register_files,
     sweeps_dir,
 )
 from ablation.config.hydra_node import (
@@ -43,9 +43,12 @@ from ablation.config.overrides import crossed, groups, letting_in, readable, sif
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.output import lasting_output, say, warn
 from ablation.sweeps.launchers import missing_extra, register_launchers
+from ablation.sweeps.spaces import missing_optuna, search_names
 from ablation.sweeps.tables import table_names
 from ablation.text import one_line
 
+SWEEPS = ("table=", "search=", "hydra.sweeper.plan=")
+"""Beginnings of arguments that ask for a sweep."""
 Job = Callable[[Mapping[str, Any]], int]
 """Runs one composed config (plain data) and returns an exit code."""
 
@@ -67,7 +70,9 @@ def run(
     register_components()
     if planned:
         register_launchers()
-        register_tables(table_names([*own_tables(sys.argv), sweeps_dir()]))
+        folders = [*own_tables(sys.argv), sweeps_dir()]
+        register_files("table", table_names(folders))
+        register_files("search", search_names(folders))
         if sweeping(sys.argv):
             sys.argv.append("--multirun")
     codes: list[int] = []
@@ -101,9 +106,9 @@ def as_list(text: str, keys: Sequence[str]) -> str:
 
 
 def sweeping(arguments: Sequence[str]) -> bool:
-    """Check that a command line asks for a table or a plan without ``-m``."""
+    """Check that a command line asks for a table, a search or a plan without ``-m``."""
     given, _, _ = flags.split(arguments)
-    asked = any(text.startswith(("table=", "hydra.sweeper.plan=")) for text in arguments)
+    asked = any(text.startswith(SWEEPS) for text in arguments)
     return asked and not given.multirun and not flags.passive(given)
 
 
@@ -176,6 +181,8 @@ def preflight(
         ]
         chosen = [t.partition("=")[2] for t in texts if t.startswith("hydra/launcher=")]
         problems += [text for text in map(missing_extra, chosen) if text]
+        if any(text.startswith("search=") for text in texts) and (missing := missing_optuna()):
+            problems.append(missing)
         name = given.config_name or config_name
         if given.multirun and planned:  # its jobs are checked when it is planned
             fixed = [many[0] for many in alternatives if len(many) == 1]

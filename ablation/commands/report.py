@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from glob import glob
@@ -17,6 +18,7 @@ from ablation.config.parser import Parser
 from ablation.errors import DONE, ConfigError, InputError
 from ablation.reports.publish import ReportConfig, publish
 from ablation.sweeps.published import load_published, published_path
+from ablation.sweeps.spaces import missing_optuna
 from ablation.sweeps.tables import table_path
 
 if TYPE_CHECKING:
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
 
 
 OWN = (
-    *("table", "row", "runs", "by", "against", "strict", "plots", "out", "dashboard", "runs_dir"),
-    *("tables_dir", "overrides", "tracking", "hydra"),
+    *("table", "search", "row", "runs", "by", "against", "strict", "plots", "out", "dashboard"),
+    *("runs_dir", "tables_dir", "overrides", "tracking", "hydra"),
 )
 """Keys of ``conf/report.yaml``; every other one belongs to the runs."""
+PLAIN = re.compile(r"[\w./~-]+")
+"""Paths that Hydra's grammar takes without quotes."""
 LISTS = ("row", "runs", "by")
 """Of these, the ones that may be given as ``a,b``, which Hydra would take for a sweep."""
 
@@ -39,15 +43,18 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
     if not isinstance(found, ReportConfig):
         return None, parser.problems
     problems = []
-    if found.table is None and found.runs is None:
-        problems.append("give table=<name>, or runs=<folder>")
-    if found.table is not None and found.runs is not None:
-        problems.append("give either table=<name> or runs=<folder>, not both")
+    given = [key for key in ("table", "search", "runs") if getattr(found, key) is not None]
+    if not given:
+        problems.append("give table=<name>, search=<name>, or runs=<folder>")
+    if len(given) > 1:
+        problems.append(f"{' and '.join(f'{key}=' for key in given)}: give one of them")
+    if found.search is not None and (missing := missing_optuna()):
+        problems.append(missing)
     if found.dashboard and found.table is None:
         problems.append("dashboard=true: only with table=; W&B finds the runs by the table's tag")
-    if found.table is None and found.overrides:
+    if found.runs is not None and found.overrides:
         problems.append(
-            f"{' '.join(found.overrides)}: only with table=; runs= takes runs as they are"
+            f"{' '.join(found.overrides)}: not with runs=, which takes runs as they are"
         )
     return found, problems
 
@@ -66,6 +73,9 @@ def run(container: Mapping[str, Any]) -> int:
     config, problems = parse(container)
     if problems or config is None:
         raise ConfigError(problems)
+    if config.search is not None:
+        _report_search(config, config.search)
+        return DONE
     comparison = _of_runs(config) if config.table is None else _of_table(config)
     publish(comparison, config)
     return DONE
@@ -104,6 +114,23 @@ def _of_table(config: ReportConfig) -> Comparison:
         published = load_published(source) if source else None
         place = Path(config.runs_dir).expanduser()
         return compare_table(name, table, published, place, config.overrides, rows)
+
+
+def _report_search(config: ReportConfig, name: str) -> None:
+    from ablation.config.overrides import quoted
+    from ablation.reports.search import publish_search
+    from ablation.sweeps.search import read_search
+
+    places = {"search": name, "runs_dir": config.runs_dir, "tables_dir": config.tables_dir}
+    given = [
+        f"{key}={value if PLAIN.fullmatch(value) else quoted(value)}"
+        for key, value in places.items()
+        if value is not None
+    ]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        register_components()
+        publish_search(read_search([*config.overrides, *given]), config.out, config.plots)
 
 
 def _listed(value: list[str] | str | None) -> list[str]:

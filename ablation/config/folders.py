@@ -58,11 +58,15 @@ def register_components() -> None:
     ConfigStore.instance().store(group="component", name="defaults", node=node)
 
 
-def register_tables(names: Sequence[str]) -> None:
-    """Make every table an option of ``table=``, so that help, completion and typos know it."""
+def register_files(key: str, names: Sequence[str]) -> None:
+    """Make every table an option of ``table=``, so that help, completion and typos know it.
+
+    Args:
+        key: ``table`` or ``search``.
+        names: of the files.
+    """
     for name in names:
-        node = {"table": name}
-        ConfigStore.instance().store(group="table", name=name, node=node, package="_global_")
+        ConfigStore.instance().store(group=key, name=name, node={key: name}, package="_global_")
 
 
 def read_yaml(path: Path) -> Any:

@@ -49,7 +49,7 @@ def letting_in(argument: str) -> str:
     if argument[:1] in ("+", "~", "-") or "=" not in argument or argument.startswith("hydra"):
         return argument
     key = argument.split("=")[0]
-    is_group = (conf_dir() / key).is_dir() or key == "table" or "/" in key or "@" in key
+    is_group = (conf_dir() / key).is_dir() or key in ("table", "search") or "/" in key or "@" in key
     return argument if is_group else f"++{argument}"
 
 

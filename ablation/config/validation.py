@@ -17,8 +17,15 @@ from ablation.config.scale import owner_of, scaled
 from ablation.errors import ConfigError
 from ablation.text import did_you_mean
 
-SWEEP = ("table", "row", "tables_dir")
+SWEEP = ("table", "row", "search", "trials", "tables_dir")
 """Keys of a composed config that the sweeper has used up."""
+ALONE = {
+    "table": "leave hydra.mode to it",
+    "row": "add table=<name>",
+    "search": "leave hydra.mode to it",
+    "trials": "add search=<name>",
+}
+"""Of these, the ones that a single job cannot have, and what to do."""
 BUILT = "phases"
 """Field of ``Config`` that is built from the method and its components, never given."""
 
@@ -79,8 +86,8 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
         return None, _once(parser.problems)
     problems = [*parser.problems, *broken_rules(config)]
     problems += [
-        f"{key}={container[key]}: chooses from a table's sweep; {remedy}"
-        for key, remedy in (("table", "leave hydra.mode to it"), ("row", "add table=<name>"))
+        f"{key}={container[key]}: belongs to a sweep; {remedy}"
+        for key, remedy in ALONE.items()
         if container.get(key) is not None
     ]
     phases = built_phases(config, problems)

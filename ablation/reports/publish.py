@@ -23,6 +23,7 @@ class ReportConfig:
     """The keys of ``conf/report.yaml``; see there."""
 
     table: str | None
+    search: str | None
     row: list[str] | str | None
     runs: list[str] | str | None
     by: list[str] | str

@@ -11,12 +11,11 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ablation.reports.comparison import Comparison
 from ablation.runs.columns import Column
 
 if TYPE_CHECKING:
@@ -70,8 +69,16 @@ NOTE_LINE, NOTE_WIDTH = 0.13, 74
 NORMS = {"linf": r"$L_\infty$", "l2": "$L_2$"}
 
 
+class Scaled(Protocol):
+    """What a figure shows: a comparison, or a search."""
+
+    @property
+    def scale(self) -> str:
+        """``full`` or ``smoke``."""
+
+
 @contextmanager
-def new_figure(comparison: Comparison, height: float) -> Iterator[Figure]:
+def new_figure(shown: Scaled, height: float) -> Iterator[Figure]:
     """A figure drawn in the module's style; its layout is fixed at the end."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -79,7 +86,7 @@ def new_figure(comparison: Comparison, height: float) -> Iterator[Figure]:
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         yield figure
-        if comparison.scale == "smoke":
+        if shown.scale == "smoke":
             figure.text(
                 0.55, 0.5, "SMOKE", fontsize=54, color="#D00000", alpha=0.3, rotation=30,
                 ha="center", va="center", weight="bold", zorder=10,

@@ -124,6 +124,7 @@ class Planner:
         cli: overrides of the command line, sweeps included.
         rows: arms to run; ``None`` means all.
         check: also look at data folders and devices.
+        composer: of another planner, which knows its choices of groups; ``None`` makes one.
     """
 
     def __init__(
@@ -132,9 +133,10 @@ class Planner:
         cli: Sequence[str] = (),
         rows: Sequence[str] | None = None,
         check: bool = True,
+        composer: Composer | None = None,
     ) -> None:
         self._table, self._check = table, check
-        self._composer = Composer()
+        self._composer = composer or Composer()
         self._points: dict[tuple[str, ...], Point] = {}
         self._outside: dict[tuple[object, ...], tuple[list[str], Extent | None]] = {}
         self.notices: list[str] = []

@@ -14,8 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -130,12 +129,14 @@ class Work:
         command: program and arguments.
         log: file that its output is appended to.
         turn: is asked before the job starts; ``None`` means that nobody else has it.
+        unwanted: asked while the job runs; once it says yes, the job is told to save and stop.
     """
 
     title: str
     command: Sequence[str]
     log: Path
     turn: Turn | None = None
+    unwanted: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,39 +163,55 @@ class Pool:
         self._running: dict[int, _Child] = {}
         self._codes: dict[int, int] = {}
         self._seconds: list[float] = []
+        self._told: set[int] = set()  # unwanted jobs that know it
+        self._total = 0
         self._signal: int | None = None
         self._forwarded = self._impatient = False
 
     def run(self, work: Sequence[Work]) -> list[int]:
-        """Run all jobs; returns their exit codes, negative for a signal as in ``subprocess``.
+        """Run all jobs; returns their exit codes, as ``stream`` does."""
+        return self.stream(work, len(work))
 
-        A job that others have or had has the code ``ELSEWHERE``.
+    def stream(self, work: Iterable[Work], total: int) -> list[int]:
+        """Run jobs that are made one by one: the next is asked for when a place is free.
+
+        Args:
+            work: the jobs.
+            total: how many to expect.
+
+        Returns:
+            Their exit codes, negative for a signal as in ``subprocess``. A job that others have or
+            had has the code ``ELSEWHERE``.
 
         Raises:
             KeyboardInterrupt: a signal stopped the pool; every process has ended.
         """
-        waiting = deque(enumerate(work))
+        waiting, self._total = enumerate(work), total
         with handling(self._receive):
             try:
-                while self._running or (waiting and self._signal is None):
-                    self._start(waiting, len(work))
+                self._start(waiting)
+                while self._running:
                     self._pass_signals_on()
-                    self._board.progress(lambda: self._standing(waiting))
+                    self._stop_unwanted()
+                    self._board.progress(self._standing)
                     time.sleep(POLL_SECONDS)
                     self._reap()
+                    self._start(waiting)
             finally:
                 self._end()
                 self._board.close()
         if self._signal is not None:
             raise KeyboardInterrupt
-        return [self._codes[index] for index in range(len(work))]
+        return [self._codes[index] for index in range(len(self._codes))]
 
-    def _start(self, waiting: deque[tuple[int, Work]], total: int) -> None:
+    def _start(self, waiting: Iterator[tuple[int, Work]]) -> None:
         """Fill the free places."""
         for place, environment in enumerate(self._slots):
-            while place not in self._running and waiting and self._signal is None:
-                index, work = waiting.popleft()
-                name = f"[{index + 1}/{total}] {work.title}"
+            while place not in self._running and self._signal is None:
+                index, work = next(waiting, (-1, None))
+                if work is None:
+                    return
+                name = f"[{index + 1}/{self._total}] {work.title}"
                 if work.turn is not None and (why := work.turn.take()):
                     self._settle(index, work, ELSEWHERE, f"{name}: {why}")
                     continue
@@ -255,20 +272,31 @@ class Pool:
             work.turn.release()
         self._board.event(text)
 
-    def _standing(self, waiting: Sequence[object]) -> str:
+    def _stop_unwanted(self) -> None:
+        """Tell jobs whose result nobody waits for any more, once each."""
+        for child in self._running.values():
+            unwanted = child.work.unwanted
+            if unwanted is not None and child.index not in self._told and unwanted():
+                self._told.add(child.index)
+                child.process.terminate()
+
+    def _standing(self) -> str:
         """How far it all is, in a line."""
         codes = list(self._codes.values())
+        left = max(0, self._total - len(codes) - len(self._running))
         done, elsewhere = codes.count(DONE), codes.count(ELSEWHERE)
-        failed = len(codes) - done - elsewhere
+        stopped = sum(self._codes.get(index) == INTERRUPTED for index in self._told)
+        failed = len(codes) - done - elsewhere - stopped
         text = f"{done} done, {len(self._running)} running"
+        text += f", {stopped} stopped" if stopped else ""
         text += f", {failed} failed" if failed else ""
         text += f", {elsewhere} elsewhere" if elsewhere else ""
-        text += f", {len(waiting)} left"
+        text += f", {left} left"
         if not self._seconds:
             return text
         mean, now = sum(self._seconds) / len(self._seconds), time.monotonic()
         rest = [max(0.0, mean - (now - child.since)) for child in self._running.values()]
-        eta = (sum(rest) + mean * len(waiting)) / len(self._slots)
+        eta = (sum(rest) + mean * left) / len(self._slots)
         return f"{text}, eta {duration(max([eta, *rest]))}"
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

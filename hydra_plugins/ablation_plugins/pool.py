@@ -1,7 +1,7 @@
 """The launcher ``pool``: a shell for ``ablation.sweeps.pool``, which Hydra's scan never loads."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from ablation.sweeps.pool import Turn
+    from ablation.sweeps.trials import Trial
 
 OF_THE_SWEEP = ("hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra/sweeper", "hydra.mode")
 """Beginnings of overrides that are not for a single job."""
@@ -73,6 +74,21 @@ class PoolLauncher(Launcher):
             )
             for overrides, one, code in zip(job_overrides, work, codes, strict=True)
         ]
+
+    def stream(self, trials: "Iterable[Trial]", total: int) -> None:
+        """Run the trials of a search, each made when a place is free; it judges them itself.
+
+        Raises:
+            KeyboardInterrupt: a signal stopped them; what ran was saved.
+        """
+        from ablation.sweeps.pool import Pool, Work
+
+        command = [*self.command, *self._options]
+        work = (
+            Work(each.title, [*command, *each.overrides], each.log, each, each.unwanted)
+            for each in trials
+        )
+        Pool(self._slots).stream(work, total)
 
 
 def passed_on(config: DictConfig) -> list[str]:

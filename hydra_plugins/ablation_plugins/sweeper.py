@@ -82,6 +82,13 @@ class ArmsSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the sweep and leave with its exit code: Hydra would drop a returned one."""
+        from ablation.config.overrides import key_of
+
+        if any(key_of(text) == "search" for text in arguments):
+            from ablation.reports.search import after_search
+            from ablation.sweeps import search
+
+            sys.exit(search.run(self, arguments, after_search))
         from ablation.reports.epilogue import after_sweep
         from ablation.sweeps import sweep
 

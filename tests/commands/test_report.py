@@ -214,12 +214,14 @@ def test_any_runs_side_by_side(go, runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give table=<name>, or runs=<folder>"),
-        (["table=demo", "runs=x"], "give either table=<name> or runs=<folder>"),
+        ([], "give table=<name>, search=<name>, or runs=<folder>"),
+        (["search=lma", "table=demo"], "table= and search=: give one of them"),
+        (["search=lmaa"], "search=lmaa: did you mean lma?"),
+        (["table=demo", "runs=x"], "table= and runs=: give one of them"),
         (["table=dem"], "table=dem: did you mean demo?"),
         (["table=demo", "row=nope"], "row=nope"),
         (["runs=/nowhere/at/all"], "runs=/nowhere/at/all: no such folder"),
-        (["runs=x", "epochs=4"], "epochs=4: only with table="),
+        (["runs=x", "epochs=4"], "epochs=4: not with runs="),
         (["runs=x", "dashboard=true"], "dashboard=true: only with table="),
         (["table=demo", "epoch=4"], "epoch=4: unknown key; did you mean epochs?"),
         (["table=demo", "against=nope"], "nope"),

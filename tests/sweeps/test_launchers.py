@@ -92,6 +92,34 @@ def pool(works: dict[str, list[str]], folder: Path, places: int = 1) -> tuple[li
     return Pool([{}] * places, out).run(work), out.getvalue()
 
 
+def test_a_job_is_made_when_a_place_is_free_for_it(tmp_path):
+    """The next depends on how those before it ended."""
+    made: list[int] = []
+
+    def works():
+        for number in range(3):
+            made.append(len(list(tmp_path.glob("*.done"))))
+            code = f"open(r'{tmp_path}/{number}.done', 'w').close()"
+            yield Work(str(number), python(code), tmp_path / f"{number}.log")
+
+    assert Pool([{}], io.StringIO()).stream(works(), 3) == [0, 0, 0]
+    assert made == [0, 1, 2]
+
+
+def test_an_unwanted_job_is_told_once_to_save_and_stop(tmp_path):
+    def unwanted():
+        return (tmp_path / "0.signals").is_file()
+
+    path = tmp_path / "0.signals"
+    work = [Work("bad", python(WITNESS, path, "saves"), tmp_path / "bad.log", None, unwanted),
+            Work("good", python("pass"), tmp_path / "good.log", None, lambda: False)]  # fmt: skip
+    out = io.StringIO()
+    assert Pool([{}], out).run(work) == [75, 0]
+    assert path.read_text().splitlines()[1:] == ["SIGTERM"]
+    assert "bad: stopped after" in out.getvalue()
+    assert "good: done" in out.getvalue()
+
+
 def sweep_config(folder: Path, *hydra: str, own: str | None = None) -> DictConfig:
     """What a launcher reads of Hydra's config."""
     sources = [{"provider": "main", "path": "conf"}]
