@@ -45,10 +45,10 @@ def attacked(pgd: Pgd, x: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 def test_the_objective_is_the_sum_of_the_losses_with_their_coefficients():
     losses = {"up": Ascended(Pixel(0), 3.0), "down": Ascended(Pixel(0), -1.0)}
-    losses |= {"other": Ascended(Pixel(1), -0.5)}
+    losses |= {"other": Ascended(Pixel(1))}
     pgd = Pgd(losses, steps=1, step_size=1.0, start="clean", norm="l2")
     found, _ = attacked(pgd, torch.full((200, 2), 0.5))
-    step = torch.tensor([2.0, -0.5])
+    step = torch.tensor([2.0, 1.0])
     torch.testing.assert_close(found, 0.5 + 0.25 * (step / step.norm()).expand(200, 2))
 
 

@@ -34,7 +34,8 @@ TESTS = {
     "terms": "tests/terms tests/training/test_methods.py",
     "terms/effective_margin": "tests/components/test_emr.py",
     "terms/input_gradient": "tests/components/test_emr.py",
-    "crafters": "tests/crafters tests/terms/test_searched_margin.py tests/training/test_methods.py",
+    "crafters": "tests/crafters tests/numerics/test_boundary.py "
+    "tests/terms/test_searched_margin.py tests/training/test_methods.py",
     "numerics": "tests/numerics tests/terms",
     "numerics/margins": "tests/numerics/test_margins.py",
     "numerics/modes": "tests/training/test_step.py tests/evaluation/test_evaluate.py",
