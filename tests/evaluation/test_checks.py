@@ -305,12 +305,30 @@ def test_no_attack_at_its_radius_is_below_autoattack():
 
 def test_all_that_is_out_of_order_is_said_in_one_line():
     common: dict[str, Any] = {"loss": "ce", "start": "clean", "restarts": 1, "seed": 0}
-    steps = [attacked(f"pgd{n}", "pgd", steps=n, **common) for n in (10, 20, 40)]
-    table = pd.DataFrame({f"pgd{n}_robust": robust(k) for n, k in ((10, 30), (20, 31), (40, 35))})
+    robust_of = {10: 30, 20: 31, 40: 35, 80: 30}  # the last is as strong as the first
+    steps = [attacked(f"pgd{n}", "pgd", steps=n, **common) for n in robust_of]
+    table = pd.DataFrame({f"pgd{n}_robust": robust(k) for n, k in robust_of.items()})
     check = module.ordering(steps, table)
     assert check.values["excess"] == pytest.approx(5.0)
     assert check.text.count("which is the weaker attack") == 3
+    assert "pgd40 is 5.00 points above pgd10, which is" in check.text
+    assert "both together leave 30.00%" in check.text
     assert "\n" not in check.text
+
+
+@pytest.mark.parametrize(("narrow", "outcome"), [(30, "tripped"), (31, "passed")])
+def test_a_larger_radius_leaves_no_more_also_of_an_attack_without_steps(narrow, outcome):
+    one_step = [attacked(f"fgsm_{eps}", "fgsm", eps=eps) for eps in (0.1, 0.2)]
+    table = pd.DataFrame({"fgsm_0.1_robust": robust(narrow), "fgsm_0.2_robust": robust(31)})
+    assert module.ordering(one_step, table).outcome == outcome
+
+
+def test_what_square_breaks_last_is_a_share_of_the_images_attacked():
+    broken_by = pd.Series(["square"] * 3 + ["fab-t"] * 5 + [None] * 92, dtype="string")
+    check = module.square_last(
+        [attacked("aa", "auto_attack")], pd.DataFrame({"aa_broken_by": broken_by})
+    )
+    assert (check.outcome, check.values["excess"]) == ("tripped", 3)
 
 
 def probe(before: int, after: int, of: int) -> Probe:
@@ -336,7 +354,15 @@ def test_autoattack_and_the_boundary_agree_within_two_points_and_chance(before, 
     [(600, 540, 1000, "passed"), (600, 530, 1000, "tripped"), (20, 16, 32, "passed")],
 )
 def test_rescaled_logits_may_gain_a_little(before, after, of, outcome):
-    assert module.rescaled_apgd(probe(before, after, of)).outcome == outcome
+    check = module.rescaled_apgd(probe(before, after, of))
+    assert check.outcome == outcome
+    assert check.values == pytest.approx(
+        {
+            "broken_more": 100 * (before - after) / of,
+            "plain": 100 * before / of,
+            "worst_case": 100 * after / of,
+        }
+    )
 
 
 def titles_of(attacks: dict[str, Any], **kwargs: Any) -> tuple[set[str], Evaluation]:
