@@ -323,12 +323,61 @@ def test_a_larger_radius_leaves_no_more_also_of_an_attack_without_steps(narrow, 
     assert module.ordering(one_step, table).outcome == outcome
 
 
-def test_what_square_breaks_last_is_a_share_of_the_images_attacked():
-    broken_by = pd.Series(["square"] * 3 + ["fab-t"] * 5 + [None] * 92, dtype="string")
-    check = module.square_last(
-        [attacked("aa", "auto_attack")], pd.DataFrame({"aa_broken_by": broken_by})
-    )
-    assert (check.outcome, check.values["excess"]) == ("tripped", 3)
+PGD: dict[str, Any] = {"loss": "ce", "start": "clean", "restarts": 1, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (attacked("a", "fgsm"), attacked("b", "pgd", **PGD | {"loss": "cw"})),
+        (attacked("a", "fgsm"), attacked("b", "pgd", eps=0.2, **PGD)),
+        (attacked("a", "pgd", steps=2, **PGD), attacked("b", "pgd", steps=2, **PGD)),
+        (attacked("a", "pgd", steps=2, **PGD), attacked("b", "pgd", steps=3, eps=0.2, **PGD)),
+        (attacked("a", "pgd", steps=3, **PGD), attacked("b", "pgd", steps=2, eps=0.2, **PGD)),
+    ],
+)
+def test_attacks_that_differ_otherwise_have_no_order(pair):
+    table = pd.DataFrame({"a_robust": robust(30), "b_robust": robust(31)})
+    assert module.ordering(pair, table).outcome == "not run"
+
+
+@pytest.mark.parametrize(("broken", "outcome"), [(0, "passed"), (1, "tripped"), (3, "tripped")])
+def test_what_square_breaks_last_is_a_share_of_the_images_attacked(broken, outcome):
+    by = ["square"] * broken + ["fab-t"] * 5 + [None] * (95 - broken)
+    table = pd.DataFrame({"aa_broken_by": pd.Series(by, dtype="string")})
+    check = module.square_last([attacked("aa", "auto_attack")], table)
+    assert (check.outcome, check.values["excess"]) == (outcome, broken)
+
+
+@pytest.mark.parametrize(("gap", "outcome"), [(10, "passed"), (11, "tripped")])
+def test_autoattack_may_be_ten_points_below_the_strongest_pgd(gap, outcome):
+    parts = [attacked("aa", "auto_attack"), attacked("weak", "pgd"), attacked("pgd", "pgd")]
+    counts = {"aa": 40, "weak": 90, "pgd": 40 + gap}
+    table = pd.DataFrame({f"{name}_robust": robust(count) for name, count in counts.items()})
+    check = module.pgd_gap(parts, table)
+    assert check.outcome == outcome
+    assert check.values["excess"] == pytest.approx(gap)
+
+
+@pytest.mark.parametrize(("left", "outcome"), [(5, "passed"), (6, "tripped")])
+def test_a_twentieth_may_survive_a_radius_that_reaches_grey(left, outcome):
+    check = module.large_radius(probe(80, left, 100))
+    assert check.outcome == outcome
+    assert check.values == pytest.approx({"robust": left, "clean": 80})
+
+
+@pytest.mark.parametrize(("others", "outcome"), [(5, "passed"), (6, "tripped")])
+def test_a_twentieth_of_the_images_may_be_of_a_class_never_predicted(others, outcome):
+    labels = [1] * others + [0] * (100 - others)
+    check = module.predicted_classes(pd.DataFrame({"label": labels, "prediction": 0}))
+    assert check.outcome == outcome
+    assert check.values["unpredicted"] == pytest.approx(others)
+
+
+def test_zero_gradients_are_a_share_of_the_correct_images():
+    correct, zero = [True] * 4 + [False], [True, False, False, False, True]
+    check = module.zero_gradient(pd.DataFrame({"clean_correct": correct, "zero_gradient": zero}))
+    assert check.values["share"] == 25
 
 
 def probe(before: int, after: int, of: int) -> Probe:
