@@ -242,7 +242,7 @@ def square_last(attacked: Sequence[Attacked], examples: pd.DataFrame) -> Check:
         parts = whole.verdict.parts.items()
         queries = [name for name, part in parts if part.family == "black box"]
         broken = examples[f"{whole.metric}_broken_by"].isin(queries)
-        share = 100 * int(broken.sum()) / max(1, len(whole.verdict.chosen))
+        share = 100 * int(broken.sum()) / len(whole.verdict.chosen)
         text = (
             f"Square, the last part of {whole.metric}, broke {share:.2f}% that the white-box "
             "parts had left: gradient masking is likely, and more queries or an adaptive "

@@ -288,12 +288,12 @@ def robust(count: int, of: int = 100) -> list[bool]:
 
 
 def test_no_attack_at_its_radius_is_below_autoattack():
-    table = pd.DataFrame({"aa_robust": robust(40), "cw_robust": robust(38)})
+    table = pd.DataFrame({"aa_robust": robust(40), "cw_robust": robust(39)})
     cw = attacked("cw", "pgd", loss="cw")
     check = module.autoattack_lowest([attacked("aa", "auto_attack"), cw], table)
     assert check.outcome == "tripped"
-    assert check.values == {"excess": pytest.approx(2.0)}
-    assert "aa is 2.00 points above cw, at the same radius" in check.text
+    assert check.values == {"excess": pytest.approx(1.0)}
+    assert "aa is 1.00 points above cw, at the same radius" in check.text
     table["cw_robust"] = robust(40)
     check = module.autoattack_lowest([attacked("aa", "auto_attack"), cw], table)
     assert (check.outcome, check.values["excess"]) == ("passed", 0)
@@ -359,6 +359,11 @@ def test_autoattack_may_be_ten_points_below_the_strongest_pgd(gap, outcome):
     assert check.values["excess"] == pytest.approx(gap)
 
 
+@pytest.mark.parametrize(("after", "outcome"), [(200, "passed"), (199, "tripped")])
+def test_not_one_answer_may_change_at_radius_zero(after, outcome):
+    assert module.zero_radius(probe(200, after, 200)).outcome == outcome
+
+
 @pytest.mark.parametrize(("left", "outcome"), [(5, "passed"), (6, "tripped")])
 def test_a_twentieth_may_survive_a_radius_that_reaches_grey(left, outcome):
     check = module.large_radius(probe(80, left, 100))
@@ -375,9 +380,9 @@ def test_a_twentieth_of_the_images_may_be_of_a_class_never_predicted(others, out
 
 
 def test_zero_gradients_are_a_share_of_the_correct_images():
-    correct, zero = [True] * 4 + [False], [True, False, False, False, True]
+    correct, zero = [True] * 200 + [False], [True] + [False] * 199 + [True]
     check = module.zero_gradient(pd.DataFrame({"clean_correct": correct, "zero_gradient": zero}))
-    assert check.values["share"] == 25
+    assert (check.outcome, check.values["share"]) == ("tripped", 0.5)
 
 
 def probe(before: int, after: int, of: int) -> Probe:
@@ -405,6 +410,7 @@ def test_autoattack_and_the_boundary_agree_within_two_points_and_chance(before, 
 def test_rescaled_logits_may_gain_a_little(before, after, of, outcome):
     check = module.rescaled_apgd(probe(before, after, of))
     assert check.outcome == outcome
+    assert check.threshold == pytest.approx(5 + 200 * (before - after) ** 0.5 / of)
     assert check.values == pytest.approx(
         {
             "broken_more": 100 * (before - after) / of,
