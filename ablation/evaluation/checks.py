@@ -399,7 +399,7 @@ def _compare(a: Attacked, b: Attacked, examples: pd.DataFrame) -> tuple[float, f
     """Return robust accuracy in percent of both and of their union, on the examples they share."""
     pair = examples[[f"{a.metric}_robust", f"{b.metric}_robust"]].dropna().astype(bool)
     first, second = pair.iloc[:, 0], pair.iloc[:, 1]
-    size = max(1, len(pair)) / 100
+    size = len(pair) / 100
     counts = (int(mask.sum()) for mask in (first, second, first & second))
     low, high, both = (count / size for count in counts)
     return low, high, both
