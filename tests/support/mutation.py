@@ -30,7 +30,7 @@ TESTS = {
     "weights": "tests/training/test_methods.py tests/components/test_mail.py",
     "ascents": "tests/training/test_methods.py tests/training/test_step.py",
     "schedules": "tests/test_schedules.py",
-    "budgets": "tests/training",
+    "budgets": "tests/test_budgets.py",
     "terms": "tests/terms tests/training/test_methods.py",
     "terms/effective_margin": "tests/components/test_emr.py",
     "terms/input_gradient": "tests/components/test_emr.py",
