@@ -52,3 +52,22 @@ def test_piecewise_refuses_milestones_out_of_order():
 def test_one_epoch_of_any_schedule_is_positive(schedule):
     assert schedule.lr(0.1, 0, 1) > 0
     assert 0 <= schedule.momentum(0.9, 0, 1) < 1
+
+
+def test_one_cycle_by_the_step_rises_and_falls_between_its_three_rates():
+    schedule = OneCycle(per="step")
+    assert schedule.lr(0.5, 0, 80) == pytest.approx(0.5 / 25)
+    assert schedule.lr(0.5, 1, 80) == pytest.approx((0.5 / 25 + 0.5) / 2)  # half of the rise
+    assert schedule.lr(0.5, 2, 80) == pytest.approx(0.5)
+    assert schedule.lr(0.5, 41, 80) == pytest.approx((0.5 + 0.5 / 25 / 1e4) / 2)
+    assert schedule.lr(0.5, 80, 80) == pytest.approx(0.5 / 25 / 1e4)
+    momenta = [schedule.momentum(0.9, epoch, 80) for epoch in (0, 2, 80)]
+    assert momenta == pytest.approx([0.95, 0.85, 0.95])
+    assert OneCycle(cycle_momentum=False).momentum(0.9, 0, 80) == 0.9
+
+
+def test_one_cycle_whose_rise_is_one_epoch_begins_at_the_peak():
+    schedule = OneCycle()
+    assert schedule.lr(0.5, 0, 40) == 0.5
+    assert schedule.lr(0.5, 19.5, 40) < schedule.lr(0.5, 18.5, 40)
+    assert schedule.lr(0.5, 39, 40) == pytest.approx(0.5 / 25 / 1e4)

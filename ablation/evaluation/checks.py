@@ -242,7 +242,7 @@ def square_last(attacked: Sequence[Attacked], examples: pd.DataFrame) -> Check:
         parts = whole.verdict.parts.items()
         queries = [name for name, part in parts if part.family == "black box"]
         broken = examples[f"{whole.metric}_broken_by"].isin(queries)
-        share = 100 * int(broken.sum()) / max(1, len(whole.verdict.chosen))
+        share = 100 * int(broken.sum()) / len(whole.verdict.chosen)
         text = (
             f"Square, the last part of {whole.metric}, broke {share:.2f}% that the white-box "
             "parts had left: gradient masking is likely, and more queries or an adaptive "
@@ -399,7 +399,7 @@ def _compare(a: Attacked, b: Attacked, examples: pd.DataFrame) -> tuple[float, f
     """Return robust accuracy in percent of both and of their union, on the examples they share."""
     pair = examples[[f"{a.metric}_robust", f"{b.metric}_robust"]].dropna().astype(bool)
     first, second = pair.iloc[:, 0], pair.iloc[:, 1]
-    size = max(1, len(pair)) / 100
+    size = len(pair) / 100
     counts = (int(mask.sum()) for mask in (first, second, first & second))
     low, high, both = (count / size for count in counts)
     return low, high, both

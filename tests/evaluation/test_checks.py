@@ -288,12 +288,12 @@ def robust(count: int, of: int = 100) -> list[bool]:
 
 
 def test_no_attack_at_its_radius_is_below_autoattack():
-    table = pd.DataFrame({"aa_robust": robust(40), "cw_robust": robust(38)})
+    table = pd.DataFrame({"aa_robust": robust(40), "cw_robust": robust(39)})
     cw = attacked("cw", "pgd", loss="cw")
     check = module.autoattack_lowest([attacked("aa", "auto_attack"), cw], table)
     assert check.outcome == "tripped"
-    assert check.values == {"excess": pytest.approx(2.0)}
-    assert "aa is 2.00 points above cw, at the same radius" in check.text
+    assert check.values == {"excess": pytest.approx(1.0)}
+    assert "aa is 1.00 points above cw, at the same radius" in check.text
     table["cw_robust"] = robust(40)
     check = module.autoattack_lowest([attacked("aa", "auto_attack"), cw], table)
     assert (check.outcome, check.values["excess"]) == ("passed", 0)
@@ -305,12 +305,84 @@ def test_no_attack_at_its_radius_is_below_autoattack():
 
 def test_all_that_is_out_of_order_is_said_in_one_line():
     common: dict[str, Any] = {"loss": "ce", "start": "clean", "restarts": 1, "seed": 0}
-    steps = [attacked(f"pgd{n}", "pgd", steps=n, **common) for n in (10, 20, 40)]
-    table = pd.DataFrame({f"pgd{n}_robust": robust(k) for n, k in ((10, 30), (20, 31), (40, 35))})
+    robust_of = {10: 30, 20: 31, 40: 35, 80: 30}  # the last is as strong as the first
+    steps = [attacked(f"pgd{n}", "pgd", steps=n, **common) for n in robust_of]
+    table = pd.DataFrame({f"pgd{n}_robust": robust(k) for n, k in robust_of.items()})
     check = module.ordering(steps, table)
     assert check.values["excess"] == pytest.approx(5.0)
     assert check.text.count("which is the weaker attack") == 3
+    assert "pgd40 is 5.00 points above pgd10, which is" in check.text
+    assert "both together leave 30.00%" in check.text
     assert "\n" not in check.text
+
+
+@pytest.mark.parametrize(("narrow", "outcome"), [(30, "tripped"), (31, "passed")])
+def test_a_larger_radius_leaves_no_more_also_of_an_attack_without_steps(narrow, outcome):
+    one_step = [attacked(f"fgsm_{eps}", "fgsm", eps=eps) for eps in (0.1, 0.2)]
+    table = pd.DataFrame({"fgsm_0.1_robust": robust(narrow), "fgsm_0.2_robust": robust(31)})
+    assert module.ordering(one_step, table).outcome == outcome
+
+
+PGD: dict[str, Any] = {"loss": "ce", "start": "clean", "restarts": 1, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (attacked("a", "fgsm"), attacked("b", "pgd", **PGD | {"loss": "cw"})),
+        (attacked("a", "fgsm"), attacked("b", "pgd", eps=0.2, **PGD)),
+        (attacked("a", "pgd", steps=2, **PGD), attacked("b", "pgd", steps=2, **PGD)),
+        (attacked("a", "pgd", steps=2, **PGD), attacked("b", "pgd", steps=3, eps=0.2, **PGD)),
+        (attacked("a", "pgd", steps=3, **PGD), attacked("b", "pgd", steps=2, eps=0.2, **PGD)),
+    ],
+)
+def test_attacks_that_differ_otherwise_have_no_order(pair):
+    table = pd.DataFrame({"a_robust": robust(30), "b_robust": robust(31)})
+    assert module.ordering(pair, table).outcome == "not run"
+
+
+@pytest.mark.parametrize(("broken", "outcome"), [(0, "passed"), (1, "tripped"), (3, "tripped")])
+def test_what_square_breaks_last_is_a_share_of_the_images_attacked(broken, outcome):
+    by = ["square"] * broken + ["fab-t"] * 5 + [None] * (95 - broken)
+    table = pd.DataFrame({"aa_broken_by": pd.Series(by, dtype="string")})
+    check = module.square_last([attacked("aa", "auto_attack")], table)
+    assert (check.outcome, check.values["excess"]) == (outcome, broken)
+
+
+@pytest.mark.parametrize(("gap", "outcome"), [(10, "passed"), (11, "tripped")])
+def test_autoattack_may_be_ten_points_below_the_strongest_pgd(gap, outcome):
+    parts = [attacked("aa", "auto_attack"), attacked("weak", "pgd"), attacked("pgd", "pgd")]
+    counts = {"aa": 40, "weak": 90, "pgd": 40 + gap}
+    table = pd.DataFrame({f"{name}_robust": robust(count) for name, count in counts.items()})
+    check = module.pgd_gap(parts, table)
+    assert check.outcome == outcome
+    assert check.values["excess"] == pytest.approx(gap)
+
+
+@pytest.mark.parametrize(("after", "outcome"), [(200, "passed"), (199, "tripped")])
+def test_not_one_answer_may_change_at_radius_zero(after, outcome):
+    assert module.zero_radius(probe(200, after, 200)).outcome == outcome
+
+
+@pytest.mark.parametrize(("left", "outcome"), [(5, "passed"), (6, "tripped")])
+def test_a_twentieth_may_survive_a_radius_that_reaches_grey(left, outcome):
+    check = module.large_radius(probe(80, left, 100))
+    assert check.outcome == outcome
+    assert check.values == pytest.approx({"robust": left, "clean": 80})
+
+
+@pytest.mark.parametrize(("others", "outcome"), [(5, "passed"), (6, "tripped")])
+def test_a_twentieth_of_the_images_may_be_of_a_class_never_predicted(others, outcome):
+    labels = [1] * others + [0] * (100 - others)
+    check = module.predicted_classes(pd.DataFrame({"label": labels, "prediction": 0}))
+    assert check.outcome == outcome
+    assert check.values["unpredicted"] == pytest.approx(others)
+
+
+def test_zero_gradients_are_a_share_of_the_correct_images():
+    correct, zero = [True] * 200 + [False], [True] + [False] * 199 + [True]
+    check = module.zero_gradient(pd.DataFrame({"clean_correct": correct, "zero_gradient": zero}))
+    assert (check.outcome, check.values["share"]) == ("tripped", 0.5)
 
 
 def probe(before: int, after: int, of: int) -> Probe:
@@ -336,7 +408,16 @@ def test_autoattack_and_the_boundary_agree_within_two_points_and_chance(before, 
     [(600, 540, 1000, "passed"), (600, 530, 1000, "tripped"), (20, 16, 32, "passed")],
 )
 def test_rescaled_logits_may_gain_a_little(before, after, of, outcome):
-    assert module.rescaled_apgd(probe(before, after, of)).outcome == outcome
+    check = module.rescaled_apgd(probe(before, after, of))
+    assert check.outcome == outcome
+    assert check.threshold == pytest.approx(5 + 200 * (before - after) ** 0.5 / of)
+    assert check.values == pytest.approx(
+        {
+            "broken_more": 100 * (before - after) / of,
+            "plain": 100 * before / of,
+            "worst_case": 100 * after / of,
+        }
+    )
 
 
 def titles_of(attacks: dict[str, Any], **kwargs: Any) -> tuple[set[str], Evaluation]:

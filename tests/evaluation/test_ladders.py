@@ -63,6 +63,17 @@ def test_verdicts_are_those_of_each_radius_alone():
     assert whole.flags == attacked({"aa_0.1": three()["aa_0.1"]}).flags
 
 
+def test_a_ladder_has_two_radii_or_more_the_largest_first():
+    attacks: dict[str, Attack | Measure] = {
+        "a": replace(SHORT, eps=0.1),
+        "b": replace(SHORT, eps=0.2),
+    }
+    grouped = ladders(attacks, lambda attack: (attack.eps or 0.0, "linf"))
+    assert grouped == [[Rung("b", 0.2), Rung("a", 0.1)]]
+    del attacks["b"]
+    assert ladders(attacks, lambda attack: (attack.eps or 0.0, "linf")) == []
+
+
 def test_what_is_robust_at_a_larger_radius_meets_the_first_part_alone(monkeypatch):
     seen: list[tuple[str, float, int]] = []
     for kind in (package.ApgdCe, package.ApgdT, package.FabT, package.Square):

@@ -154,6 +154,13 @@ def test_a_class_without_gradient_that_is_not_the_nearest_is_no_zero():
     assert found.value.item() == pytest.approx(0.7 / math.sqrt(2))
 
 
+def test_logits_that_do_not_depend_on_the_image_have_no_gradient():
+    """They need one with respect to something else: here, to themselves."""
+    z = torch.tensor([[2.0, 1.0, 0.0]], requires_grad=True)
+    found = top_margin(lambda x: z.expand(len(x), 3), torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+    assert found.zero_gradient.all()
+
+
 def test_a_survey_sees_saturation():
     flat = lambda p: 1e4 * linear(p)  # noqa: E731
     y = torch.tensor([0, 1])
@@ -412,6 +419,13 @@ def test_a_clean_margin_is_never_taken_for_an_adversarial_one():
     for other in (attack(eps=0.2), attack(norm="l2"), attack(steps=4), attack(step_size=0.5)):
         assert mismatches(params, describe(AdversarialMargin(other), 0.3, "linf", 10))
     assert (params["eps"], params["norm"], params["attack_norm"]) == (0.1, "l2", "linf")
+
+
+def test_a_point_on_the_boundary_is_not_classified_correctly():
+    attack = Pgd(steps=1, step_size=1.0, start="clean", eps=0.1, norm="linf")
+    values = torch.tensor([0.0, 0.5, 1.0])
+    reading = AdversarialMargin(attack=attack).read(values, torch.ones(3, dtype=torch.bool))
+    assert (reading.value, reading.facts["correct"]) == (0.75, 2)
 
 
 def test_where_the_attack_breaks_everything_there_is_no_margin():

@@ -70,10 +70,12 @@ def mutants(path: Path) -> Iterator[Mutant]:
 
 
 def silences(tree: ast.AST) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Give the spans whose change says nothing: annotations, errors, decorators, ``strict=``."""
+    """Give the spans whose change says nothing: types, errors, decorators, ``strict=``."""
     for node in ast.walk(tree):
         spans = [getattr(node, "annotation", None), getattr(node, "returns", None)]
         spans += getattr(node, "decorator_list", [])
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            spans.append(node)
         if isinstance(node, ast.Raise) or (isinstance(node, ast.keyword) and node.arg == "strict"):
             spans.append(node)
         for span in filter(None, spans):

@@ -7,10 +7,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from ablation.crafters import BoundarySearch, LinearSearch
 from ablation.numerics.functional import kl_divergence, kl_divergence_official
 from ablation.terms import KL
+from ablation.training.method import Slot
 from ablation.training.views import StepViews
 from ablation.types import Clock, Crafted
+from tests.support.margins import STANDARD
 from tests.support.parts import small_batch, small_net
 
 
@@ -43,3 +46,10 @@ def test_the_constant_is_inside_the_logarithm_of_the_perturbed_prediction():
     assert exact.item() == pytest.approx(entropy + 20)
     second = torch.tensor(1e-12 + 4.248354255291589e-18, dtype=torch.float64).log().item()
     assert official.item() == pytest.approx(entropy - 0.5 * second, rel=1e-9)
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_a_divergence_needs_both_views_of_every_sample(subset):
+    method = STANDARD.with_crafter("boundary", BoundarySearch(LinearSearch(), subset=subset))
+    found = list(method.with_term("kl", Slot(KL("nat", "boundary"))).problems())
+    assert any("terms.kl needs every sample" in problem for problem in found) == subset

@@ -59,10 +59,13 @@ def test_exponential_costs_by_margin():
     assert weight[0].item() == pytest.approx(slopes, abs=1e-7)
 
 
-@pytest.mark.parametrize(("reduction", "count"), [("correct", 2), ("batch", 3)])
-def test_exponential_of_a_batch_is_a_mean_over_the_correct_samples(reduction, count):
+@pytest.mark.parametrize(
+    ("reduction", "last", "count"), [("correct", 0, 2), ("correct", 1, 1), ("batch", 0, 3)]
+)
+def test_exponential_of_a_batch_is_a_mean_over_the_correct_samples(reduction, last, count):
+    """The last sample is too far to cost anything, also where its label is the other one."""
     method = arm(MarginMaximization(coef=1.0), ExponentialLoss(reduction=reduction))
-    views = seen(method, two(), batch_of(NEAR_WRONG_FAR, [0, 0, 0]))
+    views = seen(method, two(), batch_of(NEAR_WRONG_FAR, [0, 0, last]))
     _, parts = total_loss(method, views)
     assert parts["margin"].item() == pytest.approx(0.1508062 * 2 / count, abs=1e-7)
 

@@ -20,6 +20,7 @@ from ablation.numerics.boundary import Soft, fab
 from ablation.numerics.modes import buffers
 from ablation.numerics.precision import precision_context
 from ablation.random import generator
+from ablation.terms import SearchedMargin
 from ablation.training.method import parse_passes
 from ablation.training.step import craft, train_step
 from ablation.training.views import StepViews
@@ -224,3 +225,19 @@ def test_a_search_computes_in_full_precision_whatever_the_run_does():
         flags.allow_tf32 = saved
     assert states == [(False, False)]
     assert after
+
+
+@pytest.mark.parametrize("bn", ["train", "eval"])
+@pytest.mark.parametrize(
+    ("settings", "differentiates"),
+    [
+        ({"gradient": "rescaled"}, False),
+        ({"gradient": "rescaled", "wrong": "include"}, True),
+        ({"gradient": "straight_through"}, True),
+    ],
+)
+def test_the_training_pass_is_differentiated_where_its_gradient_is_taken(
+    settings, differentiates, bn
+):
+    expected = {"nat": ("",)} if differentiates and bn == "train" else {}
+    assert SearchedMargin(bn=bn, **settings).differentiates == expected

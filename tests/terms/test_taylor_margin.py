@@ -235,6 +235,22 @@ def test_margins_at_hidden_layers_are_those_of_the_closed_form(layers, gradient)
     torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("settings", [{"top_k": 0, "classes": "sum"}, {"top_k": 2}])
+def test_a_number_of_classes_needs_several_and_one_at_least(settings):
+    with pytest.raises(ValueError, match="top_k="):
+        TaylorMargin(**settings)
+    assert TaylorMargin(top_k=1, classes="max").top_k == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({}, None), ({"gradient": "exact"}, "twice"), ({"layers": ("", "1")}, "hooks")],
+)
+def test_what_a_compiled_network_cannot_have_is_said(settings, reason):
+    eager = TaylorMargin(**settings).eager
+    assert eager is None if reason is None else reason in (eager or "")
+
+
 def test_hooks_into_the_network_are_gone_after_a_pass():
     net = two_layers()
     seen(arm(MarginMaximization(layers=("1",))), net, batch_of(X0, [0]))
