@@ -133,7 +133,14 @@ def _importance_line(study: optuna.Study) -> str:
 
 
 def _counts(study: optuna.Study) -> str:
-    states = [NAMES[trial.state] for trial in study.get_trials(deepcopy=False)]
+    """How many trials are in each state; one that was broken off and went on counts once."""
+    trials = study.get_trials(deepcopy=False)
+    kept = {trial.user_attrs.get("run") for trial in trials if trial.state != TrialState.FAIL}
+    states = [
+        NAMES[trial.state]
+        for trial in trials
+        if trial.state != TrialState.FAIL or trial.user_attrs.get("run") not in kept
+    ]
     counted = {name: states.count(name) for name in dict.fromkeys(NAMES.values())}
     return ", ".join(f"{n} {name}" for name, n in counted.items() if n) or "no trials"
 

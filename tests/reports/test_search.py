@@ -90,6 +90,15 @@ def test_the_terminal_says_how_to_go_on(request_):
     assert "No test image was seen" in text
 
 
+def test_a_trial_that_was_broken_off_and_went_on_counts_once(request_):
+    found = study(40.0, failed=1)
+    attributes = {"run": "run-0"}
+    found.add_trial(
+        create_trial(state=TrialState.FAIL, params={}, distributions={}, user_attrs=attributes)
+    )
+    assert report.terminal(request_(), found).splitlines()[1] == "1 complete, 1 failed"
+
+
 def test_a_study_without_trials_is_no_error(request_):
     text = report.terminal(request_(), study())
     assert text.splitlines() == ["Mine", "no trials", "importance: too few complete trials"]
