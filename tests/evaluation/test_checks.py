@@ -469,6 +469,12 @@ def test_the_search_for_the_boundary_agrees_with_a_linear_networks_own_distance(
     assert 20 < broken.sum() < correct.sum() - 20
 
 
+def test_a_typical_gap_becomes_half_the_sharpness():
+    z = torch.tensor([[2.0, 0, -1], [6, 0, 0]])
+    assert logit_gap(rescale(z, typical=2.0)).tolist() == pytest.approx([5, 7.5])
+    assert torch.equal(rescale(torch.zeros(1, 3), 0.0), torch.zeros(1, 3))
+
+
 def test_a_single_class_has_no_gap():
     assert logit_gap(torch.ones(3, 1)).tolist() == [0, 0, 0]
     assert logit_gap(torch.tensor([[1.0, 5, 3]])).tolist() == [2]
