@@ -26,7 +26,7 @@ def moved(awp: Awp, epoch: int = 0) -> tuple[Tensor, int]:
     """The first weight inside, and how often the loss was asked for."""
     net, calls = Two(), []
 
-    def closure(net: Any, terms: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def closure(net: Any, terms: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         calls.append(terms)
         return (2 * net.weight[0, 0] + net.bias.sum()), {}
 
