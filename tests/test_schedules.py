@@ -16,6 +16,10 @@ def test_cosine_with_floor_has_the_dose_values():
     )
 
 
+def test_cosine_ends_at_zero_unless_told_otherwise():
+    assert Cosine(per="step").lr(0.1, 10, 10) == 0
+
+
 def test_cosine_moves_once_per_epoch_unless_told_otherwise():
     assert Cosine().lr(1, 3.9, 10) == Cosine().lr(1, 3, 10)
     assert Cosine(per="step").lr(1, 3.9, 10) < Cosine(per="step").lr(1, 3, 10)

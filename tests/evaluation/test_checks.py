@@ -469,6 +469,31 @@ def test_the_search_for_the_boundary_agrees_with_a_linear_networks_own_distance(
     assert 20 < broken.sum() < correct.sum() - 20
 
 
+def test_a_typical_gap_becomes_half_the_sharpness():
+    z = torch.tensor([[2.0, 0, -1], [6, 0, 0]])
+    assert logit_gap(rescale(z, typical=2.0)).tolist() == pytest.approx([5, 7.5])
+    assert torch.equal(rescale(torch.zeros(1, 3), 0.0), torch.zeros(1, 3))
+
+
+def test_a_single_class_has_no_gap():
+    assert logit_gap(torch.ones(3, 1)).tolist() == [0, 0, 0]
+    assert logit_gap(torch.tensor([[1.0, 5, 3]])).tolist() == [2]
+
+
+@pytest.mark.parametrize(("targets", "found"), [(1, False), (2, True)])
+def test_the_search_goes_towards_the_most_likely_rivals_first(targets, found):
+    """The boundary of the second class is 0.11 away, that of the third, less likely, 0.02."""
+
+    def trap(x: Tensor) -> Tensor:
+        a, b = x.flatten(1).unbind(1)
+        return torch.stack([0 * a, 0.2 - a - b, 10 * b - 10 * a - 0.6], 1)
+
+    x = torch.tensor([0.2, 0.22]).view(1, 1, 1, 2)
+    near = Nearest(steps=5, targets=targets)
+    point = near(trap, x, torch.tensor([0]), 0.05, "linf", torch.Generator())
+    assert bool((trap(point).argmax(1) != 0).item()) == found
+
+
 def test_rescaled_logits_have_healthy_gaps_at_any_scale():
     z = 5 * torch.randn(200, 10, generator=generator(0, "test/logits"), dtype=torch.float64)
     typical = logit_gap(z).mean().item()

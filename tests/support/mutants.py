@@ -63,7 +63,7 @@ def mutants(path: Path) -> Iterator[Mutant]:
     for operator in (get_operator(name)() for name in operator_names() if OPERATORS.match(name)):
         places = [(node, *place) for node in nodes for place in operator.mutation_positions(node)]
         for occurrence, (node, start, _) in enumerate(places):
-            star = node.type == "operator" and node.parent.type == "parameters"  # no product
+            star = node.type == "operator" and node.parent.type == "parameters"  # of keywords
             if not star and not any(first <= start < last for first, last in silent):
                 changed = mutate_code(source, operator, occurrence)
                 yield described(path, source, changed, statement(tree, start[0]))
@@ -191,7 +191,8 @@ def run(tests: Sequence[str], seconds: float, plugin: Recorder | Finder) -> int 
     process = FORK.Process(target=child)
     process.start()
     process.join(seconds)
+    assert process.pid is not None
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.ident or 0, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
     process.join()
     return process.exitcode if (process.exitcode or 0) >= 0 else None

@@ -28,7 +28,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 TESTS = {
     "averages": "tests/test_averages.py",
     "weights": "tests/training/test_methods.py tests/components/test_mail.py",
-    "ascents": "tests/training/test_methods.py tests/training/test_step.py",
+    "ascents": "tests/test_ascents.py tests/training/test_methods.py",
     "schedules": "tests/test_schedules.py",
     "budgets": "tests/test_budgets.py",
     "terms": "tests/terms tests/training/test_methods.py",

@@ -371,3 +371,10 @@ def test_the_loss_of_a_part_reads_the_memory_of_its_step():
     fresh = views_of(memories(at), small_batch())
     fresh._outputs = views._outputs
     assert total_loss(at, fresh)[0].item() == log.loss.item()
+
+
+def test_a_memory_is_no_view_of_the_checkpoint_it_came_from():
+    owner, state = memories(method()), {"z": torch.zeros(8, 3, dtype=torch.float64)}
+    owner.load_state_dict(state)
+    state["z"] += 1
+    assert not owner.state_dict()["z"].any()
