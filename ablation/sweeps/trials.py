@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablation.config.overrides import quoted
 from ablation.errors import InputError
+from ablation.output import warn
 from ablation.runs.launches import Launch
 from ablation.sweeps.claims import Claim
 from ablation.sweeps.planning import Job, state_of
@@ -28,6 +29,8 @@ from ablation.sweeps.spaces import Dimension, Search, override
 from ablation.text import one_line
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+FAILURES = 3
+"""So many trials in a row that fail have one cause: no further one is started."""
 STUDY = "search"
 """Name of the only study in a journal."""
 
@@ -62,12 +65,16 @@ class Trials:
         for broken in self._now(TrialState.RUNNING):
             self._study.enqueue_trial(broken.params)
             self._study.tell(broken.number, state=TrialState.FAIL)
-        failed = len(self._now(TrialState.FAIL))
+        before, failed = len(self._now()), len(self._now(TrialState.FAIL))
         while self._now(TrialState.WAITING) or len(self._now()) - failed < self._total:
-            # A draw is a function of the seed, the trials before it and their count: a search that
-            # was stopped goes on as if it had not been.
-            lost = len(self._now(TrialState.FAIL, TrialState.WAITING))
-            self._study.sampler = _sampler(self._search, len(self._now()) - lost)
+            if self._only_failures(before):
+                warn(f"the last {FAILURES} trials failed; mend the cause and run the same again")
+                return
+            # A draw is a function of the seed, the trials before it and the draws so far (one that
+            # was broken off and goes on is no new one): a search that was stopped goes on as if
+            # it had not been.
+            draws = sum("fixed_params" not in trial.system_attrs for trial in self._now())
+            self._study.sampler = _sampler(self._search, draws)
             drawn = self._study.ask(self._space)
             try:
                 job = self._job_of(drawn.params)
@@ -75,6 +82,12 @@ class Trials:
                 self._study.tell(drawn, state=TrialState.FAIL)
                 raise
             yield Trial(self._study, drawn, job)
+
+    def _only_failures(self, before: int) -> bool:
+        """Tell whether the last trials of this command that ended have all failed."""
+        ended = [trial for trial in self._now()[before:] if trial.state.is_finished()]
+        last = ended[-FAILURES:]
+        return len(last) == FAILURES and all(each.state == TrialState.FAIL for each in last)
 
     def _now(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)

@@ -228,14 +228,23 @@ def test_a_run_that_diverged_counts_as_0(place):
 
 
 def test_failed_trials_are_made_up_for_by_the_next_command(place):
-    ending = {True: "failed", False: "done"}
-    caller = Caller(ending=lambda config: ending[config.lr > 0.1])
+    endings = iter(["failed", "done", "failed", "failed", "done", "done"])
+    caller = Caller(ending=lambda config: next(endings))
     assert place.go(caller, "trials=6") == JOB_FAILED
     assert len(caller.log) == 6
-    lost = 6 - len(finished(place.study()))
+    assert len({one.job.config.lr for one in caller.log}) == 6  # a failure is not drawn again
+    assert len(finished(place.study())) == 3
     again = Caller()
     assert place.go(again, "trials=6") == DONE
-    assert len(again.log) == lost > 0
+    assert len(again.log) == 3
+    assert not {one.job.config.lr for one in again.log} & {one.job.config.lr for one in caller.log}
+
+
+def test_failures_in_a_row_end_the_search(place, capsys):
+    caller = Caller(ending=lambda config: "failed")
+    assert place.go(caller, "trials=6") == JOB_FAILED
+    assert len(caller.log) == 3
+    assert "the last 3 trials failed; mend the cause" in capsys.readouterr().err
 
 
 def test_another_base_config_is_another_study(place):
