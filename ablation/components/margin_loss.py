@@ -7,7 +7,7 @@ from typing import Literal
 
 from ablation import crafters, terms
 from ablation.components.emr import points_of
-from ablation.terms.margin_loss import Reduction
+from ablation.numerics.functional import Reduction
 from ablation.training.method import Component, Method, Slot
 
 TERM = "margin_loss"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.numerics.functional import cross_entropy, cw_loss, kl_from, margin_loss
+from ablation.numerics.functional import Reduction, cross_entropy, cw_loss, kl_from, margin_loss
 from ablation.types import Views
 
 
@@ -46,18 +45,13 @@ class AttackMarginLoss:
     """L' of ``terms.MarginLoss``: LMA attacks on CE + L' (section 4.4)."""
 
     delta: float = 0.9
-    reduction: Literal["sum", "classes"] = "classes"
+    reduction: Reduction = "classes"
     top_k: int | None = None
 
     def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
         """Bind the labels of the batch; returns logits [N, K] -> loss [N]."""
         y = views.batch.y
-
-        def loss(z: Tensor) -> Tensor:
-            total = margin_loss(z, y, self.delta, self.top_k)
-            return total / z.shape[1] if self.reduction == "classes" else total
-
-        return loss
+        return lambda z: margin_loss(z, y, self.delta, self.top_k, self.reduction)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ablation.types import Norm
 
 Constants = Literal["exact", "official"]
+Reduction = Literal["sum", "classes"]
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -75,7 +76,9 @@ def boosted_cross_entropy(z: Tensor, y: Tensor, constants: Constants = "exact") 
     return cross_entropy(z, y) + torch.logsumexp(z, 1) - others
 
 
-def margin_loss(z: Tensor, y: Tensor, delta: float, top_k: int | None = None) -> Tensor:
+def margin_loss(
+    z: Tensor, y: Tensor, delta: float, top_k: int | None = None, reduction: Reduction = "sum"
+) -> Tensor:
     """sum_{j != y} max(0, z_j - z_y + delta)^2, shape [N] (LMA, eq. 12).
 
     Args:
@@ -83,11 +86,13 @@ def margin_loss(z: Tensor, y: Tensor, delta: float, top_k: int | None = None) ->
         y: labels [N].
         delta: margin that each false class is to keep.
         top_k: sum over the so many largest false classes only; ``None`` means all.
+        reduction: ``classes`` divides the sum by K, as torch's ``MultiMarginLoss``.
     """
     rivals = without_true(z, y)
     if top_k is not None:
         rivals = rivals.topk(min(top_k, z.shape[1] - 1), 1).values
-    return F.relu(rivals - true_value(z, y)[:, None] + delta).square().sum(1)
+    total = F.relu(rivals - true_value(z, y)[:, None] + delta).square().sum(1)
+    return total / z.shape[1] if reduction == "classes" else total
 
 
 def modified_huber(d: Tensor, alpha: float) -> Tensor:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-from ablation.numerics.functional import margin_loss
+from ablation.numerics.functional import Reduction, margin_loss
 from ablation.types import Views
-
-Reduction = Literal["sum", "classes"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,6 @@ class MarginLoss:
 
     def __call__(self, views: Views) -> Tensor:
         """Compute the loss per sample [N]."""
-        z = views.logits(self.view)
-        loss = margin_loss(z, views.y(self.view), self.delta, self.top_k)
-        return views.scatter(self.view, loss / z.shape[1] if self.reduction == "classes" else loss)
+        z, y = views.logits(self.view), views.y(self.view)
+        loss = margin_loss(z, y, self.delta, self.top_k, self.reduction)
+        return views.scatter(self.view, loss)
