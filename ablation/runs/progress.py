@@ -29,12 +29,8 @@ PERCENT = ("train_", "val_", "test_")
 """Prefixes of accuracies in percent."""
 
 
-class Progress:
-    """Progress of a training run; a step costs a clock reading and waits for no device.
-
-    On a terminal a bar on stderr, with a lasting line per epoch; otherwise lines on stdout: one per
-    epoch, and one every 10 seconds within long epochs. Epochs are counted from 1 here, for people:
-    ``epoch 3/15`` is the third.
+class Display:
+    """A bar on a terminal, and lines that stay.
 
     Args:
         out: where lines go; ``None`` means stdout.
@@ -54,11 +50,47 @@ class Progress:
         self._bar_file = output.err() if bar is None else bar
         self._terminal = drawable(self._bar_file) if terminal is None else terminal
         self._clock = clock
+        self._began = self._last = self._before = clock()
         self._bar: tqdm[NoReturn] | None = None
-        self._epochs = self._steps = self._first = self._done = 0
-        self._images = 0
-        self._row = ""
-        self._began = self._epoch_began = self._last = 0.0
+
+    def _open_bar(self, total: int, initial: int = 0, desc: str = "") -> None:
+        self._shut()
+        if self._terminal:
+            self._bar = tqdm(
+                total=total,
+                initial=initial,
+                desc=desc,
+                file=self._bar_file,
+                dynamic_ncols=True,
+                leave=False,
+                bar_format="{desc} |{bar:20}| {percentage:3.0f}%{postfix}",
+            )
+
+    def _shut(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        self._out.write(f"{text}\n")
+        self._out.flush()
+
+
+class Progress(Display):
+    """Progress of a training run; a step costs a clock reading and waits for no device.
+
+    On a terminal a bar on stderr, with a lasting line per epoch; otherwise lines on stdout: one per
+    epoch, and one every 10 seconds within long epochs. Epochs are counted from 1 here, for people:
+    ``epoch 3/15`` is the third.
+
+    Takes the arguments of ``Display``.
+    """
+
+    _epochs = _steps = _first = _done = _images = 0
+    _row = ""
+    _epoch_began = 0.0
 
     def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
         """Before the first step.
@@ -73,17 +105,8 @@ class Progress:
         self._first = self._done = done_steps
         self._images, self._row = 0, ""
         self._began = self._epoch_began = self._last = self._clock()
-        if self._terminal:
-            bar: tqdm[NoReturn] = tqdm(
-                total=total_epochs * self._steps,
-                initial=done_steps,
-                file=self._bar_file,
-                dynamic_ncols=True,
-                leave=False,
-                bar_format="{desc} |{bar:20}| {percentage:3.0f}%{postfix}",
-            )
-            self._bar = bar
-            self._draw()
+        self._open_bar(total_epochs * self._steps, done_steps)
+        self._draw()
 
     def step(self, n_images: int) -> None:
         """After each step.
@@ -114,9 +137,7 @@ class Progress:
 
     def close(self) -> None:
         """At the end, or on the way out; may be called twice."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._shut()
 
     def _title(self) -> str:
         at = min(self._epochs, self._done // self._steps + 1)
@@ -146,41 +167,18 @@ class Progress:
         self._bar.n = self._done
         self._bar.refresh()
 
-    def _line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        self._out.write(f"{text}\n")
-        self._out.flush()
 
-
-class AttackProgress:
+class AttackProgress(Display):
     """Progress of an evaluation: a line per attack, and one for all small attacks of the checks.
 
     On a terminal a bar on stderr while an attack runs; otherwise an attack that takes long says
     every 10 seconds how far it is, and when it will have seen all images.
 
-    Args:
-        out: where lines go; ``None`` means stdout.
-        bar: where the bar goes; ``None`` means stderr.
-        terminal: draw a bar? ``None`` means if ``bar`` is a terminal.
-        clock: seconds, monotonic.
+    Takes the arguments of ``Display``.
     """
 
-    def __init__(
-        self,
-        out: TextIO | None = None,
-        bar: TextIO | None = None,
-        terminal: bool | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._out = output.out() if out is None else out
-        self._bar_file = output.err() if bar is None else bar
-        self._terminal = drawable(self._bar_file) if terminal is None else terminal
-        self._clock = clock
-        self._title = ""
-        self._began = self._last = self._before = clock()
-        self._bar: tqdm[NoReturn] | None = None
-        self._checks: list[float] = []
+    _title = ""
+    _checks, _spent = 0, 0.0
 
     def __call__(self, title: str, done: int, total: int) -> None:
         """After each batch of an attack.
@@ -193,20 +191,20 @@ class AttackProgress:
         now = self._clock()
         if title != self._title:
             self._title, self._began, self._last = title, self._before, self._before
-            self._open(total)
+            self._open_bar(total, desc=f"  {title}")
         self._before = now
         if done >= total:
             self._shut()
             if title.startswith(CHECKS):
-                self._checks.append(now - self._began)
+                self._checks, self._spent = self._checks + 1, self._spent + now - self._began
             else:
-                self._line(f"{total} images in {duration(now - self._began)}")
+                self._say(f"{total} images in {duration(now - self._began)}")
         elif now - self._last >= (BAR_SECONDS if self._terminal else LINE_SECONDS):
             self._last = now
             rate = done / max(1e-9, now - self._began)
             speed = f"{rate:.3g} images/s  eta {duration((total - done) / rate)}"
             if self._bar is None:
-                self._line(f"{done}/{total} images  {speed}")
+                self._say(f"{done}/{total} images  {speed}")
             else:
                 self._bar.set_postfix_str(speed, refresh=False)
                 self._bar.n = done
@@ -216,32 +214,12 @@ class AttackProgress:
         """At the end, or on the way out."""
         self._shut()
         if self._checks:
-            self._title, spent = "checks", sum(self._checks)
-            self._line(f"{len(self._checks)} small attacks in {duration(spent)}")
-            self._checks = []
+            self._title = "checks"
+            self._say(f"{self._checks} small attacks in {duration(self._spent)}")
+            self._checks, self._spent = 0, 0.0
 
-    def _open(self, total: int) -> None:
-        self._shut()
-        if self._terminal:
-            self._bar = tqdm(
-                total=total,
-                desc=f"  {self._title}",
-                file=self._bar_file,
-                dynamic_ncols=True,
-                leave=False,
-                bar_format="{desc} |{bar:20}| {percentage:3.0f}%{postfix}",
-            )
-
-    def _shut(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        self._out.write(f"  {self._title}: {text}\n")
-        self._out.flush()
+    def _say(self, text: str) -> None:
+        self._line(f"  {self._title}: {text}")
 
 
 def drawable(stream: TextIO) -> bool:
