@@ -47,12 +47,15 @@ class Crafted:
         rows: the batch's samples they belong to, shape [R]; ``None`` means all, in order.
         aux: further tensors of the search, for example ``{"steps": [R]}``.
         facts: scalars for the log, averaged over an epoch's steps.
+        recorded: a number of each sample of the batch by name, [N], as ``radius``: its distribution
+            over an epoch is logged, and kept with the weights of the epochs that are kept.
     """
 
     x: Tensor
     rows: Tensor | None = None
     aux: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Tensor] = field(default_factory=dict)
+    recorded: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -226,10 +229,19 @@ class AttackLoss(Protocol):
 
 
 class Budget(Protocol):
-    """Perturbation radius of each example in training."""
+    """Perturbation radius of each example in training. Trait it may declare: ``Individual``."""
 
     def __call__(self, views: Views) -> Tensor:
         """Radii [N], detached, in pixel units."""
+
+
+@runtime_checkable
+class Individual(Protocol):
+    """A budget whose radii differ between examples."""
+
+    @property
+    def individual(self) -> bool:
+        """True if they do, and are recorded as ``radius`` over each epoch; the default is False."""
 
 
 class Term(Protocol):
