@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.numerics.functional import Constants, kl_divergence, margin, true_value
+from ablation.numerics.functional import (
+    Constants,
+    kl_divergence,
+    margin,
+    probability_margin,
+    true_value,
+)
 from ablation.types import Views
 
 
@@ -118,3 +125,94 @@ class PredictionChange:
             return z.new_ones(len(z))
         cosine = F.cosine_similarity(F.softmax(z, 1), F.softmax(z_adv, 1), 1)
         return cosine if self.kind == "cosine" else 1 - cosine
+
+
+@dataclass(frozen=True)
+class NegativeMargin:
+    """exp(-a m'), m' = p_y(view) - max_{j != y} p_j(view), shape [N] (WAT).
+
+    Zeng et al. (2021), section 3; AT_base/: examples beyond the boundary count more. Not
+    normalised. Gradient flows through the weight, as in the code.
+
+    Args:
+        a: 0 weighs all alike.
+        detach: the weight is constant in the weights of the network.
+        view: name of the view whose prediction is read.
+    """
+
+    whole: ClassVar[bool] = True
+    """A weight for every sample of the batch: its view must hold all of them."""
+
+    a: float = 0.5
+    detach: bool = False
+    view: str = "adv"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Name the train-mode views that the weight reads."""
+        return (self.view,)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Compute the weights [N]."""
+        weight = torch.exp(
+            -self.a * probability_margin(views.logits(self.view), views.y(self.view))
+        )
+        return weight.detach() if self.detach else weight
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """(1 + tanh(lambda + 5 (1 - 2 kappa / K))) / 2, to mean 1 over the batch, shape [N] (GAIRAT).
+
+    Zhang et al. (2021), eq. 6; GAIR.py. kappa counts the K steps of the attack at whose start the
+    point was still classified correctly: examples that fall early count more. The crafter of the
+    view counts them (``Pgd.counts``); the weight is constant in the weights of the network.
+
+    Args:
+        shift: lambda; -1 is GAIRAT's; at 50 all weights are 1.
+        start: first epoch of the phase with weights; all are 1 before.
+        view: name of the crafted view.
+    """
+
+    whole: ClassVar[bool] = True
+    """A weight for every sample of the batch: its view must hold all of them."""
+
+    shift: float = -1.0
+    start: int = 0
+    view: str = "adv"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Name the train-mode views that the weight reads."""
+        return (self.view,)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Compute the weights [N]."""
+        survived = views.crafted(self.view).aux["survived"]
+        if views.clock.epoch < self.start:
+            return torch.ones_like(survived)
+        weight = (1 + torch.tanh(self.shift + 5 * (1 - 2 * survived))) / 2
+        return weight * (len(weight) / weight.sum())
+
+
+@dataclass(frozen=True)
+class Counted:
+    """1 for the samples that a view's crafter counts, else 0, shape [N] (MMA's hinge).
+
+    Args:
+        view: name of the crafted view, whose ``aux["counted"]`` [N] says so.
+    """
+
+    whole: ClassVar[bool] = True
+    """A weight for every sample of the batch: its view must hold all of them."""
+
+    view: str = "adv"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Name the train-mode views that the weight reads."""
+        return (self.view,)
+
+    def __call__(self, views: Views) -> Tensor:
+        """Give the weights [N]."""
+        return views.crafted(self.view).aux["counted"].to(views.batch.x.dtype)

@@ -17,8 +17,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {"text"},
     {"types", "errors", "random", "schedules", "output"},
-    {"numerics", "data", "runs", "budgets", "ascents", "averages"},
-    {"crafters", "terms", "weights", "models", "evaluation"},
+    {"numerics", "data", "runs", "ascents", "averages"},
+    {"crafters", "terms", "weights", "budgets", "models", "evaluation"},
     {"training"},
     {"components", "config"},
     {"jobs"},

@@ -23,7 +23,7 @@ class Awp(Component):
     after: ClassVar[tuple[str, ...]] = (  # so that ``terms`` may name what they add
         *("boosted_cross_entropy", "closed_form_gradient", "ema_logits", "emr"),
         *("exponential_loss", "fab_margin", "igr", "margin_loss", "margin_maximization"),
-        *("pmhr", "soft_boundary"),
+        *("mma", "pmhr", "soft_boundary", "squeeze"),
     )
 
     gamma: float = 0.01

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from ablation.training.method import Component, Method, Phase, Slot
+from ablation.components.shares import check_share, weighing_from
+from ablation.training.method import Component, Method, Phase
 from ablation.types import Fraction
 from ablation.weights import ProbabilisticMargin
 
@@ -25,14 +25,17 @@ class Mail(Component):
         normalize: ``constant``, times 3 as in the code; ``batch``, to mean 1.
     """
 
+    after: ClassVar[tuple[str, ...]] = (  # one may split a phase, one may bring the term
+        *("margin_weighted_epsilon", "squeeze"),
+    )
+
     slope: float = 10.0
     bias: float = -0.5
     start: Fraction = 76 / 120
     normalize: Literal["constant", "batch"] = "constant"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < 1:
-            raise ValueError(f"start={self.start:g}: a share of the epochs in [0, 1), as 76/120")
+        check_share(self.start)
 
     def apply(self, method: Method) -> Method:
         """Add the weight to the method, from its first epoch; ``arrange`` sets the start."""
@@ -46,16 +49,4 @@ class Mail(Component):
 
     def arrange(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
         """Set the first weighted epoch of each phase."""
-        first = math.floor(self.start * sum(phase.epochs for phase in phases) + 1e-9)
-        arranged = []
-        for phase in phases:
-            terms = {name: _from(slot, max(0, first)) for name, slot in phase.method.terms.items()}
-            arranged.append(replace(phase, method=replace(phase.method, terms=terms)))
-            first -= phase.epochs
-        return tuple(arranged)
-
-
-def _from(slot: Slot, epoch: int) -> Slot:
-    if not isinstance(slot.weight, ProbabilisticMargin):
-        return slot
-    return replace(slot, weight=replace(slot.weight, start=epoch))
+        return weighing_from(self.start, phases, ProbabilisticMargin)

@@ -342,6 +342,9 @@ class Config:
         if not full["data"]["source"].get("relabel"):
             full["data"]["source"].pop("relabel", None)
         full["component"] = {k: v for k, v in full["component"].items() if v != DISABLED}
+        for crafter in full["method"]["crafters"].values():
+            if not crafter.get("counts"):
+                crafter.pop("counts", None)
         margins = "margin_maximization" in full["component"]
         fab = full["component"].get("fab_margin", {})
         if not fab.get("official_order"):

@@ -9,8 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.numerics.functional import Reduction, cross_entropy, cw_loss, kl_from, margin_loss
-from ablation.types import Views
+from ablation.numerics.functional import (
+    Reduction,
+    cross_entropy,
+    cw_loss,
+    kl_from,
+    margin_loss,
+    probability_margin,
+    soft_margin_loss,
+)
+from ablation.types import AttackLoss, Views
 
 
 @dataclass(frozen=True)
@@ -64,3 +72,38 @@ class AttackCw:
         """Bind the labels of the batch; returns logits [N, K] -> loss [N]."""
         y = views.batch.y
         return lambda z: cw_loss(z, y, self.confidence)
+
+
+@dataclass(frozen=True)
+class AttackSoftMargin:
+    """log sum_{j != y} exp(z_j) - z_y: what MMA ascends; its zero is p_y = 1/2."""
+
+    def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
+        """Bind the labels of the batch; returns logits [N, K] -> loss [N]."""
+        y = views.batch.y
+        return lambda z: soft_margin_loss(z, y)
+
+
+@dataclass(frozen=True)
+class AttackWeighted:
+    """exp(-a m') loss, m' = p'_y - max_{j != y} p'_j: WAT's weight inside the attack.
+
+    Args:
+        loss: what is weighted.
+        a: of the weight.
+        detach: the weight is constant; WAT's code ascends it too.
+    """
+
+    loss: AttackLoss
+    a: float = 0.5
+    detach: bool = False
+
+    def bind(self, views: Views) -> Callable[[Tensor], Tensor]:
+        """Bind the loss; returns logits [N, K] -> loss [N]."""
+        loss, y = self.loss.bind(views), views.batch.y
+
+        def weighted(z: Tensor) -> Tensor:
+            weight = torch.exp(-self.a * probability_margin(z, y))
+            return (weight.detach() if self.detach else weight) * loss(z)
+
+        return weighted

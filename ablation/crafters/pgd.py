@@ -37,6 +37,8 @@ class Pgd:
         bn: the model's mode during the search; Rice et al. attack in train mode.
         norm: the ball's norm.
         start_std: standard deviation of the gaussian start, in pixel units.
+        counts: ``aux["survived"]`` is the share of the steps, [N] in [0, 1], at whose start the
+            point was still classified correctly (GAIRAT's kappa / K).
 
     Raises:
         ValueError: steps or step_size is negative, or there is no loss.
@@ -49,6 +51,7 @@ class Pgd:
     bn: AttackMode = "eval"
     norm: Norm = "linf"
     start_std: float = 0.001
+    counts: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -57,23 +60,32 @@ class Pgd:
             raise ValueError(f"step_size=eps*{self.step_size:g} must not be negative")
         if not self.losses:
             raise ValueError("losses is empty: the attack needs something to ascend")
+        if self.counts and not self.steps:
+            raise ValueError("steps=0: there is no step to count (component/gairat=disabled)")
 
     def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
         """Attack the clean batch within the perturbation radii ``eps`` [N]."""
-        x = views.batch.x
+        x, y = views.batch.x, views.batch.y
         objectives = [(entry.coef, entry.loss.bind(views)) for entry in self.losses.values()]
+        survived = torch.zeros_like(eps)
 
         def objective(point: Tensor) -> Tensor:
             z = views.forward(point)
+            if self.counts:
+                survived.add_(z.detach().argmax(1) == y)
             return sum((coef * loss(z) for coef, loss in objectives), start=z.new_zeros(()))
 
-        start = self._start(x, eps, rng)
-        return Crafted(pgd(objective, x, start, eps, eps * self.step_size, self.steps, self.norm))
+        start = first_point(self.start, x, eps, self.norm, self.start_std, rng)
+        point = pgd(objective, x, start, eps, eps * self.step_size, self.steps, self.norm)
+        return Crafted(point, aux={"survived": survived / self.steps} if self.counts else {})
 
-    def _start(self, x: Tensor, eps: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw the first point of the attack."""
-        if self.start == "gaussian":
-            return x + gaussian_noise(x, self.start_std, rng)
-        if self.start == "uniform":
-            return (x + uniform_ball(x, eps, self.norm, rng)).clamp(0, 1)
-        return x
+
+def first_point(
+    start: Start, x: Tensor, eps: Tensor, norm: Norm, std: float, rng: torch.Generator
+) -> Tensor:
+    """Draw the first point of an attack on ``x`` [N, ...] within ``eps`` [N]; see ``Pgd``."""
+    if start == "gaussian":
+        return x + gaussian_noise(x, std, rng)
+    if start == "uniform":
+        return (x + uniform_ball(x, eps, norm, rng)).clamp(0, 1)
+    return x

@@ -62,6 +62,16 @@ def margin(z: Tensor, y: Tensor) -> Tensor:
     return true_value(z, y) - without_true(z, y).amax(1)
 
 
+def probability_margin(z: Tensor, y: Tensor) -> Tensor:
+    """p_y - max_{j != y} p_j, shape [N], in [-1, 1]: how sure a prediction is, and of what."""
+    return margin(F.softmax(z, 1), y)
+
+
+def soft_margin_loss(z: Tensor, y: Tensor) -> Tensor:
+    """-z_y + log sum_{j != y} exp(z_j), shape [N]: negative iff p_y > 1/2 (MMA's SLM)."""
+    return torch.logsumexp(without_true(z, y), 1) - true_value(z, y)
+
+
 def boosted_cross_entropy(z: Tensor, y: Tensor, constants: Constants = "exact") -> Tensor:
     """-log p_y - log(1 - max_{k != y} p_k), shape [N] (MART, eq. 7).
 
@@ -152,6 +162,70 @@ def uniform_ball(x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator) -> Te
 def gaussian_noise(x: Tensor, std: float, rng: torch.Generator) -> Tensor:
     """Draw normal noise shaped like ``x``; the attacks of TRADES and MART have std 0.001."""
     return std * torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+
+
+def bisect(
+    loss: Callable[[Tensor], Tensor],
+    x: Tensor,
+    direction: Tensor,
+    start: Tensor,
+    largest: float,
+    steps: int,
+) -> Tensor:
+    """Search the distance along a ray at which a loss turns from negative to positive, [N].
+
+    MMA's search (anpgd.py): the bracket is [0, largest], the first trial at ``start``. Where the
+    loss is negative up to ``largest``, the distance tends to it. No gradient is taken.
+
+    Args:
+        loss: maps points [N, ...] to a loss [N], negative near ``x``.
+        x: start of the rays [N, ...], in [0, 1].
+        direction: of the rays [N, ...]; points are clamped to [0, 1].
+        start: first distances [N].
+        largest: end of the bracket.
+        steps: number of trials.
+    """
+    low, high, now = torch.zeros_like(start), torch.full_like(start, largest), start
+    with torch.no_grad():
+        for _ in range(steps):
+            inside = loss((x + per_sample(now, x) * direction).clamp(0, 1)) < 0
+            low = torch.where(inside, torch.maximum(low, now), low)
+            high = torch.where(inside, high, torch.minimum(high, now))
+            now = (low + high) / 2
+    return now
+
+
+def upper_and_lower(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sample the point with the least and the most probable true class, [N] each.
+
+    Args:
+        z: logits of V points of each sample, [V, N, K].
+        y: labels [N].
+
+    Returns:
+        Indices into the V points: the upper one has the largest loss, the lower the smallest.
+    """
+    probability = F.softmax(z.detach(), 2).gather(2, y.expand(len(z), -1)[..., None]).squeeze(2)
+    return probability.argmin(0), probability.argmax(0)
+
+
+def select_point(points: Tensor, which: Tensor) -> Tensor:
+    """Select one of V points of each sample: [V, N, ...] by [N] gives [N, ...]."""
+    return points[which, torch.arange(len(which), device=which.device)]
+
+
+def squeeze_divergence(z: Tensor, y: Tensor) -> Tensor:
+    """[KL(low || up) + KL(up || low)] / 2 between upper and lower predictions, shape [N] (ST-AT).
+
+    The first argument of each KL is constant, as in losses.py.
+
+    Args:
+        z: logits of V points of each sample, [V, N, K].
+        y: labels [N].
+    """
+    upper, lower = (select_point(z, which) for which in upper_and_lower(z, y))
+    one, other = kl_divergence(lower.detach(), upper), kl_divergence(upper.detach(), lower)
+    return (one + other) / 2
 
 
 def pgd(

@@ -35,7 +35,7 @@ from ablation.numerics.functional import cross_entropy
 from ablation.numerics.precision import precision_context
 from ablation.random import generator
 from ablation.runs.directory import Run, find_runs
-from ablation.training.method import Method
+from ablation.training.method import FORWARDS, Method
 
 Precision = Literal["fp32", "tf32", "bf16"]
 BASES = ("measured", "partly measured", "rough", "unknown")
@@ -186,7 +186,7 @@ def _size(count: float) -> str:
 def step_passes(method: Method) -> float:
     """Count a training step's passes; a weight ascent looks at every view once more."""
     crafters = [entry.view for entry in method.passes if entry.kind == "craft"]
-    views = sum(entry.kind == "view" for entry in method.passes)
+    views = sum(entry.kind in FORWARDS for entry in method.passes)
     steps = sum(getattr(method.crafters[name], "steps", UNKNOWN_STEPS) for name in crafters)
     return SEARCH * steps + TRAIN * views * (1 if method.ascent is None else 2)
 

@@ -16,6 +16,7 @@ from ablation.terms.margin import MarginTerm
 from ablation.terms.margin_loss import MarginLoss
 from ablation.terms.margin_penalties import Exponential, Hinge
 from ablation.terms.searched_margin import SearchedMargin
+from ablation.terms.squeeze import Squeeze
 from ablation.terms.taylor_margin import Classes, TaylorMargin
 from ablation.terms.weight_norm import WeightNorm
 
@@ -36,6 +37,7 @@ __all__ = [
     "MarginTerm",
     "ProbedNorm",
     "SearchedMargin",
+    "Squeeze",
     "TaylorMargin",
     "WeightNorm",
 ]

@@ -5,6 +5,7 @@ move BatchNorm's statistics and so belong to the published method:
 
     craft:<name>   run a crafter; the points become the view <name>
     <view>         a train-mode forward of ``nat`` (the clean images) or of a crafted view
+    frozen:<view>  the same, but BatchNorm's running statistics stay as they are
     bn:<view>      feed that view's batch statistics into the running ones again, without a forward
     ascent         the weights move here (AWP); passes before it are at the unmoved weights, for
                    BatchNorm alone. Without it they move before all passes; nothing moves them in a
@@ -38,18 +39,25 @@ CLEAN = "nat"
 """The view of the clean images."""
 
 
+Kind = Literal["craft", "view", "frozen", "replay", "ascent", "step"]
+PREFIXES: Mapping[Kind, str] = {"craft": "craft:", "frozen": "frozen:", "replay": "bn:", "view": ""}
+"""How entries with a view are written in YAML."""
+FORWARDS = ("view", "frozen")
+"""Kinds that make the forward which terms read."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """One entry of ``passes``; ``str`` gives it as it is written in YAML.
 
     Attributes:
-        kind: ``craft`` runs a crafter, ``view`` is a train-mode forward, ``replay`` feeds a view's
-            batch statistics again, ``ascent`` moves the weights, ``step`` is loss, backward and
-            optimiser step.
+        kind: ``craft`` runs a crafter, ``view`` is a train-mode forward, ``frozen`` one that leaves
+            BatchNorm's running statistics alone, ``replay`` feeds a view's batch statistics again,
+            ``ascent`` moves the weights, ``step`` is loss, backward and optimiser step.
         view: crafted, forwarded or replayed; "" for ``ascent`` and ``step``.
     """
 
-    kind: Literal["craft", "view", "replay", "ascent", "step"]
+    kind: Kind
     view: str = ""
 
     @staticmethod
@@ -58,15 +66,13 @@ class Pass:
         for single in (ASCENT, STEP):
             if text == single.kind:
                 return single
-        if text.startswith("craft:"):
-            return Pass("craft", text.removeprefix("craft:"))
-        if text.startswith("bn:"):
-            return Pass("replay", text.removeprefix("bn:"))
+        for kind, prefix in PREFIXES.items():
+            if prefix and text.startswith(prefix):
+                return Pass(kind, text.removeprefix(prefix))
         return Pass("view", text)
 
     def __str__(self) -> str:
-        prefix = {"craft": "craft:", "view": "", "replay": "bn:"}.get(self.kind, self.kind)
-        return prefix + self.view
+        return PREFIXES.get(self.kind, self.kind) + self.view
 
 
 ASCENT = Pass("ascent")
@@ -155,7 +161,7 @@ class Method:
         crafted view goes right before ``step``.
         """
         view = Pass("view", name)
-        if view in self.loss_passes:
+        if name in forwarded(self.loss_passes):
             return self
         place = before_views(self.passes) if name == CLEAN else self.passes.index(STEP)
         return replace(self, passes=self._inserted(view, place), added=self.added | {name})
@@ -189,7 +195,7 @@ class Method:
         """
         name = self.roles.get(role)
         if name is None or name not in self.terms:
-            raise ValueError(f"this method has no term in the role {role}")
+            raise ValueError(f"no term in the role {role} to weigh; set method=at, trades or mart")
         slot = self.terms[name]
         if slot.weight is not None:
             raise ValueError(f"term {name} has a weight already")
@@ -260,8 +266,9 @@ class Method:
             if kind == "ascent" and ASCENT in done:
                 yield f"passes: {entry} is there twice"
             if kind == "ascent":
-                done = {each for each in done if each.kind != "view"}  # other weights: other views
-            crafted = kind == "view" and view != CLEAN and view in self.crafters
+                # other weights: other views
+                done = {each for each in done if each.kind not in FORWARDS}
+            crafted = kind in FORWARDS and view != CLEAN and view in self.crafters
             if crafted and Pass("craft", view) not in done:
                 yield f"passes: {entry} comes before {Pass('craft', view)}"
             done.add(entry)
@@ -269,7 +276,7 @@ class Method:
     def _term_problems(self, name: str, slot: Slot) -> Iterator[str]:
         """Yield the views that a term or its weight lacks, or that hold too few samples."""
         for view in _needs(slot):
-            if Pass("view", view) not in self.loss_passes:
+            if view not in forwarded(self.loss_passes):
                 yield f"terms.{name} needs the view {view}: add it to passes, or remove the term"
         for part in (slot.term, slot.weight):
             if part and _needs_whole_batch(part):
@@ -291,6 +298,11 @@ def _crafts_subset(crafter: object) -> bool:
 
 def _needs(slot: Slot) -> tuple[str, ...]:
     return slot.term.needs + (slot.weight.needs if slot.weight else ())
+
+
+def forwarded(passes: Sequence[Pass]) -> set[str]:
+    """Collect the views that have a train-mode forward among the passes."""
+    return {entry.view for entry in passes if entry.kind in FORWARDS}
 
 
 def after_crafts(passes: Sequence[Pass]) -> int:

@@ -130,8 +130,10 @@ def train_step(
     passes = method.training_passes
     observed = method.observed()
     views = StepViews(net, batch, clock, precision, None, observed, seed, memories)
-    with torch.no_grad():
-        eps = method.budget(views)
+    eps = batch.x.new_zeros(len(batch.x))
+    if any(entry.kind == "craft" for entry in passes):  # a burn-in has no use for radii
+        with torch.no_grad():
+            eps = method.budget(views)
     marked = ASCENT in passes
     first = before_views(passes)
     for entry in passes[:first]:
@@ -179,6 +181,10 @@ def train_step(
 def _pass(views: StepViews, entry: Pass, passes: Sequence[Pass]) -> None:
     if entry.kind == "replay":
         views.replay(entry.view)
+    elif entry.kind == "frozen":
+        statistics = buffers(views.net)
+        views.run(entry.view)
+        restore_buffers(views.net, statistics)
     elif entry.kind == "view":
         views.run(entry.view, remember=Pass("replay", entry.view) in passes)
 
