@@ -25,7 +25,7 @@ class Gairat(Component):
     after: ClassVar[tuple[str, ...]] = ("margin_weighted_epsilon",)  # it may split a phase
 
     shift: float = -1.0
-    start: Fraction = 60 / 120
+    start: Fraction = 59 / 120
 
     def __post_init__(self) -> None:
         check_share(self.start)
