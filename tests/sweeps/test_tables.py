@@ -9,6 +9,7 @@ from ablation.errors import ConfigError, InputError
 from ablation.sweeps.published import check_published, load_published, published_path
 from ablation.sweeps.request import open_table
 from ablation.sweeps.tables import load_table, table_names, table_path
+from tests.support.golden import recorded
 
 OURS = table_names([sweeps_dir()])
 CSVS = sorted((sweeps_dir() / "published").glob("*.csv"))
@@ -169,3 +170,42 @@ def test_arms_that_a_csv_has_twice_are_told_apart_by_model():
 @pytest.mark.parametrize("name", OURS)
 def test_our_tables_agree_with_their_csv(name):
     open_table(name)
+
+
+@pytest.mark.parametrize("path", CSVS, ids=lambda path: path.stem)
+def test_every_published_row_is_one_row_here(path):
+    table = load_table(table_path(path.stem, [sweeps_dir()]))
+    keys = [row.key for row in table.lines()]
+    assert not table.unavailable
+    assert {key: keys.count(key) for key in load_published(path).cells} == dict.fromkeys(
+        load_published(path).cells, 1
+    )
+
+
+def test_all_26_published_tables_are_here():
+    assert len(CSVS) == 26
+    assert {path.stem for path in CSVS} <= set(OURS)
+
+
+def trainings(paper: str) -> dict[str, str]:
+    """``<table> <arm>`` -> identity of its training with seed 0."""
+    return {
+        f"{path.stem} {title.removesuffix(' seed=0')}": ids[0]
+        for path in CSVS
+        if path.stem.startswith(paper)
+        for title, ids in recorded()[f"table={path.stem}"].items()
+    }
+
+
+@pytest.mark.parametrize(("paper", "arms"), [("lma", 69), ("mwpb", 39 + 1)])
+def test_equal_arms_of_several_tables_are_one_training(paper, arms):
+    """As many as the specification counts; alpha 0 of Table 8 is ours."""
+    assert len(set(trainings(paper).values())) == arms
+
+
+def test_arms_that_the_papers_share_are_shared_here():
+    mwpb, lma = trainings("mwpb"), trainings("lma")
+    places = ["table2 mwpb_at", "table5 mwpb_at", "table6 mwpb_at", "table7 mwpb_at"]
+    same = {mwpb[f"mwpb_{place}"] for place in (*places, "table8 alpha_0.58")}
+    assert len(same) == 1
+    assert not set(mwpb.values()) & set(lma.values()), "their recipes differ"
