@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ablation.budgets import Fixed, MarginWeighted, Remembered
@@ -108,6 +110,18 @@ def test_radii_are_small_before_the_start():
     budget = MarginWeighted(0.2, 0.58, first=0.1, start=5)
     assert budget(views_of(Z, Y, Clock(4, 0))).tolist() == [0.1, 0.1]
     assert (budget(views_of(Z, Y, Clock(5, 0))) > 0.1).all()
+
+
+@hypothesis.given(
+    st.lists(st.floats(-1, 1), min_size=1, max_size=8), st.floats(0, 3), st.floats(0, 0.2)
+)
+def test_radii_lie_between_their_bounds_and_grow_with_the_margin(margins, alpha, eps):
+    radii = MarginWeighted(eps, alpha, first=0)(views_of(*two_classes(margins)))
+    slack = 1 + 1e-9
+    assert (radii >= eps * math.exp(-alpha) / slack).all()
+    assert (radii <= eps * math.exp(alpha) * slack).all()
+    in_order = radii[torch.tensor(margins).argsort()]
+    assert (in_order.diff() >= -1e-9).all()
 
 
 def test_radii_of_logits_end_at_the_images_diameter():
@@ -734,20 +748,21 @@ def test_what_cannot_be_combined_is_refused_with_the_reason(overrides):
 
 
 @pytest.mark.parametrize("parts", [
-    ("method=mma",), ("method=at", f"{MWPB}=enabled", "component/burn_in=enabled",
+    ("method=mma",), ("method=mma", "component/burn_in=enabled", "component.burn_in.epochs=1"),
+    ("method=at", f"{MWPB}=enabled", "component/burn_in=enabled",
                       "component.burn_in.epochs=1"),
     ("method=at", f"{MWPB}=enabled", "component.margin_weighted_epsilon.before=at"),
 ])  # fmt: skip
 def test_a_run_survives_epochs_a_short_batch_and_a_resume(tmp_path, monkeypatch, parts):
     more = [*parts, "epochs=2", "data.train_size=130", "batch_size=50", "attack.steps=2"]
-    more += ["component.margin_weighted_epsilon.start=1/2"] if "mma" not in parts[0] else []
+    more += ["component.margin_weighted_epsilon.start=1/2"] if parts[0] != "method=mma" else []
     whole = plain(tmp_path / "whole", *more, "evaluation=none", "selection.n=10")
     broken = plain(tmp_path / "broken", *more, "evaluation=none", "selection.n=10")
     assert job.train(whole) == DONE
     resumed = finish_interrupted(monkeypatch, broken, 4)
     assert metrics(resumed) == metrics(run_of(whole))
     assert weights(resumed) == weights(run_of(whole))
-    if parts == ("method=mma",):
+    if parts[0] == "method=mma":
         snapshot = run_of(whole).load()
         assert snapshot is not None
         radii = snapshot.train["memory"]["mma_radius"]

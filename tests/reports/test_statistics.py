@@ -32,6 +32,12 @@ def test_three_values_give_students_t_with_two_degrees_of_freedom():
     assert found.half == pytest.approx(4.302652729696142 / math.sqrt(3), rel=1e-10)
 
 
+def test_t14_1_six_runs():
+    found = interval([56.9, 57.1, 57.3, 57.2, 57.4, 57.0])
+    assert found.mean == pytest.approx(57.15)
+    assert found.half == pytest.approx(0.196331, abs=1e-6)
+
+
 def test_two_values_give_half_their_distance_times_t_with_one_degree_of_freedom():
     assert interval([1.0, 3.0]).half == pytest.approx(12.706204736432095)
 
