@@ -50,6 +50,7 @@ class Shelf:
     """Name, epoch and step of weights that were kept."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    recorded: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     snapshot: Snapshot | None = None
     rewound: list[int] = field(default_factory=list)
     """Epochs from which on metrics were dropped."""
@@ -60,8 +61,9 @@ class Shelf:
     def load(self) -> Snapshot | None:
         return self.snapshot
 
-    def keep_weights(self, name, net, average, epoch, step) -> None:
+    def keep_weights(self, name, net, average, epoch, step, recorded) -> None:
         self.kept.append((name, epoch, step))
+        self.recorded[name] = dict(recorded)
         source = net if average is None else average
         self.weights[name] = {k: v.clone() for k, v in source.state_dict().items()}
 
