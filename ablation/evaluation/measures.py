@@ -240,7 +240,7 @@ class MarginWeightedRadius(MeasureBase):
     def measure(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
         """Compute the radii [N]."""
         with torch.no_grad():
-            probabilities = predict(x).softmax(1)
+            probabilities = predict(x).double().softmax(1)
         return self.base * (self.alpha * margin(probabilities, y)).exp()
 
     def read(self, values: Tensor, correct: Tensor) -> Reading:
