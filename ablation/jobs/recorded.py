@@ -87,6 +87,6 @@ def _columns(recorded: Mapping[str, Tensor], train: Tensor) -> dict[str, Any]:
         train: positions of the split in that set, sorted.
     """
     order = recorded["index"].argsort()
-    columns = {name: values[order] for name, values in recorded.items()}
-    columns["index"] = torch.searchsorted(train, columns["index"])
-    return {name: values.numpy() for name, values in columns.items()}
+    index = torch.searchsorted(train, recorded["index"][order])
+    values = {name: recorded[name][order] for name in sorted(recorded) if name != "index"}
+    return {name: column.numpy() for name, column in {"index": index, **values}.items()}

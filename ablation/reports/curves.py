@@ -151,7 +151,7 @@ def _distinct(histories: Sequence[History], key: str, names: Mapping[str, str]) 
     return "/".join(names[value] for value in dict.fromkeys(r[key] for r in rows if key in r))
 
 
-def panel_grid(count: int) -> tuple[int, int, int]:
+def _grid(count: int) -> tuple[int, int, int]:
     """Rows and columns for so many panels, and characters per line of a title."""
     columns, width = next((c, w) for most, c, w in PANELS if count <= most)
     return -(-count // columns), columns, width
@@ -169,7 +169,7 @@ def _left_out(histories: Sequence[History]) -> str:
 
 def _panels_height(labels: Sequence[str], note: str) -> float:
     """Inches; rows with longer titles are higher."""
-    _, columns, width = panel_grid(len(labels))
+    _, columns, width = _grid(len(labels))
     lines = [len(textwrap.wrap(label, width)) for label in labels]
     most = [max(lines[at : at + columns]) for at in range(0, len(lines), columns)]
     below = NOTE_LINE * len(note_lines(note))
@@ -180,7 +180,7 @@ def _draw_panels(
     figure: Figure, panels: Sequence[tuple[str, Sequence[_Band]]], ylabel: str
 ) -> None:
     """One panel per row of the table, all with the same axes."""
-    rows, columns, width = panel_grid(len(panels))
+    rows, columns, width = _grid(len(panels))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     values = np.concatenate([band.values for _, bands in panels for band in bands], axis=1)
     limits = _set_scale(grid[0], values)

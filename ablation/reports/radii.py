@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ablation.reports.comparison import Comparison
-from ablation.reports.curves import LINE_HEIGHT, PANEL_HEIGHT, panel_grid
+from ablation.reports.curves import LINE_HEIGHT, PANEL_HEIGHT
 from ablation.reports.plots import row_titles
 from ablation.reports.style import COLOURS, Array, new_figure
-from ablation.text import show_fraction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,14 +47,14 @@ class Radii:
         """Those of all runs."""
         return np.concatenate(self.runs)
 
-    def told(self) -> str:
-        """Mean, least and largest of all runs, and the share below eps."""
+    def told(self) -> tuple[str, str]:
+        """Mean, least and largest of all runs; and the share below eps."""
         every = self.pooled
         below = 100 * np.mean(every < every.dtype.type(self.eps))
-        runs = f" ({len(self.runs)} runs)" if len(self.runs) > 1 else ""
+        runs = f", {len(self.runs)} runs" if len(self.runs) > 1 else ""
         return (
-            f"mean {every.mean():.4f}, {every.min():.4f} to {every.max():.4f}; "
-            f"{below:.1f}% below {show_fraction(self.eps)}{runs}"
+            f"mean {every.mean():.4f} ({every.min():.4f} to {every.max():.4f})",
+            f"{below:.1f}% below {self.eps:.4f}{runs}",
         )
 
 
@@ -92,23 +91,26 @@ def radius_histogram(comparison: Comparison, radii: Sequence[Radii]) -> Figure |
     """
     if not radii:
         return None
-    rows, columns, width = panel_grid(len(radii))
-    titles = [
-        [*textwrap.wrap(each.title, width), *textwrap.wrap(each.told(), int(1.1 * width))]
-        for each in radii
-    ]
+    from matplotlib.lines import Line2D
+
+    columns, width = (1, 60) if len(radii) == 1 else (2, 27)
+    rows = -(-len(radii) // columns)
+    titles = [[*textwrap.wrap(each.title, width), *each.told()] for each in radii]
     edges = _edges([each.pooled for each in radii])
     lines = [max(map(len, titles[at : at + columns])) for at in range(0, len(titles), columns)]
-    height = 0.7 + max(1.5, sum(PANEL_HEIGHT + LINE_HEIGHT * count for count in lines))
+    height = 0.9 + max(1.5, sum(PANEL_HEIGHT + LINE_HEIGHT * count for count in lines))
     with new_figure(comparison, height) as figure:
         grid = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
         for axes, each, title in zip(grid, radii, titles, strict=False):
             _draw(axes, each, edges)
-            axes.set_title("\n".join(title), fontsize=7, pad=2, parse_math=False)
+            axes.set_title("\n".join(title), fontsize=6.5, pad=2, parse_math=False)
+            axes.yaxis.get_major_locator().set_params(nbins=4)
         for axes in grid[len(radii) :]:
             axes.remove()
         for axes in grid[max(0, len(radii) - columns) : len(radii)]:
             axes.tick_params(labelbottom=True)
+        line = Line2D([], [], color=COLOURS[1], linestyle="--", linewidth=0.9, label="eps")
+        figure.legend(handles=[line], loc="outside upper center")
         figure.supylabel("training images", fontsize=9)
         figure.supxlabel("radius in the epoch of the weights (pixels in [0, 1])", fontsize=9)
     return figure
@@ -116,7 +118,8 @@ def radius_histogram(comparison: Comparison, radii: Sequence[Radii]) -> Figure |
 
 def _edges(every: Sequence[Array]) -> Array:
     """Edges of the bins: the paper's where they hold all radii."""
-    low, high = min(each.min() for each in every), max(each.max() for each in every)
+    low = float(min(each.min() for each in every))
+    high = float(max(each.max() for each in every))
     if PRINTED[0] <= low and high <= PRINTED[1]:
         low, high = PRINTED
     elif low == high:
