@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from ablation.config import validation
+from ablation.config import phases, validation
 from ablation.config.validation import load
 from ablation.errors import DONE, INTERRUPTED, InterruptedRunError
 from ablation.jobs import evaluate as assess
-from ablation.jobs import recorded
+from ablation.jobs import recorded, setup
 from ablation.jobs import train as job
 from ablation.numerics.summaries import SPREAD
 from ablation.reports import text_tables
@@ -31,7 +32,7 @@ OPTIONS = ("eps=0.1", "schedule=constant", "attack.steps=1", "evaluation.n=20")
 def told(monkeypatch):
     """Every run has a budget that has its radii recorded, and a crafter that records a floor."""
 
-    built = validation.built_phases
+    built = phases.built_phases
 
     def with_radii(*arguments: Any) -> Any:
         (phase,) = built(*arguments)
@@ -121,7 +122,7 @@ def test_a_kill_between_two_files_costs_the_numbers_and_gives_no_wrong_ones(tmp_
     container = plain(tmp_path, *OPTIONS, "evaluation=none", "epochs=2")
     assert job.train(container) == DONE
     run, config = run_of(container), load(container)
-    images = job.load_images(config, job.pick_device("cpu"))
+    images = setup.load_images(config, torch.device("cpu"))
     for path in run.evaluations.iterdir():
         path.unlink()
     place = run.checkpoints.folder
@@ -131,7 +132,7 @@ def test_a_kill_between_two_files_costs_the_numbers_and_gives_no_wrong_ones(tmp_
     (place / "best_robust-recorded.safetensors").write_bytes(other)
     with run.reopen():
         recorded.add_recorded(
-            config, run, images, job.start_tracking(config.tracking, config, run, "train")
+            config, run, images, setup.start_tracking(config.tracking, config, run, "train")
         )
     said = capsys.readouterr().err
     assert "no mean radius of best_robust: " in said

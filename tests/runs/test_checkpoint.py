@@ -327,14 +327,16 @@ def test_what_was_recorded_is_kept_with_the_weights_of_its_epoch(store, tmp_path
     assert store.load_recorded("last") is None
     store.save_weights("last", weights, weights, columns, meta=meta)
     assert store.names() == ["last"]
-    found, epoch = store.load_recorded("last")
-    assert same(found, columns)
-    assert epoch == 3
+    found = store.load_recorded("last")
+    assert found is not None
+    assert same(found[0], columns)
+    assert found[1] == 3
     other = Checkpoints(tmp_path / "other", "9876543210")
     other.copy_weights(store, "last", averaged=True)
-    found, epoch = other.load_recorded("last")
-    assert same(found, columns)
-    assert epoch == 3
+    copied = other.load_recorded("last")
+    assert copied is not None
+    assert same(copied[0], columns)
+    assert copied[1] == 3
     store.save_weights("last", weights, weights, {}, meta={"epoch": "4", "step": "16"})
     assert store.load_recorded("last") is None
 
