@@ -112,7 +112,7 @@ def test_radii_of_training_are_drawn_where_runs_recorded_them(go, runs, tmp_path
         "n": 3,
         "params": {"eps": 0.1},
     }
-    columns = {"index": [0, 1, 2], "radius": np.float32([0.042, 0.043, 0.044])}
+    columns = {"index": [0, 1, 2], "radius": np.array([0.042, 0.043, 0.044], np.float32)}
     with run.reopen():
         run.add_recorded("best_robust", [entry], columns)
     assert go(*arguments) == DONE

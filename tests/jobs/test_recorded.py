@@ -118,7 +118,9 @@ def test_a_longer_run_has_the_radii_of_one_trained_from_the_start(tmp_path):
     assert entries(run_of(longer)) == entries(run_of(whole))
 
 
-def test_a_kill_between_two_files_costs_the_numbers_and_gives_no_wrong_ones(tmp_path, capsys):
+def test_a_kill_between_two_files_costs_the_numbers_and_gives_no_wrong_ones(
+    tmp_path, capsys, monkeypatch
+):
     container = plain(tmp_path, *OPTIONS, "evaluation=none", "epochs=2")
     assert job.train(container) == DONE
     run, config = run_of(container), load(container)
@@ -130,10 +132,13 @@ def test_a_kill_between_two_files_costs_the_numbers_and_gives_no_wrong_ones(tmp_
     (place / "best_clean-recorded.safetensors").write_bytes(other[:-3])
     run.checkpoints.save_weights("best_robust", {}, meta={"step": "99", "epoch": "9"})
     (place / "best_robust-recorded.safetensors").write_bytes(other)
+    told: dict[str, float] = {}
+    tracker = setup.start_tracking(config.tracking, config, run, "train")
+    monkeypatch.setattr(tracker, "summary", told.update)
     with run.reopen():
-        recorded.add_recorded(
-            config, run, images, setup.start_tracking(config.tracking, config, run, "train")
-        )
+        recorded.add_recorded(config, run, images, tracker)
+    values = {metric: entry["value"] for (_, metric), entry in entries(run).items()}
+    assert told == {f"last/{metric}": value for metric, value in values.items()}
     said = capsys.readouterr().err
     assert "no mean radius of best_robust: " in said
     assert "the weights are of step 99" in said

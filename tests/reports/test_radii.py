@@ -194,6 +194,6 @@ def test_without_radii_there_is_no_figure():
 
 
 def test_share_and_mean_are_those_of_all_runs():
-    radii = Radii("a", 0.031, (np.float32([0.031, 0.02]), np.float32([0.04])))
+    radii = Radii("a", 0.031, (np.array([0.031, 0.02], np.float32), np.array([0.04], np.float32)))
     assert radii.told() == ("mean 0.0303 (0.0200 to 0.0400)", "33.3% below 0.0310, 2 runs")
     assert math.isclose(float(radii.pooled.mean()), 0.091 / 3, rel_tol=1e-6)
