@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ablation.evaluation.attacks import Pgd, Predict, check_common, check_points
 from ablation.numerics.boundary import AnyNorm
+from ablation.numerics.functional import margin
 from ablation.numerics.margins import Margins, effective_margin, summarise
-from ablation.types import Norm
+from ablation.numerics.summaries import distribution, share_below
+from ablation.types import Fraction, Norm
 
 SplitName = Literal["test", "val", "train"]
-MeasureFamily = Literal["margin"]
+MeasureFamily = Literal["margin", "radius"]
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,52 @@ class AdversarialMargin(MeasureBase):
         return _reading(
             values, values > 0, correct, "correct images have no gradient where attacked"
         )
+
+
+@dataclass(frozen=True)
+class MarginWeightedRadius(MeasureBase):
+    """Average MWPB's radius over images as they are: not augmented, in evaluation mode.
+
+    base * exp(alpha * (p_y - max_{j != y} p_j)) (MWPB, eq. 2 to 4), in pixels; the paper says that
+    f(x)_y is a probability. Its Table 6 is of the radii that training used, which the run records
+    as ``mean_radius``: of augmented images, while the weights moved.
+
+    Args:
+        alpha: how much the margin counts.
+        base: radius where the margin is 0.
+        split: training images unless said otherwise.
+    """
+
+    kind: ClassVar[str] = "margin_weighted_radius"
+    family: ClassVar[MeasureFamily] = "radius"
+    unit: ClassVar[str] = "radius"
+
+    alpha: Fraction
+    base: Fraction
+    split: SplitName | None = field(default="train", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base < 0:
+            raise ValueError(f"base={self.base:g} must not be negative")
+
+    def describe(self, eps: float, classes: int) -> dict[str, Any]:
+        """State the settings; see ``Measure``."""
+        del eps, classes
+        return {"alpha": self.alpha, "base": self.base, "images": "as they are"}
+
+    def measure(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the radii [N]."""
+        with torch.no_grad():
+            probabilities = predict(x).double().softmax(1)
+        return self.base * (self.alpha * margin(probabilities, y)).exp()
+
+    def read(self, values: Tensor, correct: Tensor) -> Reading:
+        """Average. Facts: the distribution, and ``below_base``, a share of the images in [0, 1]."""
+        del correct
+        facts = distribution(values)
+        mean = facts.pop("mean")
+        return Reading(mean, {**facts, "below_base": share_below(values, self.base)})
 
 
 def _where_defined(margins: Margins) -> Tensor:

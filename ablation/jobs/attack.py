@@ -137,7 +137,7 @@ def evaluate_checkpoint(
     weights = chosen_weights(config)
     net = build_net(config, images.train, config.phases[-1].method, device)
     load_into(net, run.checkpoints.load_weights(name, weights == "average"), name)
-    changed = [text for entry in recorded_launches(run) for text in entry["overrides"]]
+    changed = changed_overrides(run)
     subject = Subject(
         name, weights, config.eps, config.norm, node, config.scale, changed, config.notes
     )
@@ -145,6 +145,11 @@ def evaluate_checkpoint(
     tracker.summary({f"{name}/{Column(k, node.split).name}": v for k, v in values.items()})
     flags = (run.result() or {}).get("flags", ())
     tracker.summary({"flags": len(flags), "flags_text": "; ".join(flags)})
+
+
+def changed_overrides(run: Run) -> list[str]:
+    """What the command lines of a run changed in its tables."""
+    return [text for entry in recorded_launches(run) for text in entry["overrides"]]
 
 
 def summary_of(found: Evaluation) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ablation.config.evaluations import checkpoints, chosen_weights, eval_id, evaluations
 from ablation.config.experiment import CheckpointName, Config, EvaluationConfig
 from ablation.runs.directory import Run
+from ablation.runs.evaluations import TRAINING
 
 
 def moved(config: Config, run: Run) -> bool:
@@ -26,8 +27,9 @@ def _key(config: Config, name: str, node: EvaluationConfig) -> tuple[str, str]:
 
 
 def asked_keys(config: Config) -> list[tuple[str, str]]:
-    """Checkpoint and ``eval_id`` of each evaluation that the config asks for."""
-    return [_key(config, name, node) for name, node in asked(config)]
+    """Checkpoint and ``eval_id`` of each evaluation asked for, and of what training recorded."""
+    recorded = [(name, TRAINING) for name in checkpoints(config)]
+    return [*(_key(config, name, node) for name, node in asked(config)), *recorded]
 
 
 def missing(config: Config, run: Run) -> list[tuple[CheckpointName, EvaluationConfig]]:

@@ -12,6 +12,9 @@ from ablation.output import say
 from ablation.runs.directory import Run
 from ablation.text import show_fraction, summary_table
 
+DECIMALS = {"radius": 4}
+"""Of numbers that are not shown with two."""
+
 
 def announce(config: Config, run: Run, device: torch.device) -> None:
     """Print what is about to happen, in a few lines."""
@@ -58,7 +61,9 @@ def result_table(run: Run, asked: Collection[tuple[str, str]] | None = None) -> 
             entry["checkpoint"] + ("" if entry["weights"] == "raw" else " (average)"),
             entry["metric"],
             entry["split"],
-            "-" if entry["value"] is None else f"{entry['value']:.2f}",
+            "-"
+            if entry["value"] is None
+            else f"{entry['value']:.{DECIMALS.get(entry['unit'], 2)}f}",
             entry["unit"],
             str(entry["n"]),
             show_fraction(entry["params"]["eps"]) if "eps" in entry["params"] else "",

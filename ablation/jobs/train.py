@@ -20,6 +20,7 @@ from ablation.data import DeviceLoader, encode_split
 from ablation.errors import DONE, JOB_FAILED, ConfigError, InputError
 from ablation.jobs.attack import evaluate_checkpoint, show_examples
 from ablation.jobs.extend import adopt
+from ablation.jobs.recorded import add_recorded
 from ablation.jobs.setup import (
     Images,
     build_net,
@@ -134,6 +135,7 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
                     raise
             run.set_status("running", trained=True)
             del net
+        add_recorded(config, run, images, tracker)
         for name, node in missing(config, run):
             evaluate_checkpoint(config, run, name, node, images, device, stop, tracker)
         show_examples(config, run, images, device, tracker)

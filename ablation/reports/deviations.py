@@ -9,11 +9,13 @@ from typing import Any
 
 from ablation.config.experiment import DISABLED, Config
 from ablation.config.parser import TARGET
+from ablation.numerics.summaries import SPREAD
 from ablation.runs.directory import VOLATILE
 
 IMMATERIAL = (
     *("eps_text", "seed", "batch_size"),
     *("std", "mean_all", "correct", "zero_gradients"),
+    *(*SPREAD, "below_eps", "below_base", "epoch"),
 )
 """Parameters of an attack in which two comparable numbers may differ; what a measure found."""
 UNSAID = {"temperature": 1.0}

@@ -155,7 +155,7 @@ def _trained(path: Path, config: Mapping[str, Any]) -> _Trained | None:
     directory = read(path)
     numbers: dict[str, list[Measurement]] = {}
     for number in directory.measurements:
-        if (number.checkpoint, number.weights) == (checkpoint, weights):
+        if number.is_of(checkpoint, weights):
             numbers.setdefault(number.column, []).append(number)
     return _Trained(
         path,

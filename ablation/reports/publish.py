@@ -91,6 +91,7 @@ UNDRAWN: Mapping[str, str] = {
         "no run measured them over epochs (monitor.effective_margin=true), or only runs at chance "
         "level"
     ),
+    "radius_histogram": "no run recorded a radius of each image in training",
 }
 """Why a plot is left out, by its file's name."""
 
@@ -99,7 +100,7 @@ def _draw(
     comparison: Comparison, config: ReportConfig, folder: Path
 ) -> tuple[list[Path], list[str]]:
     """Write the plots that there is data for; earlier ones without go, and it is said why."""
-    from ablation.reports import class_ranks, curves, plots
+    from ablation.reports import class_ranks, curves, plots, radii
     from ablation.reports.style import save
 
     robust = plots.choose_robust_metric(comparison)
@@ -114,6 +115,9 @@ def _draw(
         "robust_over_eps": plots.robust_over_eps(comparison, _sweeps(comparison), config.strict),
         "margin_quantiles": curves.margin_quantiles(comparison, histories),
         "effective_margins": curves.effective_margins(comparison, histories),
+        "radius_histogram": radii.radius_histogram(
+            comparison, radii.radii_of(comparison, config.strict)
+        ),
     }
     if robust:
         figures["clean_against_robust"] = plots.clean_against_robust(

@@ -11,7 +11,7 @@ from ablation.config.experiment import Config
 from ablation.evaluation import describe
 from ablation.reports.deviations import deviations, mismatches
 from ablation.reports.records import Measurement
-from ablation.runs.columns import Column
+from ablation.runs.columns import OF_TRAINING, Column
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Recipe:
         """An attack's parameters; ``None`` if the table's evaluation does not have it."""
         config, node = self.config, self.config.evaluation
         place = Column.parse(column)
+        if place.metric in OF_TRAINING:
+            return {}
         metric = next((name for name in place.metrics if name in node.attacks), None)
         if metric is None:
             return {} if place.metric == "clean" else None

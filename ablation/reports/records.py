@@ -18,6 +18,7 @@ from ablation.reports.comparison import Absence
 from ablation.reports.deviations import mismatches
 from ablation.runs.columns import Column, verdict_column
 from ablation.runs.directory import Run
+from ablation.runs.evaluations import TRAINING
 from ablation.runs.status import State
 from ablation.text import printable
 
@@ -43,7 +44,7 @@ class Measurement:
         n: examples it is taken over.
         params: of the attack.
         flags: warnings of the evaluation.
-        eval_id: hash of the evaluation.
+        eval_id: hash of the evaluation, or ``TRAINING``.
         examples: Parquet file of the evaluation, a line per example; ``None`` if it is gone.
     """
 
@@ -66,8 +67,18 @@ class Measurement:
 
     @property
     def whole(self) -> bool:
-        """Whether it is over the whole split: a random subset is hardly ever the first n images."""
+        """Whether it is over the whole split: a random subset is hardly ever the first n images.
+
+        What training recorded is of all images that it trained on.
+        """
+        if self.eval_id == TRAINING:
+            return True
         return self.examples is not None and _last_index(self.examples) == self.n - 1
+
+    def is_of(self, checkpoint: str, weights: str) -> bool:
+        """Tell whether it is of these weights; of their average too if training recorded it."""
+        kinds = (self.weights, weights) if self.eval_id == TRAINING else (self.weights,)
+        return self.checkpoint == checkpoint and weights in kinds
 
 
 @dataclass(frozen=True)
@@ -217,8 +228,7 @@ def collapsed(measurements: Iterable[Measurement], classes: int) -> bool:
 
 def stands_for(config: Config, number: Measurement) -> bool:
     """Tell whether a number is of the weights that a run stands for."""
-    place = (evaluations.checkpoints(config)[0], evaluations.chosen_weights(config))
-    return (number.checkpoint, number.weights) == place
+    return number.is_of(evaluations.checkpoints(config)[0], evaluations.chosen_weights(config))
 
 
 def measured(

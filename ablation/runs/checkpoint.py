@@ -8,6 +8,7 @@ Layout of the folder::
 
     step_0000123/          resumable: weights, average, optimiser and clock, with their sha256
     best_robust.safetensors, best_robust-average.safetensors, best_clean..., last...
+    best_robust-recorded.safetensors, ...  what training recorded of each image in their epoch
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ablation.errors import InputError
 from ablation.runs.files import (
     DamagedError,
     atomic_write_bytes,
+    discard,
     make_folder,
     read_bytes,
     sha256,
@@ -160,15 +162,17 @@ class Checkpoints:
         name: str,
         weights: Mapping[str, Tensor],
         average: Mapping[str, Tensor] | None = None,
+        recorded: Mapping[str, Tensor] | None = None,
         *,
         meta: Mapping[str, str],
     ) -> None:
-        """Write ``<name>.safetensors`` and, with an average, ``<name>-average.safetensors``.
+        """Write ``<name>.safetensors``, and ``<name>-average`` and ``<name>-recorded`` beside it.
 
         Args:
             name: ``best_robust``, ``best_clean`` or ``last``.
             weights: a state dict.
             average: the averaged network's.
+            recorded: columns of what training recorded of each image in the weights' epoch.
             meta: goes into the files' metadata: epoch, step, run.
 
         Raises:
@@ -178,6 +182,10 @@ class Checkpoints:
         # The average first: whoever sees new raw weights also finds their average.
         if average is not None:
             atomic_write_bytes(self._flat(name, True), encode(average, meta))
+        if recorded:
+            atomic_write_bytes(self._recorded(name), encode(recorded, meta))
+        else:
+            discard(self._recorded(name))  # of an earlier epoch
         atomic_write_bytes(self._flat(name, False), encode(weights, meta))
 
     def load_weights(self, name: str, average: bool) -> dict[str, Tensor]:
@@ -202,6 +210,27 @@ class Checkpoints:
             raise self._foreign(path, meta["train_id"])
         return weights
 
+    def load_recorded(self, name: str) -> tuple[dict[str, Tensor], int] | None:
+        """Read what training recorded in the epoch of these weights, and the number of that epoch.
+
+        Returns:
+            Columns on the CPU and the epoch, from 0; ``None`` if nothing was recorded.
+
+        Raises:
+            InputError: the file is damaged, or of another step than the weights.
+        """
+        path = self._recorded(name)
+        if not path.is_file():
+            return None
+        recorded, meta = load_weights_file(path)
+        _, weights = load_weights_file(self._flat(name, False))
+        if meta.get("step") != weights.get("step"):  # a kill came between the two files
+            raise InputError(
+                f"{path} is of step {meta.get('step')}, the weights are of step "
+                f"{weights.get('step')}: remove it to do without its numbers"
+            )
+        return recorded, int(meta["epoch"])
+
     def copy_weights(self, source: Checkpoints, name: str, *, averaged: bool) -> None:
         """Copy what another run's ``save_weights`` wrote; epoch and step stay.
 
@@ -216,7 +245,8 @@ class Checkpoints:
         weights = source.load_weights(name, False)
         average = source.load_weights(name, True) if averaged else None
         _, meta = load_weights_file(source._flat(name, False))
-        self.save_weights(name, weights, average, meta=meta)
+        recorded, _ = source.load_recorded(name) or (None, 0)
+        self.save_weights(name, weights, average, recorded, meta=meta)
 
     def has(self, name: str, average: bool = False) -> bool:
         """Say whether these weights are on disk."""
@@ -229,7 +259,7 @@ class Checkpoints:
     def names(self) -> list[str]:
         """The names of the weights on disk, averages not listed separately."""
         stems = sorted(path.stem for path in self.folder.glob("*.safetensors"))
-        return [stem for stem in stems if not stem.endswith("-average")]
+        return [stem for stem in stems if not stem.endswith(("-average", "-recorded"))]
 
     def sweep(self) -> None:
         """Remove what killed processes left half written; call under the run's lock."""
@@ -237,6 +267,9 @@ class Checkpoints:
 
     def _flat(self, name: str, average: bool) -> Path:
         return self.folder / f"{name}{'-average' if average else ''}.safetensors"
+
+    def _recorded(self, name: str) -> Path:
+        return self.folder / f"{name}-recorded.safetensors"
 
     def _steps(self) -> list[Path]:
         """Resumable checkpoints, oldest first."""

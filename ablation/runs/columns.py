@@ -8,6 +8,9 @@ from dataclasses import dataclass
 MARKED = ("_train", "_val")
 """Endings that say the split; a column without one is of test images."""
 
+OF_TRAINING = ("mean_radius", "mean_radius_floor")
+"""Metrics that training itself records: their images are training images, and no ending says so."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -25,15 +28,19 @@ class Column:
     split: str
 
     def __post_init__(self) -> None:
+        metric = re.sub(f"(?<=.)(?:_{self.split})+$", "", self.metric)
         # "_test" is part of a metric's name (margin_test), except behind another split.
-        before = "(?:(?<=_train)|(?<=_val))" if self.split == "test" else "(?<=.)"
-        metric = re.sub(f"{before}(?:_{self.split})+$", "", self.metric)
-        object.__setattr__(self, "metric", metric)
+        if self.split != "test" or _names_split(metric):
+            object.__setattr__(self, "metric", metric)
 
     @property
     def name(self) -> str:
-        """Text in tables, CSV files and W&B: ``pgd20`` (test), ``clean_val``, ``margin_train``."""
-        bare = self.split == "test" and not self.metric.endswith(MARKED)
+        """Text in tables, CSV files and W&B: ``pgd20`` (test), ``clean_val``, ``margin_train``.
+
+        ``mean_radius`` is of training images.
+        """
+        usual = "train" if self.metric in OF_TRAINING else "test"
+        bare = self.split == usual and not self.metric.endswith(MARKED)
         return self.metric if bare else f"{self.metric}_{self.split}"
 
     @property
@@ -44,10 +51,17 @@ class Column:
     @classmethod
     def parse(cls, name: str) -> Column:
         """Read a column's name."""
+        if name in OF_TRAINING:
+            return cls(name, "train")
         metric, _, split = name.rpartition("_")
-        if (metric and split in ("train", "val")) or (split == "test" and metric.endswith(MARKED)):
+        if (metric and split in ("train", "val")) or (split == "test" and _names_split(metric)):
             return cls(metric, split)
         return cls(name, "test")
+
+
+def _names_split(metric: str) -> bool:
+    """Tell whether a name alone means other images than those of the test split."""
+    return metric.endswith(MARKED) or metric in OF_TRAINING
 
 
 def verdict_column(metric: str) -> str:

@@ -44,7 +44,7 @@ from ablation.runs.status import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 VOLATILE = (
@@ -158,9 +158,18 @@ class Run(RunStatus, EvaluationRecords):
         return snapshot
 
     def keep_weights(
-        self, name: str, net: nn.Module, average: nn.Module | None, epoch: int, step: int
+        self,
+        name: str,
+        net: nn.Module,
+        average: nn.Module | None,
+        epoch: int,
+        step: int,
+        recorded: Mapping[str, Tensor],
     ) -> None:
         """Write the weights ``best_robust``, ``best_clean`` or ``last``, and their average.
+
+        ``recorded`` is what training recorded of each image in their epoch, as columns; empty if
+        its method records nothing.
 
         Raises:
             InputError: the disk is full or cannot be written; the old files are untouched.
@@ -168,7 +177,7 @@ class Run(RunStatus, EvaluationRecords):
         self.check_place()
         averaged = None if average is None else average.state_dict()
         meta = {"epoch": str(epoch), "step": str(step), "run": self.path.name}
-        self.checkpoints.save_weights(name, net.state_dict(), averaged, meta=meta)
+        self.checkpoints.save_weights(name, net.state_dict(), averaged, recorded, meta=meta)
 
     def log(self, row: Mapping[str, float | int | str | None]) -> None:
         """Append the line of an epoch, durably. NaN and Inf become null with a ``_reason``.

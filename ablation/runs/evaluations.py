@@ -20,6 +20,9 @@ ENTRY_FIELDS = frozenset(
 )
 """Fields of every entry of a result."""
 
+TRAINING = "training"
+"""In place of an ``eval_id``: what training recorded in the epoch of the weights."""
+
 
 class EvaluationRecords:
     """Keep and read the evaluations of a run.
@@ -56,7 +59,7 @@ class EvaluationRecords:
 
         Args:
             checkpoint: the weights that were attacked.
-            eval_id: hash of the evaluation.
+            eval_id: hash of the evaluation, or ``TRAINING``.
             entries: numbers; each has the fields of ``ENTRY_FIELDS``.
             examples: one row per example.
             flags: warnings about the evaluation.
@@ -86,6 +89,30 @@ class EvaluationRecords:
             atomic_write_bytes(path.with_name(f"{path.stem}.parquet"), buffer.getvalue())
             atomic_write_text(path, json_text(record))
         self._rebuild_result()
+
+    def add_recorded(
+        self,
+        checkpoint: str,
+        entries: Sequence[Mapping[str, Any]],
+        columns: Mapping[str, Any],
+        flags: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep what training recorded in the epoch of some weights, as the evaluation ``TRAINING``.
+
+        Args:
+            checkpoint: the weights.
+            entries: see ``add_evaluation``.
+            columns: arrays with one entry per image, ``index`` among them.
+            flags: what every number of the run must say.
+            meta: see ``add_evaluation``.
+
+        Raises:
+            InputError: the disk is full or cannot be written; earlier results are untouched.
+        """
+        import pandas as pd  # slow to import, and most runs record nothing
+
+        self.add_evaluation(checkpoint, TRAINING, entries, pd.DataFrame(columns), flags, meta)
 
     def has_evaluation(self, checkpoint: str, eval_id: str) -> bool:
         """Say whether this evaluation is complete and on disk."""

@@ -20,10 +20,14 @@ CHECKS = "checks/"
 """Prefix of the attacks that only the checks ask for."""
 HIDDEN = (
     *("epoch", "step", "seconds", "images_per_second"),
-    *("margin_q0", "margin_q25", "margin_q75", "margin_q100", "logit_gap_mean", "logit_gap_p99"),
+    *("margin_q0", "margin_q100", "logit_gap_mean", "logit_gap_p99"),
+    *("radius_q50", "radius_floor_q50"),
     *("zero_gradient", "margin_train_std", "margin_test_std"),
 )
 """Columns of an epoch's row that the line shows in another way, or not at all."""
+
+SPREAD = ("_min", "_max", "_q05", "_q25", "_q75", "_q95")
+"""Endings of more such columns."""
 
 PERCENT = ("train_", "val_", "test_")
 """Prefixes of accuracies in percent."""
@@ -238,7 +242,7 @@ def describe(row: Mapping[str, float]) -> str:
     """
     found = []
     for name, value in row.items():
-        if name not in HIDDEN:
+        if name not in HIDDEN and not name.endswith(SPREAD):
             found.append(
                 f"{name} {value:.1f}%" if name.startswith(PERCENT) else f"{name} {value:.4g}"
             )

@@ -21,6 +21,7 @@ from ablation.runs.state_dicts import load_into
 from ablation.training.memory import Memories, remembering
 from ablation.training.method import Phase
 from ablation.training.optim import Sgd, peak, rates
+from ablation.training.recorded import EpochRecord
 from ablation.training.step import StepLog, train_step
 from ablation.types import Average, AverageSpec, Clock, Schedule
 
@@ -72,9 +73,15 @@ class Store(Protocol):
         """Read the newest intact checkpoint; ``None`` if there is none."""
 
     def keep_weights(
-        self, name: str, net: Net, average: torch.nn.Module | None, epoch: int, step: int
+        self,
+        name: str,
+        net: Net,
+        average: torch.nn.Module | None,
+        epoch: int,
+        step: int,
+        recorded: Mapping[str, Tensor],
     ) -> None:
-        """Write ``best_robust``, ``best_clean`` or ``last``."""
+        """Write ``best_robust``, ``best_clean`` or ``last``, and ``EpochRecord.columns``."""
 
     def rewind_metrics(self, epoch: int) -> None:
         """Drop the metrics of this epoch and later ones."""
@@ -121,9 +128,10 @@ class Position:
     best: dict[str, list[float]] = field(default_factory=dict)
 
 
-Group = Literal["term", "step", "correct", "craft", "logits"]
+Group = Literal["term", "step", "correct", "craft", "logits", "recorded"]
 """What a step logs: weighted terms; loss, gradient norm and counts; correct predictions of views;
-facts of crafters; the largest logits of views, which are watched but not summed."""
+facts of crafters; the largest logits of views and what is recorded of each sample, which are
+watched but not summed."""
 
 Key = tuple[Group, str]
 
@@ -243,6 +251,7 @@ class Engine:
             for body in (net.body, self._folded.net.body):
                 body.compile()
         self._sums: EpochSums | None = None
+        self._record = EpochRecord()
         self._device = next(net.parameters()).device
         self._guard = Guard((), self._device)
         self._memories = Memories(
@@ -327,22 +336,28 @@ class Engine:
                 memories=self._memories,
             )
             self._memories.commit(parts, views)
-            self._after_step(log, clock, len(batch.y))
+            self._after_step(log, clock, batch.index)
         self._end_of_epoch(started, first)
 
-    def _after_step(self, log: StepLog, clock: Clock, count: int) -> None:
+    def _after_step(self, log: StepLog, clock: Clock, index: Tensor) -> None:
+        count = len(index)
         if self.average is not None:
             self.average.update(self.net, clock)
         values = self._measured(log, count)
         if self._sums is None or self._sums.keys != tuple(values):
             self._sums = EpochSums(values, self._device)
-        watched = {**values, **{("logits", view): top for view, top in log.logits.items()}}
+        self._record.add(index, log.recorded)
+        # A radius that is not finite makes a loss that is not: the cause is watched first.
+        causes: dict[Key, Tensor] = {
+            ("recorded", name): each.abs().amax() for name, each in log.recorded.items()
+        }
+        watched = {**causes, **values, **{("logits", view): t for view, t in log.logits.items()}}
         vector = torch.stack([value.double() for value in watched.values()])
         if self._guard.keys != tuple(watched):
             self._guard.check()
             self._guard = Guard(watched, self._device)
         self._guard.add(vector, clock.step)
-        self._sums.add(vector[: len(values)])
+        self._sums.add(vector[len(causes) :][: len(values)])
         self.position.step += 1
         self.position.step_in_epoch += 1
         if self._device.type == "cpu" or self.position.step % SYNC_EVERY == 0:
@@ -392,10 +407,13 @@ class Engine:
         self._store.log(row)
         self._on_epoch(row, self.evaluated)
         self._reporter.epoch_end({k: v for k, v in row.items() if isinstance(v, (int, float))})
+        if last:
+            self._check_weights()
+            self._keep("last")
         self.position.epoch += 1
         self.position.step_in_epoch = 0
-        self._sums = None
-        self._save(last)
+        self._sums, self._record = None, EpochRecord()
+        self._save()
         if self._stop() and not last:
             self._interrupt()
 
@@ -419,7 +437,7 @@ class Engine:
         row |= {name: total / steps for name, total in sums.of("craft").items()}
         if "clipped" in totals:
             row["clipped"] = totals["clipped"] / steps
-        return row
+        return row | self._record.row()
 
     def _select(self, row: Mapping[str, Any]) -> None:
         """Save the weights of the best epoch so far; ties go to the higher other accuracy."""
@@ -434,7 +452,7 @@ class Engine:
         for name, score in scores.items():
             if score > self.position.best.get(name, [-1.0]):
                 self.position.best[name] = score
-                self._keep(name, self._total_epoch)
+                self._keep(name)
 
     def _prepare_average(self) -> None:
         if self.average is not None:
@@ -444,9 +462,12 @@ class Engine:
         for batch in self.loader.epoch(self._total_epoch):
             yield batch.x
 
-    def _keep(self, name: str, epoch: int) -> None:
+    def _keep(self, name: str) -> None:
+        """Keep the weights of the present epoch, and what was recorded in it."""
         average = None if self.average is None else self.average.model
-        self._store.keep_weights(name, self.net, average, epoch, self.position.step)
+        recorded = self._record.columns()
+        place = (self._total_epoch, self.position.step)
+        self._store.keep_weights(name, self.net, average, *place, recorded)
 
     def _check_weights(self) -> None:
         """Check that weights and buffers are finite: a step may spoil them after a finite loss.
@@ -458,11 +479,9 @@ class Engine:
             if not bool(value.isfinite().all()):
                 raise NonFiniteError("weights", f"{name} after step {self.position.step}")
 
-    def _save(self, last: bool = False) -> None:
+    def _save(self) -> None:
         place = self.position
         self._check_weights()
-        if last:
-            self._keep("last", self._total_epoch - 1)
         average = None if self.average is None else self.average.model.state_dict()
         sums = self._sums
         train = {
@@ -477,6 +496,7 @@ class Engine:
                 "best": place.best,
             },
             "sums": None if sums is None else sums.state_dict(),
+            "recorded": self._record.columns(),
         }
         self._store.save(
             Snapshot(place.step, self._total_epoch, self.net.state_dict(), average, train)
@@ -497,4 +517,6 @@ class Engine:
         self._memories.load_state_dict(state["memory"])
         if state["sums"] is not None:
             self._sums = EpochSums.restored(state["sums"], self._device)
+        # Checkpoints older than the record lack it.
+        self._record = EpochRecord.restored(state.get("recorded", {}), self._device)
         self._store.rewind_metrics(self._total_epoch)

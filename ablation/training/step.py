@@ -20,7 +20,7 @@ from ablation.text import did_you_mean
 from ablation.training.memory import Memories
 from ablation.training.method import ASCENT, CLEAN, Method, Pass, before_views
 from ablation.training.views import StepViews
-from ablation.types import Batch, Clock, SearchesExactly
+from ablation.types import Batch, Clock, Individual, SearchesExactly
 
 
 def check_layers(method: Method, net: Net) -> None:
@@ -48,6 +48,8 @@ class StepLog:
         facts: ``<crafter>_<fact>`` -> what the crafter reports of its search, scalar.
         logits: view -> largest absolute logit of its forwards, scalar. One that is not finite can
             leave a finite loss: -inf for a wrong class.
+        recorded: name -> a number of each sample of the batch, [N]: ``radius`` of an individual
+            budget, and what crafters record.
     """
 
     loss: Tensor
@@ -56,6 +58,7 @@ class StepLog:
     correct: Mapping[str, Tensor]
     facts: Mapping[str, Tensor]
     logits: Mapping[str, Tensor]
+    recorded: Mapping[str, Tensor]
 
 
 def total_loss(
@@ -126,6 +129,9 @@ def train_step(
 
     Returns:
         The measurements, and the views that the loss was taken of, for ``Memories.commit``.
+
+    Raises:
+        ValueError: parts record the same name, or values that are not one of each sample.
     """
     passes = method.training_passes
     observed = method.observed()
@@ -175,7 +181,11 @@ def train_step(
             _pass(after, entry, method.trailing_passes)
     correct = _correct(after) | _correct(latest)
     logits = after.largest_logits() | latest.largest_logits()
-    return StepLog(loss.detach(), _detached(parts), norm, correct, _facts(views), logits), latest
+    log = StepLog(
+        *(loss.detach(), _detached(parts), norm, correct, _facts(views), logits),
+        _recorded(method, views, eps),
+    )
+    return log, latest
 
 
 def _pass(views: StepViews, entry: Pass, passes: Sequence[Pass]) -> None:
@@ -207,6 +217,29 @@ def _facts(views: StepViews) -> dict[str, Tensor]:
         for name, crafted in views.all_crafted().items()
         for fact, value in crafted.facts.items()
     }
+
+
+def _recorded(method: Method, views: StepViews, eps: Tensor) -> dict[str, Tensor]:
+    """Gather what budget and crafters record of each sample; two may not use one name."""
+    budget = method.budget
+    individual = isinstance(budget, Individual) and budget.individual
+    sources = {"the budget": {"radius": eps} if individual else {}}
+    sources |= {
+        f"the crafter {name}": dict(crafted.recorded)
+        for name, crafted in views.all_crafted().items()
+    }
+    found: dict[str, Tensor] = {}
+    owners: dict[str, str] = {}
+    for owner, recorded in sources.items():
+        for name, values in recorded.items():
+            if name in owners:
+                raise ValueError(f"{name} is recorded by {owners[name]} and by {owner}; use one")
+            if values.shape != eps.shape:
+                raise ValueError(
+                    f"{owner} records {name} of shape {list(values.shape)}, not {list(eps.shape)}"
+                )
+            owners[name], found[name] = owner, values.detach()
+    return found
 
 
 @torch.no_grad()

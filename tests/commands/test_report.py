@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -92,6 +93,38 @@ def test_margins_over_epochs_are_drawn_where_runs_have_them(go, runs, tmp_path, 
     assert "not drawn: margin_quantiles" not in out
     assert go(f"runs={runs}", "by=method", f"out={tmp_path}/any") == DONE
     assert (tmp_path / "any/runs/margin_quantiles.png").is_file()
+
+
+def test_radii_of_training_are_drawn_where_runs_recorded_them(go, runs, tmp_path, capsys):
+    arguments = ("table=demo", f"runs_dir={runs}", f"out={tmp_path}/out")
+    assert go(*arguments) == DONE
+    out = capsys.readouterr().out
+    assert "not drawn: radius_histogram: no run recorded a radius of each image in training" in out
+    assert "mean_radius" not in out
+    run = next(run for run in find_runs(runs) if "trades" in run.path.name)
+    entry = {
+        "checkpoint": "best_robust",
+        "weights": "raw",
+        "metric": "mean_radius",
+        "split": "train",
+        "value": 0.043,
+        "unit": "radius",
+        "n": 3,
+        "params": {"eps": 0.1},
+    }
+    columns = {"index": [0, 1, 2], "radius": np.array([0.042, 0.043, 0.044], np.float32)}
+    with run.reopen():
+        run.add_recorded("best_robust", [entry], columns)
+    assert go(*arguments) == DONE
+    out = capsys.readouterr().out
+    assert "radius_histogram.pdf" in out
+    assert "not drawn: radius_histogram" not in out
+    assert "0.0430 (1/3)" in out
+    assert (tmp_path / "out/demo/radius_histogram.png").stat().st_size > 1000
+    with (tmp_path / "out/demo/table.csv").open() as file:
+        rows = {(row["key"], row["column"]): row for row in csv.DictReader(file)}
+    assert float(rows["trades", "mean_radius"]["mean"]) == 0.043
+    assert rows["trades", "mean_radius"]["unit"] == "radius"
 
 
 FIGURE3 = {2 * i: 80.0 - 5 * i for i in range(1, 9)}

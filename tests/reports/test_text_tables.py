@@ -115,9 +115,14 @@ def test_two_decimals_take_two_thousand_examples(n, expected):
     [(0.0432157, "0.04322"), (1.23456, "1.235"), (12.3456, "12.35"), (0.0, "0.000"),
      (4321.9, "4322")],
 )  # fmt: skip
-def test_margins_and_radii_have_four_digits(value, expected):
-    for unit in ("margin", "radius"):
-        assert shown(measured(value, unit=unit)) == [f"{expected} (1)"]
+def test_margins_have_four_digits(value, expected):
+    assert shown(measured(value, unit="margin")) == [f"{expected} (1)"]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.043, "0.0430"), (0.0432157, "0.0432"),
+                                                 (0.1255, "0.1255"), (0.0, "0.0000")])  # fmt: skip
+def test_radii_have_four_decimals(value, expected):
+    assert shown(measured(value, unit="radius")) == [f"{expected} (1)"]
 
 
 def test_a_difference_of_nothing_is_a_plain_zero():

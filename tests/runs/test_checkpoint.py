@@ -321,6 +321,41 @@ def test_weights_come_back_with_their_metadata(store):
         store.load_weights("last", average=True)
 
 
+def test_what_was_recorded_is_kept_with_the_weights_of_its_epoch(store, tmp_path):
+    weights, meta = {"w": torch.randn(2, 3)}, {"epoch": "3", "step": "12"}
+    columns = {"index": torch.tensor([4, 0]), "radius": torch.tensor([0.1, 0.2])}
+    assert store.load_recorded("last") is None
+    store.save_weights("last", weights, weights, columns, meta=meta)
+    assert store.names() == ["last"]
+    found = store.load_recorded("last")
+    assert found is not None
+    assert same(found[0], columns)
+    assert found[1] == 3
+    other = Checkpoints(tmp_path / "other", "9876543210")
+    other.copy_weights(store, "last", averaged=True)
+    copied = other.load_recorded("last")
+    assert copied is not None
+    assert same(copied[0], columns)
+    assert copied[1] == 3
+    store.save_weights("last", weights, weights, {}, meta={"epoch": "4", "step": "16"})
+    assert store.load_recorded("last") is None
+
+
+@pytest.mark.parametrize("write", ["weights", "recorded"])
+def test_what_was_recorded_at_another_step_than_the_weights_is_refused(store, write):
+    """As a kill between the two files leaves it."""
+    weights, columns = {"w": torch.randn(2)}, {"index": torch.zeros(1), "radius": torch.ones(1)}
+    store.save_weights("last", weights, recorded=columns, meta={"epoch": "3", "step": "12"})
+    path = store.folder / (
+        "last.safetensors" if write == "weights" else "last-recorded.safetensors"
+    )
+    before = path.read_bytes()
+    store.save_weights("last", weights, recorded=columns, meta={"epoch": "4", "step": "16"})
+    path.write_bytes(before)
+    with pytest.raises(InputError, match=r"last-recorded\.safetensors is of step"):
+        store.load_recorded("last")
+
+
 def test_equal_weights_are_equal_files(tmp_path):
     weights = {f"layer{i}": torch.randn(3, generator=generator(0, "w", i)) for i in range(9)}
     meta = {f"key{i}": str(i) for i in range(9)}

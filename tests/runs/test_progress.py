@@ -132,6 +132,14 @@ def test_numbers_and_times():
     assert [duration(x) for x in (0, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
 
 
+def test_of_a_distribution_the_line_shows_the_mean():
+    names = ("mean", "min", "max", "q05", "q25", "q50", "q75", "q95")
+    row = {f"{name}_{key}": 0.043 for name in ("radius", "radius_floor") for key in names}
+    assert describe(row) == "radius_mean 0.043  radius_floor_mean 0.043"
+    margins = {f"margin_q{q}": 0.5 for q in (0, 25, 50, 75, 100)}
+    assert describe(margins) == "margin_q50 0.5"
+
+
 def test_a_table_is_aligned_numbers_to_the_right():
     rows = [("best_robust", "pgd20", "51.20"), ("last", "clean", "7.1 ± 0.2"), ("last", "aa", "-")]
     assert summary_table("results", rows, ("checkpoint", "metric", "value")) == "\n".join(

@@ -79,6 +79,27 @@ class MarginBudget:
 
 
 @dataclass(frozen=True)
+class Told(MarginBudget):
+    """A budget that has its radii recorded."""
+
+    individual: bool = True
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The clean points, and a number of each sample to record: its label times ``factor``."""
+
+    factor: float = 1.0
+    name: str = "radius"
+    bn: AttackMode = "eval"
+
+    def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
+        batch = views.batch
+        values = self.factor * batch.y.to(batch.x.dtype)
+        return Crafted(batch.x, recorded={self.name: values})
+
+
+@dataclass(frozen=True)
 class InputGradient:
     """||grad_x CE||^2 in evaluation mode: needs double backward."""
 

@@ -28,6 +28,7 @@ from ablation.training.engine import Engine, Recipe
 from ablation.training.method import Method, Phase, Slot, parse_passes
 from ablation.training.optim import Sgd
 from ablation.types import AverageSpec, Crafted, Views
+from tests.support.parts import Told
 
 STEPS = 3
 """Steps of an epoch."""
@@ -50,6 +51,7 @@ class Shelf:
     """Name, epoch and step of weights that were kept."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    recorded: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     snapshot: Snapshot | None = None
     rewound: list[int] = field(default_factory=list)
     """Epochs from which on metrics were dropped."""
@@ -60,8 +62,9 @@ class Shelf:
     def load(self) -> Snapshot | None:
         return self.snapshot
 
-    def keep_weights(self, name, net, average, epoch, step) -> None:
+    def keep_weights(self, name, net, average, epoch, step, recorded) -> None:
         self.kept.append((name, epoch, step))
+        self.recorded[name] = dict(recorded)
         source = net if average is None else average
         self.weights[name] = {k: v.clone() for k, v in source.state_dict().items()}
 
@@ -100,7 +103,7 @@ def at(eps: float = 0.3) -> Method:
     )
 
 
-class Told(Pgd):
+class Reporting(Pgd):
     """PGD with something to report."""
 
     def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
@@ -212,7 +215,7 @@ def test_accuracies_of_an_epoch_are_percentages_of_its_images():
 
 def test_losses_of_an_epoch_are_means_over_its_steps():
     """A network that does not move, clipped: every step counts alike, in every column."""
-    pgd = Told({"ce": Ascended(AttackCrossEntropy())}, steps=1, step_size=1.0, start="clean")
+    pgd = Reporting({"ce": Ascended(AttackCrossEntropy())}, steps=1, step_size=1.0, start="clean")
     clipped = Phase("main", 1, replace(at(), crafters={"adv": pgd}), clip=0.8)
     shelf, net = trained(lr=1e-12, phases=(clipped,))
     losses, norms = [], []
@@ -311,3 +314,94 @@ def test_on_a_cpu_a_run_stops_at_the_first_step_that_is_not_finite():
     with pytest.raises(NonFiniteError, match="first at step 1"):
         trained(phases=(Phase("main", 1, replace(at(), budget=budget)),))
     assert steps == [0, 1]
+
+
+def told(eps: float = 0.3) -> Method:
+    return replace(at(), budget=Told(eps))
+
+
+SCORES = {"val_clean": [50.0, 40.0, 30.0], "val_robust": [10.0, 30.0, 20.0]}
+
+
+def scores_of(epoch: int) -> Mapping[str, float]:
+    return {name: numbers[epoch] for name, numbers in SCORES.items()}
+
+
+def test_radii_are_kept_with_the_weights_of_their_epoch_and_summarised_in_its_row():
+    shelf, _ = trained(scores_of, phases=(Phase("main", 3, told()),))
+    epochs = {"best_clean": 0, "best_robust": 1, "last": 2}
+    assert {name: epoch for name, epoch, _ in shelf.kept} == epochs
+    for name, epoch in epochs.items():
+        columns, row = shelf.recorded[name], shelf.rows[epoch]
+        assert sorted(columns["index"].tolist()) == list(range(12))
+        assert columns["radius"].shape == (12,)
+        assert row["radius_mean"] == pytest.approx(columns["radius"].double().mean().item())
+        assert row["radius_min"] == columns["radius"].min().item()
+        assert 0.3 < row["radius_min"] < row["radius_q50"] < row["radius_max"] < 0.6
+    assert len({row["radius_mean"] for row in shelf.rows}) == 3
+
+
+def test_a_method_that_records_nothing_has_the_rows_and_weights_that_it_had():
+    shelf, _ = trained(scores_of, epochs=3)
+    assert not any("radius" in name for row in shelf.rows for name in row)
+    assert shelf.recorded == {"best_clean": {}, "best_robust": {}, "last": {}}
+    other, same = trained(
+        scores_of, phases=(Phase("main", 3, replace(at(), budget=Told(0.3, individual=False))),)
+    )
+    recorded, alike = trained(scores_of, phases=(Phase("main", 3, told()),))
+    extra = recorded.rows[0].keys() - other.rows[0].keys()
+    assert {name.partition("_")[0] for name in extra} == {"radius"}
+    for name, value in same.state_dict().items():
+        assert torch.equal(value, alike.state_dict()[name])
+
+
+def rows_without_clock(shelf: Shelf) -> list[dict[str, Any]]:
+    clock = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in clock} for row in shelf.rows]
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 9])
+def test_a_run_that_was_interrupted_records_the_same_radii(step):
+    """Within the first epoch, at its end, within the second, and at the very end."""
+    phases = (Phase("main", 3, told()),)
+    whole, _ = trained(scores_of, phases=phases)
+    shelf, steps = Shelf(), itertools.count(1)
+    with pytest.raises(InterruptedRunError):
+        trained(scores_of, phases=phases, shelf=shelf, stop=lambda: next(steps) >= step)
+    done = len(shelf.rows)
+    trained(lambda e: scores_of(e + done), phases=phases, shelf=shelf)
+    assert rows_without_clock(shelf) == rows_without_clock(whole)
+    for name, columns in whole.recorded.items():
+        assert columns.keys() == shelf.recorded[name].keys()
+        assert all(torch.equal(shelf.recorded[name][k], v) for k, v in columns.items())
+
+
+def test_a_checkpoint_older_than_the_record_goes_on():
+    whole, _ = trained(epochs=2)
+    shelf, steps = Shelf(), itertools.count(1)
+    with pytest.raises(InterruptedRunError):
+        trained(epochs=2, shelf=shelf, stop=lambda: next(steps) >= 2)
+    assert shelf.snapshot is not None
+    del shelf.snapshot.train["recorded"]
+    trained(epochs=2, shelf=shelf)
+    assert rows_without_clock(shelf) == rows_without_clock(whole)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_radius_that_is_not_finite_is_named(bad):
+    class Bad(Told):
+        def __call__(self, views: Views) -> Tensor:
+            radii = super().__call__(views)
+            return radii.index_fill(0, torch.tensor([2]), bad) if views.clock.step == 1 else radii
+
+    method = replace(at(), budget=Bad(0.3))
+    with pytest.raises(NonFiniteError, match=r"recorded_radius is not finite \(first at step 1\)"):
+        trained(phases=(Phase("main", 1, method),))
+
+
+def test_a_phase_without_radii_leaves_none_of_an_earlier_one():
+    phases = (Phase("first", 1, told()), Phase("main", 1, at()))
+    scores = {0: {"val_clean": 1.0, "val_robust": 1.0}, 1: {"val_clean": 2.0, "val_robust": 2.0}}
+    shelf, _ = trained(lambda e: scores[e], phases=phases)
+    assert ["radius_mean" in row for row in shelf.rows] == [True, False]
+    assert shelf.recorded == {"best_clean": {}, "best_robust": {}, "last": {}}

@@ -346,7 +346,7 @@ def test_memories_of_all_phases_are_in_the_checkpoint(tmp_path, monkeypatch):
 def test_an_older_checkpoint_whose_memory_is_a_list_still_resumes(tmp_path, monkeypatch):
     original = Engine._save
 
-    def save(self: Engine, last: bool = False) -> None:
+    def save(self: Engine) -> None:
         store = self._store.save
 
         def older(snapshot: Snapshot) -> None:
@@ -354,7 +354,7 @@ def test_an_older_checkpoint_whose_memory_is_a_list_still_resumes(tmp_path, monk
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self._store, "save", older)
-            original(self, last)
+            original(self)
 
     whole, broken = plain(tmp_path / "whole", *TINY), plain(tmp_path / "broken", *TINY)
     assert job.train(whole) == DONE

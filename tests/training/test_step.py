@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, Pgd
@@ -21,14 +22,16 @@ from ablation.training.method import Method, Pass, Slot, parse_passes
 from ablation.training.optim import LightSgd
 from ablation.training.step import total_loss, train_step
 from ablation.training.views import StepViews
-from ablation.types import Clock, Gate
+from ablation.types import Clock, Crafted, Gate, Views
 from tests.support.parts import (
     Boundary,
     Half,
     InputGradient,
     LogitMemory,
     MarginBudget,
+    Recording,
     ShiftedHead,
+    Told,
     largest_difference,
     sgd,
     small_batch,
@@ -427,3 +430,37 @@ def test_sums_of_an_older_checkpoint_are_read():
     assert sums.of("step") == {"gradient": 1, "loss": 2, "images": 4, "clipped": 6}
     assert sums.of("correct") == {"nat": 3}
     assert sums.of("craft") == {"boundary_found": 5}
+
+
+def test_radii_of_an_individual_budget_and_what_crafters_record_are_logged():
+    net, batch = small_net(), small_batch()
+    radii = MarginBudget(0.05)(StepViews(net, batch, CLOCK, nullcontext))
+    method = at(budget=Told(0.05)).with_crafter("told", Recording(2.0, "twice"))
+    _, log, _ = step(method, net, batch)
+    assert set(log.recorded) == {"radius", "twice"}
+    torch.testing.assert_close(log.recorded["radius"], radii.detach())
+    assert log.recorded["twice"].tolist() == (2.0 * batch.y).tolist()
+    assert not any(values.requires_grad for values in log.recorded.values())
+
+
+@pytest.mark.parametrize("budget", [Fixed(0.1), MarginBudget(0.1), Told(0.1, individual=False)])
+def test_radii_that_are_not_individual_are_not_recorded(budget):
+    _, log, _ = step(at(budget=budget))
+    assert log.recorded == {}
+
+
+def test_two_parts_that_record_one_name_are_refused():
+    with pytest.raises(ValueError, match="radius is recorded by the budget and by the crafter b"):
+        step(at(budget=Told(0.1)).with_crafter("b", Recording()))
+    twice = at().with_crafter("a", Recording()).with_crafter("b", Recording())
+    with pytest.raises(ValueError, match="radius is recorded by the crafter a and by the crafter"):
+        step(twice)
+
+
+def test_what_is_not_one_number_of_each_sample_is_refused():
+    class Short(Recording):
+        def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
+            return Crafted(views.batch.x, recorded={"radius": eps[1:]})
+
+    with pytest.raises(ValueError, match=r"crafter b records radius of shape \[7\], not \[8\]"):
+        step(at().with_crafter("b", Short()))
