@@ -54,13 +54,18 @@ def load_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not weights: run git lfs pull")
     try:
-        if content.startswith((b"PK", b"\x80")):
+        if content.startswith((b"PK", b"\x80")) and not _is_safetensors(content):
             return _unwrap(unpickle(path, content), path), {}
         return decode(content)
     except DamagedError as error:
         raise InputError(
             f"{path} is damaged or not a file of weights ({error}): download or save it again"
         ) from error
+
+
+def _is_safetensors(content: bytes) -> bool:
+    """Tell by the header, whose length comes first and may begin like a pickle or a ZIP file."""
+    return content[4:9] == b"\0\0\0\0{"
 
 
 def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -20,7 +20,7 @@ from ablation.random import generator
 from ablation.runs import checkpoint
 from ablation.runs.checkpoint import Checkpoints, Snapshot
 from ablation.runs.files import atomic_write_bytes, atomic_write_text, sweep_temporaries
-from ablation.runs.state_dicts import load_into, load_weights_file
+from ablation.runs.state_dicts import encode, load_into, load_weights_file
 
 DEAD = 2**22 + 1
 """No process has this number: Linux counts to 2**22."""
@@ -319,6 +319,21 @@ def test_weights_come_back_with_their_metadata(store):
     assert found == {**meta, "train_id": "0123456789", "format": "1"}
     with pytest.raises(InputError, match=r"no averaged weights 'last'; it has: best_robust, last"):
         store.load_weights("last", average=True)
+
+
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_a_header_as_long_as_a_pickle_or_a_zip_file_begins(tmp_path, start):
+    """One length in 32 has 0x80 as its low byte."""
+    path = tmp_path / "last.safetensors"
+    for length in range(8, 20_000, 8):
+        content = encode({"w": torch.ones(2)}, {"note": "n" * length})
+        if content.startswith(start):
+            break
+    path.write_bytes(content)
+    assert content.startswith(start)
+    weights, meta = load_weights_file(path)
+    assert torch.equal(weights["w"], torch.ones(2))
+    assert meta == {"note": "n" * length}
 
 
 def test_what_was_recorded_is_kept_with_the_weights_of_its_epoch(store, tmp_path):
