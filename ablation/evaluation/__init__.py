@@ -16,6 +16,7 @@ from ablation.evaluation.evaluate import Request, describe, evaluate
 from ablation.evaluation.measures import (
     AdversarialMargin,
     EffectiveMargin,
+    LossRise,
     Measure,
     MeasureBase,
     SplitName,
@@ -39,6 +40,7 @@ __all__ = [
     "FabT",
     "Family",
     "Fgsm",
+    "LossRise",
     "Measure",
     "MeasureBase",
     "Pgd",

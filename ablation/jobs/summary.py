@@ -58,7 +58,7 @@ def result_table(run: Run, asked: Collection[tuple[str, str]] | None = None) -> 
             entry["checkpoint"] + ("" if entry["weights"] == "raw" else " (average)"),
             entry["metric"],
             entry["split"],
-            "-" if entry["value"] is None else f"{entry['value']:.2f}",
+            _shown(entry["value"], entry["unit"]),
             entry["unit"],
             str(entry["n"]),
             show_fraction(entry["params"]["eps"]) if "eps" in entry["params"] else "",
@@ -72,3 +72,9 @@ def result_table(run: Run, asked: Collection[tuple[str, str]] | None = None) -> 
     marks += [checks_line(result["checks"])] if "checks" in result else []
     marks += [f"{others} numbers of other evaluations are in {run.result_path}"] if others else []
     return "\n".join([table, *marks, *(f"warning: {flag}" for flag in result["flags"])])
+
+
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if unit == "correlation" else f"{value:.2f}"

@@ -122,6 +122,7 @@ def sections(comparison: Comparison) -> list[Any]:
         "Final metrics": bars(comparison, ("percent",)),
         "Clean against robust": scatters(comparison),
         "Margins": bars(comparison, ("margin", "radius")),
+        "Correlations": bars(comparison, ("correlation",)),
     }
     return [
         ws.Section(name=name, panels=panels, is_open=True, layout_settings=layout(len(panels)))

@@ -14,6 +14,7 @@ from ablation.runs.directory import VOLATILE
 IMMATERIAL = (
     *("eps_text", "seed", "batch_size"),
     *("std", "mean_all", "correct", "zero_gradients"),
+    *("pair_share", "mean_rise", "correlation_correct", "pair_share_correct"),
 )
 """Parameters of an attack in which two comparable numbers may differ; what a measure found."""
 UNSAID = {"temperature": 1.0}

@@ -2,9 +2,9 @@
 
 A measured number is the mean over runs, its 95% interval's half-width and the number of runs:
 ``85.34 ±0.41 (3)``, or ``(2/3)`` if a planned run has no number. Percent have two decimals if every
-run's number is over at least 2000 examples (its step is 0.05 or less), else one; margins and radii
-have four significant digits. Half-width and difference have the decimals of their mean. Published
-numbers are as printed.
+run's number is over at least 2000 examples (its step is 0.05 or less), else one; correlations have
+three; margins and radii have four significant digits, seconds three. Half-width and difference have
+the decimals of their mean. Published numbers are as printed.
 """
 
 from __future__ import annotations
@@ -301,8 +301,11 @@ def _interval(interval: Interval, decimals: int, runs: str, sign: str = "") -> s
 def _decimals(cell: Cell) -> int:
     if cell.unit == "percent":
         return 2 if all(sample.n >= FINE for sample in cell.samples) else 1
+    if cell.unit == "correlation":
+        return 3
     size = max(abs(sample.value) for sample in cell.samples)
-    digits = 3 - math.floor(math.log10(size)) if size > 0 else 3
+    behind = 2 if cell.unit == "s" else 3  # digits behind the first
+    digits = behind - math.floor(math.log10(size)) if size > 0 else behind
     return min(6, max(0, digits))
 
 
