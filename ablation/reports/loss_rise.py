@@ -111,13 +111,14 @@ def figure(comparison: Comparison, found: Sequence[Rises]) -> Figure | None:
     with new_figure(comparison, panels_height(labels, NOTE) + more) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, label, mine in zip(grid, labels, panels.values(), strict=False):
-            title = [textwrap.fill(label, width), *map(_told, mine)]
+            title = [textwrap.fill(label, width - 2), *map(_told, mine)]
             axes.set_title("\n".join(title), fontsize=7, pad=2, parse_math=False)
-            _draw(axes, mine)
+            _draw(axes, mine, 6 - columns)
         for axes in grid[len(panels) :]:
             axes.remove()
-        figure.supxlabel("clean loss", fontsize=9)
-        figure.supylabel("rise of the loss under attack", fontsize=9)
+        for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+            axes.set_xlabel("clean loss", fontsize=8)
+        figure.supylabel("rise of the loss under attack (nats)", fontsize=9)
         entries = [(*STYLES[split], f"{SPLITS[split]} images") for split in splits]
         band_key(figure, entries, title="mean and middle half of the images, by clean loss")
         add_note(figure, NOTE)
@@ -156,8 +157,14 @@ def _told(each: Rises) -> str:
     return f"{each.split} r {each.correlation:.2f}, {100 * each.share:.0f}%".replace("-", "\u2212")
 
 
-def _draw(axes: Axes, mine: Sequence[Rises]) -> None:
-    """The rises of one row; logarithmic in the clean loss where that spans decades."""
+def _draw(axes: Axes, mine: Sequence[Rises], ticks: int) -> None:
+    """The rises of one row; logarithmic in the clean loss where that spans decades.
+
+    Args:
+        axes: of the row.
+        mine: its rises.
+        ticks: at most so many powers of ten.
+    """
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     axes.axhline(0, color="0.6", linewidth=0.7, zorder=1)
@@ -172,7 +179,7 @@ def _draw(axes: Axes, mine: Sequence[Rises]) -> None:
     losses = np.concatenate([each.bins[0] for each in mine])
     if losses.min() > 0 and losses.max() > DECADES * losses.min():
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=4))
+        axes.xaxis.set_major_locator(LogLocator(numticks=ticks))
         axes.xaxis.minorticks_off()
     else:
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))

@@ -66,9 +66,6 @@ LINK = 8
 SHORT = 24
 """Characters of a label of which two stand side by side in a legend."""
 
-UNITS = ("percent", "margin", "radius", "correlation")
-"""Of published numbers, the first one drawn."""
-
 STRONGEST = ("aa", "apgd_ce", r"pgd(\d+)", "cw", "fab", "square", "spsa", "fgsm")
 """Patterns of robust metrics, the preferred first; among PGDs the one with most steps."""
 
@@ -95,7 +92,7 @@ def measured_against_published(comparison: Comparison, strict: bool = False) -> 
     """Measured over published numbers, and their differences below, with 95% intervals over runs.
 
     ``None`` if no cell has both numbers from the same attack. Percentages are drawn if there are
-    any, else numbers of the next of ``UNITS``. Faint points depart from the table's recipe.
+    any, else margins, else radii. Faint points depart from the table's recipe.
 
     Args:
         comparison: the table.
@@ -108,7 +105,7 @@ def measured_against_published(comparison: Comparison, strict: bool = False) -> 
         if (measured := _shown(cell, strict)) and cell.published and difference(cell) is not None
     ]
     units = {pair.cell.unit for pair in pairs}
-    unit = next((unit for unit in UNITS if unit in units), None)
+    unit = next((unit for unit in ("percent", "margin", "radius") if unit in units), None)
     if unit is None:
         return None
     pairs = [pair for pair in pairs if pair.cell.unit == unit]

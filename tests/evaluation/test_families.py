@@ -138,13 +138,13 @@ def exported(base: type) -> list[Any]:
 def test_every_attack_and_measure_declares_its_own_kind_and_a_family():
     attacks, measures = exported(AttackBase), exported(MeasureBase)
     assert len(attacks) == 9
-    assert len(measures) == 2
+    assert len(measures) == 3
     kinds = [vars(cls)["kind"] for cls in (*attacks, *measures)]
     assert len(set(kinds)) == len(kinds)
     for cls in attacks:
         assert vars(cls)["family"] in get_args(Family)
         assert (cls.family == "ensemble") == issubclass(cls, Ensemble)
-    assert {cls.family for cls in measures} == {"margin"}
+    assert {cls.family for cls in measures} == {"margin", "loss"}
 
 
 def test_kinds_are_those_that_saved_evaluations_hold():
@@ -160,6 +160,7 @@ def test_kinds_are_those_that_saved_evaluations_hold():
         "AutoAttack": "auto_attack",
         "EffectiveMargin": "effective_margin",
         "AdversarialMargin": "adversarial_margin",
+        "LossRise": "loss_rise",
     }
 
 

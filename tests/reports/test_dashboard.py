@@ -149,6 +149,9 @@ def test_the_sections_hold_curves_final_numbers_a_scatter_and_margins(wandb, tmp
     x, y = scatter["xAxis"], scatter["yAxis"]
     assert (x, y) == ("summary:best_robust/clean", "summary:best_robust/aa")
     assert [panel["metrics"] for panel in found["Margins"]] == [["best_robust/margin_test"]]
+    table = comparison(cell("clean"), cell("loss_rise", "correlation"))
+    (panel,) = section_of(written(tmp_path / "other.json", table))["Correlations"]
+    assert panel["metrics"] == ["best_robust/loss_rise"]
 
 
 @pytest.mark.extra
