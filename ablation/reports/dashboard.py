@@ -89,7 +89,8 @@ def workspace(comparison: Comparison, entity: str, project: str) -> Any:
         project: of its runs.
     """
     ws, _ = library()
-    keys = [key for column in comparison.columns for key in summary_keys(comparison, column)]
+    logged = [column for column in comparison.columns if unit(comparison, column) != "s"]
+    keys = [key for column in logged for key in summary_keys(comparison, column)]
     return ws.Workspace(
         entity=entity,
         project=project,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ablation.errors import InputError
 from ablation.output import say
 from ablation.runs.tracking import TrackingConfig
+from ablation.sweeps.tables import Extra
 
 if TYPE_CHECKING:
     from ablation.reports.comparison import Comparison, Row
@@ -29,6 +30,7 @@ class ReportConfig:
     by: list[str] | str
     against: str | None
     strict: bool
+    extra: list[Extra] | Extra
     plots: bool
     out: str
     dashboard: bool

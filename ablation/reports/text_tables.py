@@ -262,7 +262,7 @@ def _metric(cells: Sequence[Cell], strict: bool, marks: Mapping[str, str]) -> Gr
     measured = [
         Text(_measured(cell, strict), _letters(_remarks(cell, strict), marks)) for cell in cells
     ]
-    heading = cells[0].column
+    heading = f"{cells[0].column} (s)" if cells[0].unit == "s" else cells[0].column
     if not any(cell.published for cell in cells):
         return Group(heading, ("measured",), tuple((text,) for text in measured))
     rows = tuple(

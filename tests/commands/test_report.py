@@ -128,6 +128,24 @@ def test_rises_of_the_loss_are_a_column_and_a_figure(go, runs, tmp_path, capsys)
     assert not (tmp_path / "out/runs/loss_rise.png").exists()
 
 
+def test_seconds_are_shown_on_request_alone(go, runs, tmp_path, capsys):
+    for run in find_runs(runs):
+        run.log({"epoch": 0, "phase": "main", "images_per_second": 1000.0})
+        status = json.loads((run.path / "status.json").read_text())
+        (run.path / "status.json").write_text(json.dumps({**status, "device": "cpu"}))
+    size = compose_config("data=digits").batch_size
+    for given in ((f"runs={runs}", "by=method"), ("table=demo", "row=at", f"runs_dir={runs}")):
+        arguments = (*given, f"out={tmp_path}/out", "plots=false")
+        go(*arguments)
+        assert "seconds_per_step" not in capsys.readouterr().out
+        go(*arguments, "extra=seconds_per_step")
+        out = capsys.readouterr().out
+        assert "seconds_per_step (s)" in out
+        assert f"{size / 1000:.3g}" in out
+        with pytest.raises(ConfigError, match="seconds_per_step"):
+            go(*arguments, "extra=[seconds]")
+
+
 FIGURE3 = {2 * i: 80.0 - 5 * i for i in range(1, 9)}
 """Robust accuracy by radius in 1/255, as the test runs have it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ EPS = 8 / 255
 
 
 def attack(**more) -> Pgd:
-    given = {"eps": EPS, "norm": "linf", "start": "clean", "step_size": 0.25} | more
-    return Pgd(steps=10, **given)
+    given: dict[str, Any] = {"eps": EPS, "norm": "linf", "step_size": 0.25} | more
+    return Pgd(steps=10, start="clean", **given)
 
 
 class Linear(nn.Module):
@@ -161,6 +162,8 @@ def test_its_numbers_compare_where_the_attack_is_the_same():
 def test_the_preset_measures_training_and_test_images_at_the_radius_of_training():
     config = compose_config("evaluation=mwpb_diagnostics", "eps=0.2", "evaluation.eps=0.05")
     train, test = (config.evaluation.attacks[name] for name in ("loss_rise_train", "loss_rise"))
+    assert isinstance(train, LossRise)
+    assert isinstance(test, LossRise)
     assert (train.split, train.n, test.split, test.n) == ("train", 1000, None, None)
     assert train.attack == test.attack
     facts = test.describe(0.05, 10)

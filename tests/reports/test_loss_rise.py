@@ -86,7 +86,7 @@ def test_the_figure_has_a_panel_per_row_with_its_numbers_in_words(table):
     titles = [axes.get_title() for axes in drawn.axes]
     assert titles == ["UP\ntrain r 1.00, 100%", "BOTH\ntrain r 0.00, 50%"]
     mean = next(line for line in drawn.axes[0].lines if line.get_marker() == "o")
-    np.testing.assert_allclose(mean.get_ydata(), 3 * LOSS.reshape(BINS, 4).mean(1))
+    np.testing.assert_allclose(np.asarray(mean.get_ydata()), 3 * LOSS.reshape(BINS, 4).mean(1))
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["training images"]
     assert figure(table, []) is None
 
