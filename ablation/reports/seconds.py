@@ -105,7 +105,7 @@ def _timing(path: Path) -> _Timing | Absence:
     if not speeds:
         return "missing"
     batch_size = int(saved_config(run)["batch_size"])
-    device = str(status.facts["device"]).split(":")[0]
+    device = str(status.facts.get("device", "unknown")).split(":")[0]
     seconds = median(batch_size / speed for speed in speeds)
     return _Timing(path.name, seconds, batch_size, (device, status.host))
 

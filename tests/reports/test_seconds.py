@@ -9,10 +9,8 @@ import pytest
 
 from ablation.reports import text_tables as render
 from ablation.reports.comparison import Cell, Comparison, Row, Sample
-from ablation.reports.seconds import with_extra
+from ablation.reports.seconds import COLUMN, with_extra
 from ablation.runs.directory import Run
-
-COLUMN = "seconds_per_step"
 
 
 def trained(
