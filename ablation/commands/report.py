@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 OWN = (
     *("table", "search", "row", "runs", "by", "against", "strict", "plots", "out", "dashboard"),
-    *("runs_dir", "tables_dir", "overrides", "tracking", "hydra"),
+    *("extra", "runs_dir", "tables_dir", "overrides", "tracking", "hydra"),
 )
 """Keys of ``conf/report.yaml``; every other one belongs to the runs."""
 PLAIN = re.compile(r"[\w./~-]+")
 """Paths that Hydra's grammar takes without quotes."""
-LISTS = ("row", "runs", "by")
+LISTS = ("row", "runs", "by", "extra")
 """Of these, the ones that may be given as ``a,b``, which Hydra would take for a sweep."""
 
 
@@ -76,8 +76,11 @@ def run(container: Mapping[str, Any]) -> int:
     if config.search is not None:
         _report_search(config, config.search)
         return DONE
+    from ablation.reports.seconds import with_extra
+
     comparison = _of_runs(config) if config.table is None else _of_table(config)
-    publish(comparison, config)
+    extra = config.extra if isinstance(config.extra, list) else [config.extra]
+    publish(with_extra(comparison, extra), config)
     return DONE
 
 

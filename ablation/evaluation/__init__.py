@@ -16,6 +16,7 @@ from ablation.evaluation.evaluate import Request, describe, evaluate
 from ablation.evaluation.measures import (
     AdversarialMargin,
     EffectiveMargin,
+    LossRise,
     MarginWeightedRadius,
     Measure,
     MeasureBase,
@@ -40,6 +41,7 @@ __all__ = [
     "FabT",
     "Family",
     "Fgsm",
+    "LossRise",
     "MarginWeightedRadius",
     "Measure",
     "MeasureBase",

@@ -384,11 +384,14 @@ class _Session:
 
     def _measure(self, metric: str, measure: Measure, params: Mapping[str, Any]) -> Entry:
         chosen = self.order[: measure.n].sort().values
-        values = torch.full((len(self.correct),), torch.nan, dtype=torch.double)
+        more = measure.columns
+        shape = (len(self.correct), 1 + len(more)) if more else (len(self.correct),)
+        values = torch.full(shape, torch.nan, dtype=torch.double)
         for rows in self._batches(metric, chosen):
             x, y = self.subject.batch(rows)
             values[rows] = measure.measure(self.subject.predict, x, y).double().cpu()
-        self.measured[metric] = values
+        names = (metric, *(f"{metric}_{name}" for name in more))
+        self.measured |= zip(names, values.view(len(values), -1).unbind(1), strict=True)
         reading = measure.read(values[chosen], self.correct[chosen])
         self.flags += [f"{metric}: {flag}" for flag in reading.flags]
         facts = {**params, **reading.facts}

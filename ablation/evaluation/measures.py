@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -9,15 +10,17 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ablation.errors import NonFiniteError
 from ablation.evaluation.attacks import Pgd, Predict, check_common, check_points
 from ablation.numerics.boundary import AnyNorm
-from ablation.numerics.functional import margin
+from ablation.numerics.functional import cross_entropy, probability_margin
 from ablation.numerics.margins import Margins, effective_margin, summarise
+from ablation.numerics.ranks import pair_share, rank_correlation
 from ablation.numerics.summaries import distribution, share_below
 from ablation.types import Fraction, Norm
 
 SplitName = Literal["test", "val", "train"]
-MeasureFamily = Literal["margin", "radius"]
+MeasureFamily = Literal["margin", "radius", "loss"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Measure(Protocol):
     kind: ClassVar[str]
     family: ClassVar[MeasureFamily]
     unit: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
 
     @property
     def split(self) -> SplitName | None:
@@ -57,6 +61,8 @@ class Measure(Protocol):
     def measure(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
         """Measure each image, [N]; NaN where there is no number.
 
+        A measure with ``columns`` returns [N, 1 + columns]: its number, then these.
+
         Args:
             predict: the network, in evaluation mode with frozen parameters.
             x: images [N, C, H, W].
@@ -64,7 +70,7 @@ class Measure(Protocol):
         """
 
     def read(self, values: Tensor, correct: Tensor) -> Reading:
-        """Summarise the numbers [N] of all images, of which [N] are classified correctly."""
+        """Summarise what ``measure`` returned of all images; [N] are classified correctly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,8 @@ class MeasureBase:
         kind: the measure's name in results; never changed, saved evaluations are compared by it.
         family: what it measures.
         unit: of the metric.
+        columns: further numbers of each image that are kept beside the measure's own, as
+            ``<metric>_<column>``.
 
     Args:
         split: on which images; ``None`` means those of the evaluation.
@@ -84,6 +92,7 @@ class MeasureBase:
     kind: ClassVar[str]
     family: ClassVar[MeasureFamily]
     unit: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]] = ()
 
     split: SplitName | None = None
     n: int | None = None
@@ -127,32 +136,16 @@ class EffectiveMargin(MeasureBase):
 
 
 @dataclass(frozen=True)
-class AdversarialMargin(MeasureBase):
-    """Average the effective margin at an attack's points that are classified correctly.
+class AttackedMeasure(MeasureBase):
+    """Measure at the points of an attack that depend on the image alone.
 
-    ``EffectiveMargin`` at other points. EMR does not say of which images its training margins in
-    Tables 1 and 2 are; of most adversarially trained rows they are half the test margins (1.18 and
-    2.27), which of clean images they can hardly be. A point counts if it is classified correctly
-    itself, that is if its margin is positive: EMR draws the margins of correctly classified images,
-    and here the point is the image. What the attack broke is left out, so the mean is of fewer
-    images than the clean one; ``mean_all`` is of all.
-
-    The points depend on the image alone: the attack starts there and keeps its last iterate.
-    Points whose gradient vanishes have no margin and are left out, with a warning.
+    It starts at the image and keeps its last iterate.
 
     Args:
         attack: how the points are found, with its radius and norm: a measure inherits neither.
-        norm: p of the margin, with 1/p + 1/q = 1; not the attack's.
     """
 
-    # A class of its own, not a field: a new field would rename every evaluation of clean margins.
-
-    kind: ClassVar[str] = "adversarial_margin"
-    family: ClassVar[MeasureFamily] = "margin"
-    unit: ClassVar[str] = "margin"
-
     attack: Pgd
-    norm: AnyNorm = "l2"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,7 +168,7 @@ class AdversarialMargin(MeasureBase):
         return eps, norm
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
-        """State the settings, the attack's among them; see ``Measure``."""
+        """State the attack's settings; see ``Measure``."""
         del eps
         radius, norm = self._ball()
         return {
@@ -183,9 +176,49 @@ class AdversarialMargin(MeasureBase):
             "attack": self.attack.kind,
             "eps": radius,
             "attack_norm": norm,
-            "norm": self.norm,
-            "over": "correct at the point",
         }
+
+    def points(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
+        """Attack images [N, C, H, W].
+
+        Raises:
+            AttackError: the attack left its ball.
+        """
+        eps, norm = self._ball()
+        points = self.attack(predict, x, y, eps, norm, torch.Generator(x.device)).detach()
+        check_points(points, x, eps, norm, f"the attack of {self.kind}")
+        return points
+
+
+@dataclass(frozen=True)
+class AdversarialMargin(AttackedMeasure):
+    """Average the effective margin at an attack's points that are classified correctly.
+
+    ``EffectiveMargin`` at other points. EMR does not say of which images its training margins in
+    Tables 1 and 2 are; of most adversarially trained rows they are half the test margins (1.18 and
+    2.27), which of clean images they can hardly be. A point counts if it is classified correctly
+    itself, that is if its margin is positive: EMR draws the margins of correctly classified images,
+    and here the point is the image. What the attack broke is left out, so the mean is of fewer
+    images than the clean one; ``mean_all`` is of all. Points whose gradient vanishes have no margin
+    and are left out, with a warning.
+
+    Args:
+        attack: see ``AttackedMeasure``.
+        norm: p of the margin, with 1/p + 1/q = 1; not the attack's.
+    """
+
+    # A class of its own, not a field: a new field would rename every evaluation of clean margins.
+
+    kind: ClassVar[str] = "adversarial_margin"
+    family: ClassVar[MeasureFamily] = "margin"
+    unit: ClassVar[str] = "margin"
+
+    norm: AnyNorm = "l2"
+
+    def describe(self, eps: float, classes: int) -> dict[str, Any]:
+        """State the settings, the attack's among them; see ``Measure``."""
+        found = super().describe(eps, classes)
+        return {**found, "norm": self.norm, "over": "correct at the point"}
 
     def measure(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
         """Measure the margins [N]; NaN where the gradient vanishes at the point.
@@ -193,9 +226,7 @@ class AdversarialMargin(MeasureBase):
         Raises:
             AttackError: the attack left its ball.
         """
-        eps, norm = self._ball()
-        point = self.attack(predict, x, y, eps, norm, torch.Generator(x.device))
-        check_points(point, x, eps, norm, "the attack of a margin")
+        point = self.points(predict, x, y)
         return _where_defined(effective_margin(predict, point, y, self.norm))
 
     def read(self, values: Tensor, correct: Tensor) -> Reading:
@@ -240,8 +271,8 @@ class MarginWeightedRadius(MeasureBase):
     def measure(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
         """Compute the radii [N]."""
         with torch.no_grad():
-            probabilities = predict(x).double().softmax(1)
-        return self.base * (self.alpha * margin(probabilities, y)).exp()
+            logits = predict(x).double()
+        return self.base * (self.alpha * probability_margin(logits, y)).exp()
 
     def read(self, values: Tensor, correct: Tensor) -> Reading:
         """Average. Facts: the distribution, and ``below_base``, a share of the images in [0, 1]."""
@@ -249,6 +280,65 @@ class MarginWeightedRadius(MeasureBase):
         facts = distribution(values)
         mean = facts.pop("mean")
         return Reading(mean, {**facts, "below_base": share_below(values, self.base)})
+
+
+@dataclass(frozen=True)
+class LossRise(AttackedMeasure):
+    """Correlate the loss of clean images with its rise under attack (MWPB, Theorem 1).
+
+    The theorem: at one radius the larger of two clean losses also rises more. The metric is
+    Spearman's correlation of CE(x) and CE(x') - CE(x) over the images; 1 is the theorem to the
+    letter, 0 no relation. ``pair_share`` is the share of pairs that it holds for.
+
+    Where the theorem must hold: to first order the rise is eps ||grad_x CE||_q, with two classes
+    (1 - p_y) eps ||grad_x (z_y - z_k)||_q, and 1 - p_y = 1 - exp(-CE) grows with the loss. So it
+    does if that last norm is the same everywhere, as for a linear network, whose rise goes from 0
+    to eps ||w||_q and saturates there. Where high losses lie in flat regions it does not.
+
+    Losses are taken from the network's own logits in fp64: in fp32 those of all images with logits
+    more than 16.6 apart would be the same 0.
+
+    Args:
+        attack: see ``AttackedMeasure``.
+    """
+
+    kind: ClassVar[str] = "loss_rise"
+    family: ClassVar[MeasureFamily] = "loss"
+    unit: ClassVar[str] = "correlation"
+    columns: ClassVar[tuple[str, ...]] = ("clean_loss",)
+
+    def measure(self, predict: Predict, x: Tensor, y: Tensor) -> Tensor:
+        """Measure rise and clean loss, [N, 2], in nats.
+
+        Raises:
+            AttackError: the attack left its ball.
+            NonFiniteError: logits at a point are NaN or infinite.
+        """
+        points = self.points(predict, x, y)
+        with torch.no_grad():
+            clean, attacked = (predict(each).double() for each in (x, points))
+        if not attacked.isfinite().all():
+            raise NonFiniteError("logits", f"points found by the attack of {self.kind}")
+        loss = cross_entropy(clean, y)
+        return torch.stack([cross_entropy(attacked, y) - loss, loss], 1)
+
+    def read(self, values: Tensor, correct: Tensor) -> Reading:
+        """Correlate over all images; the same of the correct ones among the facts.
+
+        A pair counts for ``pair_share`` if its clean losses differ, and holds if the larger one
+        rises strictly more.
+        """
+        rise, loss = values.unbind(1)
+        value = rank_correlation(loss.numpy(), rise.numpy())
+        facts = {
+            "pair_share": pair_share(loss.numpy(), rise.numpy()),
+            "mean_rise": rise.mean().item(),
+            "correlation_correct": rank_correlation(loss[correct].numpy(), rise[correct].numpy()),
+            "pair_share_correct": pair_share(loss[correct].numpy(), rise[correct].numpy()),
+            "correct": int(correct.sum()),
+        }
+        flag = "clean losses, or their rises, are all the same: no correlation"
+        return Reading(value, facts, (flag,) if math.isnan(value) else ())
 
 
 def _where_defined(margins: Margins) -> Tensor:

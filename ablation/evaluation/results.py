@@ -133,7 +133,8 @@ class Evaluation:
             for; if diagnosed ``top_classes``, the ten classes with the largest clean logits, in
             order; ``first_broken_by``, the first metric that did. The last two
             are ``clean`` for misclassified images and missing for robust ones. Per measure
-            ``<metric>``, its number, missing where there is none.
+            ``<metric>``, its number, missing where there is none, and ``<metric>_<column>`` for
+            each further one that it keeps.
         flags: warnings about the evaluation's trustworthiness, each once; to be shown.
         seconds: per metric; the forward pass of all images is ``clean``, ``checks`` what only the
             checks ran.

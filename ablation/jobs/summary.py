@@ -12,7 +12,7 @@ from ablation.output import say
 from ablation.runs.directory import Run
 from ablation.text import show_fraction, summary_table
 
-DECIMALS = {"radius": 4}
+DECIMALS = {"radius": 4, "correlation": 3}
 """Of numbers that are not shown with two."""
 
 
@@ -61,9 +61,7 @@ def result_table(run: Run, asked: Collection[tuple[str, str]] | None = None) -> 
             entry["checkpoint"] + ("" if entry["weights"] == "raw" else " (average)"),
             entry["metric"],
             entry["split"],
-            "-"
-            if entry["value"] is None
-            else f"{entry['value']:.{DECIMALS.get(entry['unit'], 2)}f}",
+            _shown(entry["value"], entry["unit"]),
             entry["unit"],
             str(entry["n"]),
             show_fraction(entry["params"]["eps"]) if "eps" in entry["params"] else "",
@@ -77,3 +75,9 @@ def result_table(run: Run, asked: Collection[tuple[str, str]] | None = None) -> 
     marks += [checks_line(result["checks"])] if "checks" in result else []
     marks += [f"{others} numbers of other evaluations are in {run.result_path}"] if others else []
     return "\n".join([table, *marks, *(f"warning: {flag}" for flag in result["flags"])])
+
+
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{DECIMALS.get(unit, 2)}f}"

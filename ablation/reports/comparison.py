@@ -45,7 +45,7 @@ class Cell:
 
     Attributes:
         column: its metric, for example ``pgd20``.
-        unit: percent, margin or radius.
+        unit: percent, margin, radius, correlation or s.
         samples: one per run that has the number.
         absent: why the other planned runs have none, and how many of each.
         published: the paper's number.

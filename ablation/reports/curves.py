@@ -83,9 +83,9 @@ def margin_quantiles(comparison: Comparison, histories: Sequence[History]) -> Fi
     norms = _distinct(histories, "margin_norm", NORMS)
     images = _distinct(histories, "margin_split", SPLITS)
     note = _left_out(histories)
-    with new_figure(comparison, _panels_height([label for label, _ in panels], note)) as figure:
+    with new_figure(comparison, panels_height([label for label, _ in panels], note)) as figure:
         _draw_panels(figure, panels, f"{norms} margin of {images} images (1/255)")
-        _key(figure, [(COLOURS[0], "-", "median and middle half of the images")])
+        band_key(figure, [(COLOURS[0], "-", "median and middle half of the images")])
         add_note(figure, note)
     return figure
 
@@ -114,10 +114,10 @@ def effective_margins(comparison: Comparison, histories: Sequence[History]) -> F
     if not panels:
         return None
     note = _left_out(histories)
-    with new_figure(comparison, _panels_height([label for label, _ in panels], note)) as figure:
+    with new_figure(comparison, panels_height([label for label, _ in panels], note)) as figure:
         _draw_panels(figure, panels, "effective margin ($L_2$, pixels in [0, 1])")
         entries = [(*style, f"{SPLITS[split]} images") for split, style in styles.items()]
-        _key(figure, entries, title="mean ± standard deviation, correct images only")
+        band_key(figure, entries, title="mean ± standard deviation, correct images only")
         add_note(figure, note)
     return figure
 
@@ -151,7 +151,7 @@ def _distinct(histories: Sequence[History], key: str, names: Mapping[str, str]) 
     return "/".join(names[value] for value in dict.fromkeys(r[key] for r in rows if key in r))
 
 
-def _grid(count: int) -> tuple[int, int, int]:
+def grid_for(count: int) -> tuple[int, int, int]:
     """Rows and columns for so many panels, and characters per line of a title."""
     columns, width = next((c, w) for most, c, w in PANELS if count <= most)
     return -(-count // columns), columns, width
@@ -167,9 +167,9 @@ def _left_out(histories: Sequence[History]) -> str:
     return f"left out, accuracy at chance level: {', '.join(rows)}" if rows else ""
 
 
-def _panels_height(labels: Sequence[str], note: str) -> float:
+def panels_height(labels: Sequence[str], note: str) -> float:
     """Inches; rows with longer titles are higher."""
-    _, columns, width = _grid(len(labels))
+    _, columns, width = grid_for(len(labels))
     lines = [len(textwrap.wrap(label, width)) for label in labels]
     most = [max(lines[at : at + columns]) for at in range(0, len(lines), columns)]
     below = NOTE_LINE * len(note_lines(note))
@@ -180,7 +180,7 @@ def _draw_panels(
     figure: Figure, panels: Sequence[tuple[str, Sequence[_Band]]], ylabel: str
 ) -> None:
     """One panel per row of the table, all with the same axes."""
-    rows, columns, width = _grid(len(panels))
+    rows, columns, width = grid_for(len(panels))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     values = np.concatenate([band.values for _, bands in panels for band in bands], axis=1)
     limits = _set_scale(grid[0], values)
@@ -251,7 +251,9 @@ def _draw_band(axes: Axes, band: _Band, limits: tuple[float, float]) -> None:
             )  # fmt: skip
 
 
-def _key(figure: Figure, entries: Sequence[tuple[str, str, str]], title: str | None = None) -> None:
+def band_key(
+    figure: Figure, entries: Sequence[tuple[str, str, str]], title: str | None = None
+) -> None:
     """A legend of bands: colour, line style and label of each."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

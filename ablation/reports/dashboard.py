@@ -89,7 +89,8 @@ def workspace(comparison: Comparison, entity: str, project: str) -> Any:
         project: of its runs.
     """
     ws, _ = library()
-    keys = [key for column in comparison.columns for key in summary_keys(comparison, column)]
+    logged = [column for column in comparison.columns if unit(comparison, column) != "s"]
+    keys = [key for column in logged for key in summary_keys(comparison, column)]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -122,6 +123,7 @@ def sections(comparison: Comparison) -> list[Any]:
         "Final metrics": bars(comparison, ("percent",)),
         "Clean against robust": scatters(comparison),
         "Margins": bars(comparison, ("margin", "radius")),
+        "Correlations": bars(comparison, ("correlation",)),
     }
     return [
         ws.Section(name=name, panels=panels, is_open=True, layout_settings=layout(len(panels)))

@@ -16,6 +16,7 @@ IMMATERIAL = (
     *("eps_text", "seed", "batch_size"),
     *("std", "mean_all", "correct", "zero_gradients"),
     *(*SPREAD, "below_eps", "below_base", "epoch"),
+    *("pair_share", "mean_rise", "correlation_correct", "pair_share_correct"),
 )
 """Parameters of an attack in which two comparable numbers may differ; what a measure found."""
 UNSAID = {"temperature": 1.0}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ablation.errors import InputError
 from ablation.output import say
 from ablation.runs.tracking import TrackingConfig
+from ablation.sweeps.tables import Extra
 
 if TYPE_CHECKING:
     from ablation.reports.comparison import Comparison, Row
@@ -29,6 +30,7 @@ class ReportConfig:
     by: list[str] | str
     against: str | None
     strict: bool
+    extra: list[Extra] | Extra
     plots: bool
     out: str
     dashboard: bool
@@ -84,6 +86,9 @@ UNDRAWN: Mapping[str, str] = {
         "against=<row of a network trained without attacks> ranks the classes that other rows' "
         "adversarial examples fall into"
     ),
+    "loss_rise": (
+        "no row has the rise of the loss (ablation-evaluate run=... evaluation=mwpb_diagnostics)"
+    ),
     "margin_quantiles": (
         "no run measured margins (monitor.enabled=true), or only runs at chance level"
     ),
@@ -100,7 +105,7 @@ def _draw(
     comparison: Comparison, config: ReportConfig, folder: Path
 ) -> tuple[list[Path], list[str]]:
     """Write the plots that there is data for; earlier ones without go, and it is said why."""
-    from ablation.reports import class_ranks, curves, plots, radii
+    from ablation.reports import class_ranks, curves, loss_rise, plots, radii
     from ablation.reports.style import save
 
     robust = plots.choose_robust_metric(comparison)
@@ -113,6 +118,7 @@ def _draw(
         "measured_against_published": plots.measured_against_published(comparison, config.strict),
         "clean_against_robust": None,
         "robust_over_eps": plots.robust_over_eps(comparison, _sweeps(comparison), config.strict),
+        "loss_rise": loss_rise.figure(comparison, loss_rise.rises(comparison, config.strict)),
         "margin_quantiles": curves.margin_quantiles(comparison, histories),
         "effective_margins": curves.effective_margins(comparison, histories),
         "radius_histogram": radii.radius_histogram(

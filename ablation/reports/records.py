@@ -26,6 +26,9 @@ COLLAPSED = 1.25
 """Clean accuracy up to so many times chance, and two standard errors, is chance: a network that
 predicts one class has 11.35% on MNIST, which is 1.135 times chance."""
 
+LIMITS = {"percent": (0.0, 100.0), "correlation": (-1.0, 1.0)}
+"""What a number can be, by its unit."""
+
 FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """As safe as ``yaml.safe_load``, and ten times as fast where libyaml is there."""
 
@@ -40,7 +43,7 @@ class Measurement:
         checkpoint: name of the weights.
         weights: raw or average.
         value: in ``unit``.
-        unit: percent, margin or radius.
+        unit: percent, margin, radius or correlation.
         n: examples it is taken over.
         params: of the attack.
         flags: warnings of the evaluation.
@@ -169,7 +172,8 @@ def _plausible(entry: Mapping[str, Any]) -> float:
     """
     value, unit = entry["value"], entry["unit"]
     known = type(value) in (int, float) and math.isfinite(value)
-    if not known or (unit == "percent" and not 0 <= value <= 100):
+    low, high = LIMITS.get(unit, (-math.inf, math.inf))
+    if not known or not low <= value <= high:
         raise InputError(f"{entry['metric']} is {value!r}, which is no {unit}; evaluate again")
     return float(value)
 

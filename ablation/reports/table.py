@@ -19,6 +19,7 @@ from ablation.reports.derived import with_differences
 from ablation.reports.deviations import deviations
 from ablation.reports.recipes import Recipe
 from ablation.reports.records import Measurement, asked_columns, measured, stands_for
+from ablation.reports.seconds import with_extra
 from ablation.sweeps.planning import Point
 from ablation.sweeps.published import PRINTED_AS, Published, PublishedTable
 from ablation.sweeps.tables import RowSpec, Table
@@ -59,7 +60,7 @@ def compare_table(
         scale="smoke" if choice.smoke else "full",
         notes=(*choice.notes, *_unavailable_notes(unavailable)),
     )
-    return with_differences(comparison, table.differences)
+    return with_extra(with_differences(comparison, table.differences), table.extra)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 A measured number is the mean over runs, its 95% interval's half-width and the number of runs:
 ``85.34 ±0.41 (3)``, or ``(2/3)`` if a planned run has no number. Percent have two decimals if every
-run's number is over at least 2000 examples (its step is 0.05 or less), else one; margins have four
-significant digits, radii four decimals. Half-width and difference have the decimals of their mean.
-Published numbers are as printed.
+run's number is over at least 2000 examples (its step is 0.05 or less), else one; correlations have
+three; margins have four significant digits, radii four decimals, seconds three digits. Half-width and
+difference have the decimals of their mean. Published numbers are as printed.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def _metric(cells: Sequence[Cell], strict: bool, marks: Mapping[str, str]) -> Gr
     measured = [
         Text(_measured(cell, strict), _letters(_remarks(cell, strict), marks)) for cell in cells
     ]
-    heading = cells[0].column
+    heading = f"{cells[0].column} (s)" if cells[0].unit == "s" else cells[0].column
     if not any(cell.published for cell in cells):
         return Group(heading, ("measured",), tuple((text,) for text in measured))
     rows = tuple(
@@ -303,8 +303,11 @@ def _decimals(cell: Cell) -> int:
         return 2 if all(sample.n >= FINE for sample in cell.samples) else 1
     if cell.unit == "radius":
         return 4
+    if cell.unit == "correlation":
+        return 3
     size = max(abs(sample.value) for sample in cell.samples)
-    digits = 3 - math.floor(math.log10(size)) if size > 0 else 3
+    behind = 2 if cell.unit == "s" else 3  # digits behind the first
+    digits = behind - math.floor(math.log10(size)) if size > 0 else behind
     return min(6, max(0, digits))
 
 

@@ -16,6 +16,9 @@ from ablation.config.parser import Parser
 from ablation.errors import ConfigError, InputError
 from ablation.text import did_you_mean
 
+Extra = Literal["seconds_per_step"]
+"""Columns that are shown on request: of the training, not of an evaluation."""
+
 
 @dataclass(frozen=True)
 class Select:
@@ -104,6 +107,7 @@ class Table:
         evaluation: option of the group ``evaluation``.
         unavailable: published rows that cannot be trained yet, and why.
         differences: derived columns: name -> the two columns, the second subtracted from the first.
+        extra: columns to show beside what was evaluated.
     """
 
     title: str
@@ -114,6 +118,7 @@ class Table:
     evaluation: str | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict)
     differences: Mapping[str, list[str]] = field(default_factory=dict)
+    extra: list[Extra] = field(default_factory=list)
 
     def lines(self) -> list[RowSpec]:
         """The rows, complete."""

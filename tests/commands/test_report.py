@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from ablation.commands import cli, report
 from ablation.config import compose, folders, overrides
+from ablation.data.images import ImageSet
 from ablation.errors import DONE, ConfigError, InputError
-from ablation.evaluation import AutoAttack
+from ablation.evaluation import AutoAttack, LossRise, Pgd
 from ablation.jobs import evaluate as assess
+from ablation.jobs.attack import Subject
+from ablation.jobs.summary import result_table
 from ablation.reports import plots, publish
 from ablation.runs.directory import find_runs
 from ablation.sweeps.planning import Planner
@@ -125,6 +130,53 @@ def test_radii_of_training_are_drawn_where_runs_recorded_them(go, runs, tmp_path
         rows = {(row["key"], row["column"]): row for row in csv.DictReader(file)}
     assert float(rows["trades", "mean_radius"]["mean"]) == 0.043
     assert rows["trades", "mean_radius"]["unit"] == "radius"
+
+
+def test_rises_of_the_loss_are_a_column_and_a_figure(go, runs, tmp_path, capsys):
+    arguments = (f"runs={runs}", "by=method", f"out={tmp_path}/out")
+    assert go(*arguments) == DONE
+    assert "not drawn: loss_rise: no row has the rise of the loss" in capsys.readouterr().out
+    run = next(run for run in find_runs(runs) if "trades" in run.path.name)
+    measure = LossRise(Pgd(10, 0.25, "clean", eps=0.1, norm="linf"))
+    node = replace(compose_config("evaluation=none").evaluation, attacks={"loss_rise": measure})
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (60, 1, 3, 3), generator=rng, dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(60) % 10)
+    net: Any = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 10))
+    with run.reopen():
+        Subject("best_robust", "raw", 0.1, "linf", node).record(run, net, images, lambda: False)
+    (entry,) = (e for e in json.loads(run.result_path.read_text())["entries"]
+                if e["metric"] == "loss_rise")  # fmt: skip
+    assert f"loss_rise  test   {entry['value']:.3f}  correlation" in result_table(run)
+    assert go(*arguments) == DONE
+    out = capsys.readouterr().out
+    assert f"{entry['value']:.3f} (1/3)" in out
+    assert (tmp_path / "out/runs/loss_rise.png").is_file()
+    file = next(f for f in run.evaluations.glob("*.json") if '"loss_rise"' in f.read_text())
+    record = json.loads(file.read_text())
+    record["entries"][0]["value"] = 1.5
+    file.write_text(json.dumps(record))
+    assert go(*arguments) == DONE
+    assert "loss_rise is 1.5, which is no correlation; evaluate again" in capsys.readouterr().out
+    assert not (tmp_path / "out/runs/loss_rise.png").exists()
+
+
+def test_seconds_are_shown_on_request_alone(go, runs, tmp_path, capsys):
+    for run in find_runs(runs):
+        run.log({"epoch": 0, "phase": "main", "images_per_second": 1000.0})
+        status = json.loads((run.path / "status.json").read_text())
+        (run.path / "status.json").write_text(json.dumps({**status, "device": "cpu"}))
+    size = compose_config("data=digits").batch_size
+    for given in ((f"runs={runs}", "by=method"), ("table=demo", "row=at", f"runs_dir={runs}")):
+        arguments = (*given, f"out={tmp_path}/out", "plots=false")
+        go(*arguments)
+        assert "seconds_per_step" not in capsys.readouterr().out
+        go(*arguments, "extra=seconds_per_step")
+        out = capsys.readouterr().out
+        assert "seconds_per_step (s)" in out
+        assert f"{size / 1000:.3g}" in out
+        with pytest.raises(ConfigError, match="seconds_per_step"):
+            go(*arguments, "extra=[seconds]")
 
 
 FIGURE3 = {2 * i: 80.0 - 5 * i for i in range(1, 9)}

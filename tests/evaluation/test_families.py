@@ -144,7 +144,7 @@ def test_every_attack_and_measure_declares_its_own_kind_and_a_family():
     for cls in attacks:
         assert vars(cls)["family"] in get_args(Family)
         assert (cls.family == "ensemble") == issubclass(cls, Ensemble)
-    assert {cls.family for cls in measures} == {"margin", "radius"}
+    assert {cls.family for cls in measures} == {"margin", "radius", "loss"}
 
 
 def test_kinds_are_those_that_saved_evaluations_hold():
@@ -161,6 +161,7 @@ def test_kinds_are_those_that_saved_evaluations_hold():
         "EffectiveMargin": "effective_margin",
         "MarginWeightedRadius": "margin_weighted_radius",
         "AdversarialMargin": "adversarial_margin",
+        "LossRise": "loss_rise",
     }
 
 

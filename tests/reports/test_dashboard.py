@@ -149,6 +149,12 @@ def test_the_sections_hold_curves_final_numbers_a_scatter_and_margins(wandb, tmp
     x, y = scatter["xAxis"], scatter["yAxis"]
     assert (x, y) == ("summary:best_robust/clean", "summary:best_robust/aa")
     assert [panel["metrics"] for panel in found["Margins"]] == [["best_robust/margin_test"]]
+    seconds = cell("seconds_per_step", "s")  # not among what a run logs
+    table = comparison(cell("clean"), cell("loss_rise", "correlation"), seconds)
+    spec = written(tmp_path / "other.json", table)
+    (panel,) = section_of(spec)["Correlations"]
+    assert panel["metrics"] == ["best_robust/loss_rise"]
+    assert "seconds_per_step" not in json.dumps(spec["spec"])
 
 
 @pytest.mark.extra

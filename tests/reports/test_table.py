@@ -92,6 +92,14 @@ def test_seeds_become_a_mean_with_its_interval_beside_the_published_number(world
     assert [row.label for row in found.rows] == ["at", "TRADES"]
 
 
+def test_a_tables_extra_columns_come_last(world):
+    table = replace(simple(), differences={"gap": ["clean", "pgd20"]}, extra=["seconds_per_step"])
+    world.train(table)
+    found = world.report(table)
+    assert found.columns[-2:] == ("gap", "seconds_per_step")
+    assert cell(found, "at", "seconds_per_step").absent == {"missing": 2}
+
+
 def test_what_is_not_there_is_said_not_shown(world):
     arms = {f"a{i}": Arm([f"lr=0.{i}"]) for i in range(1, 7)}
     table = simple(**arms)

@@ -125,6 +125,13 @@ def test_radii_have_four_decimals(value, expected):
     assert shown(measured(value, unit="radius")) == [f"{expected} (1)"]
 
 
+def test_correlations_have_three_decimals_and_seconds_three_digits():
+    assert shown(measured(0.01234, unit="correlation")) == ["0.012 (1)"]
+    assert shown(measured(-0.98765, unit="correlation")) == ["-0.988 (1)"]
+    for value, expected in ((0.0123456, "0.0123"), (1.23456, "1.23"), (1234.56, "1235")):
+        assert shown(measured(value, unit="s")) == [f"{expected} (1)"]
+
+
 def test_a_difference_of_nothing_is_a_plain_zero():
     assert shown(measured(86.199, published=PUBLISHED))[2] == "+0.00"
 

@@ -52,6 +52,13 @@ def test_a_table_file_becomes_typed_values(write):
     assert table.arms["at"].set[1] == "lr=0.1,0.01"
 
 
+def test_extra_columns_are_those_that_there_are(write):
+    assert load_table(write(f"{TABLE}extra: [seconds_per_step]") / "mine.yaml").extra == [
+        "seconds_per_step"
+    ]
+    assert "seconds_per_step" in problems_of(write(f"{TABLE}extra: [seconds]"))
+
+
 def test_without_rows_every_arm_is_one():
     table = load_table(sweeps_dir() / "demo.yaml")
     assert [row.key for row in table.lines()] == list(table.arms)
