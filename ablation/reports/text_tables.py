@@ -3,8 +3,8 @@
 A measured number is the mean over runs, its 95% interval's half-width and the number of runs:
 ``85.34 ±0.41 (3)``, or ``(2/3)`` if a planned run has no number. Percent have two decimals if every
 run's number is over at least 2000 examples (its step is 0.05 or less), else one; correlations have
-three; margins have four significant digits, radii four decimals, seconds three digits. Half-width and
-difference have the decimals of their mean. Published numbers are as printed.
+three; margins have four significant digits, radii four decimals, seconds three digits. Half-width
+and difference have the decimals of their mean. Published numbers are as printed.
 """
 
 from __future__ import annotations
