@@ -41,5 +41,11 @@ class NonFiniteError(Exception):
         super().__init__(f"{term} is not finite ({detail})")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether memory ran out, on a GPU or the host; the host's allocator has no own error."""
+    host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return host or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
 class InterruptedRunError(Exception):
     """A signal arrived; the run was saved and the same command resumes it."""

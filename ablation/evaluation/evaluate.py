@@ -8,6 +8,7 @@ the ball or the pixel range is an error, never a result.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ablation.errors import InputError, InterruptedRunError, NonFiniteError
+from ablation.errors import InputError, InterruptedRunError, NonFiniteError, out_of_memory
 from ablation.evaluation.attacks import Attack, Ensemble, RandomStart, check_points
 from ablation.evaluation.autoattack import LOGGER, inspect, is_inspected
 from ablation.evaluation.checks import diagnose
@@ -28,7 +29,7 @@ from ablation.evaluation.ladders import Rung, ladders, running_order, settle
 from ablation.evaluation.measures import Measure
 from ablation.evaluation.probes import Prober, logit_gap
 from ablation.evaluation.results import Attacked, Check, Entry, Evaluation, Verdict
-from ablation.evaluation.resume import Forgetful, Memo, Part, Partial, identify
+from ablation.evaluation.resume import Forgetful, Judged, Kept, Memo, identify
 from ablation.evaluation.warnings import distinct, warnings_of
 from ablation.numerics.functional import cross_entropy
 from ablation.numerics.modes import evaluating
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 TOP = 10
 """Classes with the largest clean logits that are kept per image."""
+
+PATIENCE = 0.5
+"""Seconds between two looks at what other processes judge."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the metric (and part), examples done and examples to attack."""
@@ -107,6 +111,7 @@ def evaluate(
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = never,
     partial: Path | None = None,
+    shared: bool = False,
 ) -> Evaluation:
     """Attack a network and judge the points.
 
@@ -120,8 +125,10 @@ def evaluate(
         request: what to run.
         progress: called after every batch.
         should_stop: asked before every batch.
-        partial: a file for finished attacks: the same call after an interruption goes on from
+        partial: a folder for judged batches: the same call after an interruption goes on from
             there. The caller removes it once the result is safe.
+        shared: other processes make the same call with the same folder: each batch is judged by
+            one of them, and all return the same evaluation.
 
     Raises:
         InputError: the images, labels or request do not fit the network or each other.
@@ -137,7 +144,7 @@ def evaluate(
         subject = _Subject(net, images, labels.long(), device, dtype)
         memo: Memo = Forgetful()
         if partial is not None:
-            memo = Partial(partial, identify(net, images, labels, request))
+            memo = Kept(partial, identify(net, images, labels, request), shared=shared)
         session = _Session(subject, request, order, progress, should_stop, memo)
         return session.run()
 
@@ -342,15 +349,18 @@ class _Session:
         if not len(rows):
             return  # torch.split would yield one empty batch
         for batch in torch.split(rows, self.request.batch_size):
-            if self._should_stop():
-                raise InterruptedRunError(
-                    f"stopped during the evaluation ({name}, {done} of {len(rows)} images); "
-                    "run the same command to go on"
-                )
+            self._go_on(name, done, len(rows))
             yield batch
             done += len(batch)
             if self._progress is not None:
                 self._progress(name, done, len(rows))
+
+    def _go_on(self, name: str, done: int, total: int) -> None:
+        if self._should_stop():
+            raise InterruptedRunError(
+                f"stopped during the evaluation ({name}, {done} of {total} images); "
+                "run the same command to go on"
+            )
 
     def _clean(self, *, gradients: bool) -> None:
         """Record predictions, logit gaps, and where the cross-entropy has no input gradient."""
@@ -417,47 +427,91 @@ class _Session:
             settled[larger.chosen] = larger.robust[larger.chosen]
         for position, (name, part) in enumerate(parts.items()):
             title = metric if part is attack else f"{metric}/{name}"
-            kept = self.memo.get(title)
-            if kept is not None:
-                verdict.robust.copy_(kept.robust)
-                verdict.broken_by.copy_(kept.broken_by)
-                verdict.became.copy_(kept.became)
-                self.flags += kept.flags
-                continue
-            before = len(self.flags)
-            with self._flagged(title):
-                open_ = verdict.robust & ~settled if position else verdict.robust
-                for rows in self._batches(title, chosen[open_[chosen]]):
-                    broken, classes = self._broken(title, part, rows, eps, norm)
-                    fallen = rows[broken]
-                    verdict.robust[fallen] = False
-                    verdict.broken_by[fallen] = position
-                    verdict.became[fallen] = classes[broken]
-            state = (verdict.robust, verdict.broken_by, verdict.became)
-            self.memo.put(title, Part(*state, self.flags[before:]))
+            open_ = verdict.robust & ~settled if position else verdict.robust
+            rows = chosen[open_[chosen]]
+            judged = self._judged(title, part, rows, eps, norm)
+            fallen = rows[judged.broken]
+            verdict.robust[fallen] = False
+            verdict.broken_by[fallen] = position
+            verdict.became[fallen] = judged.became[judged.broken]
         return verdict
 
     def _broken_by_probe(
         self, name: str, attack: Attack, rows: Tensor, eps: float, norm: Norm
     ) -> Tensor:
         """Run an attack that only the checks ask for; see ``probes.Break``."""
-        title = f"checks/{name}"
-        kept = self.memo.get(title)
-        if kept is not None:
-            self.flags += kept.flags
-            return ~kept.robust
-        broken, before = torch.zeros_like(self.correct), len(self.flags)
-        with self._flagged(title):
-            for batch in self._batches(title, rows):
-                broken[batch], _ = self._broken(title, attack, batch, eps, norm)
-        nobody = torch.full_like(self.prediction, -1)
-        self.memo.put(title, Part(~broken, nobody, nobody, self.flags[before:]))
+        broken = torch.zeros_like(self.correct)
+        broken[rows] = self._judged(f"checks/{name}", attack, rows, eps, norm).broken
         return broken
+
+    def _judged(self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm) -> Judged:
+        """Judge all rows, batch by batch; batches that other processes judge are waited for."""
+        batches = torch.split(rows, self.request.batch_size) if len(rows) else ()
+        found: dict[int, Judged] = {}
+        while len(found) < len(batches):
+            before = len(found)
+            for number in (number for number in range(len(batches)) if number not in found):
+                self._go_on(title, sum(len(batches[n]) for n in found), len(rows))
+                known = self.memo.get(title, number)
+                judged = known or self._claimed(title, number, attack, batches[number], eps, norm)
+                if judged is None:
+                    continue
+                found[number] = judged
+                if known is None and self._progress is not None:
+                    self._progress(title, sum(len(batches[n]) for n in found), len(rows))
+            if len(found) == before:
+                time.sleep(PATIENCE)
+        all_ = [found[number] for number in range(len(batches))]
+        messages = distinct(message for judged in all_ for message in judged.messages)
+        self.flags += [f"{title}: {message}" for message in messages]
+        nothing = torch.zeros(0, dtype=torch.long)
+        return Judged(
+            torch.cat([nothing.bool(), *(judged.broken for judged in all_)]),
+            torch.cat([nothing, *(judged.became for judged in all_)]),
+        )
+
+    def _claimed(
+        self, title: str, number: int, attack: Attack, rows: Tensor, eps: float, norm: Norm
+    ) -> Judged | None:
+        """Judge a batch and keep the verdict, unless another process is at it."""
+        with self.memo.claimed(title, number) as mine:
+            if not mine:
+                return None
+            judged = self.memo.get(title, number)  # another process may just have finished it
+            if judged is None:
+                with warnings_of(LOGGER) as messages:
+                    broken, became = self._broken(title, attack, rows, eps, norm)
+                judged = Judged(broken, became, list(messages))
+                self.memo.put(title, number, judged)
+            return judged
 
     def _broken(
         self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm
     ) -> tuple[Tensor, Tensor]:
-        """Attack a batch and judge it: broken, and the predicted class [len(rows)], on the CPU."""
+        """Attack a batch and judge it: broken, and the predicted class [len(rows)], on the CPU.
+
+        Where memory runs out, in two halves.
+        """
+        try:
+            return self._attacked(title, attack, rows, eps, norm)
+        except Exception as error:
+            if not out_of_memory(error) or len(rows) == 1:
+                raise
+        if self.subject.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = -(-len(rows) // 2)
+        logging.getLogger(LOGGER).warning(
+            "memory ran out on batches of %d images, so some had %d; set evaluation.batch_size=%d, "
+            "which also draws random starts of whole batches alike",
+            *(len(rows), half, half),
+        )
+        parts = [self._broken(title, attack, part, eps, norm) for part in torch.split(rows, half)]
+        broken, became = zip(*parts, strict=True)
+        return torch.cat(broken), torch.cat(became)
+
+    def _attacked(
+        self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm
+    ) -> tuple[Tensor, Tensor]:
         x, y = self.subject.batch(rows)
         predict, seed = self.subject.predict, self.request.seed
         # The same seed for every batch, as in the package's loop: no batch depends on another.

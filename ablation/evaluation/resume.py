@@ -1,13 +1,16 @@
-"""Keep the finished attacks of an unfinished evaluation: an interruption loses one part.
+"""Keep the judged batches of an unfinished evaluation, and share them between processes.
 
-AutoAttack takes hours; its four parts, and every other attack, are kept as they end. What is kept
-belongs to one network, one set of images and one request, and is ignored for any other.
+AutoAttack takes hours. Each batch is kept as it is judged, so an interruption loses one, and
+several processes with one folder take the batches between them: whatever their number, all end with
+the verdicts of a single one. What is kept belongs to one network, set of images and request.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,91 +18,132 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor, nn
 
-from ablation.runs.files import atomic_write_bytes
+from ablation.errors import InputError
+from ablation.runs.files import atomic_write_bytes, discard, make_folder, storage_error
 
 
 @dataclass(frozen=True)
-class Part:
-    """Verdict after one attack: robust [all], what broke each image and what it became [all]."""
+class Judged:
+    """Verdict on a batch: which images were broken [n], and what all became [n]; on the CPU.
 
-    robust: Tensor
-    broken_by: Tensor
+    Attributes:
+        broken: the point found is classified wrongly.
+        became: predicted class of the point.
+        messages: what the attack warned about.
+    """
+
+    broken: Tensor
     became: Tensor
-    flags: list[str]
+    messages: Sequence[str] = ()
 
 
 class Memo(Protocol):
-    """Store of finished attacks."""
+    """Store of judged batches, by the attack's title and the batch's number."""
 
-    def get(self, title: str) -> Part | None:
-        """Return the verdict after an attack, if it was finished."""
+    def get(self, title: str, batch: int) -> Judged | None:
+        """Return the verdict on a batch, if there is one."""
 
-    def put(self, title: str, part: Part) -> None:
-        """Keep the verdict of a finished attack."""
+    def put(self, title: str, batch: int, judged: Judged) -> None:
+        """Keep the verdict on a batch."""
+
+    @contextmanager
+    def claimed(self, title: str, batch: int) -> Iterator[bool]:
+        """Tell whether the batch is this process' to judge, as long as the context lasts."""
+        yield True
 
 
-class Forgetful:
-    """Keep no finished attacks."""
+class Forgetful(Memo):
+    """Keep nothing."""
 
-    def get(self, title: str) -> Part | None:
+    def get(self, title: str, batch: int) -> Judged | None:
         """Return no verdict."""
 
-    def put(self, title: str, part: Part) -> None:
+    def put(self, title: str, batch: int, judged: Judged) -> None:
         """Drop the verdict."""
 
 
-class Partial:
-    """Keep finished attacks in one file, rewritten atomically.
+class Kept(Memo):
+    """Keep a file per batch in a folder; damaged files, and those of other requests, are ignored.
 
     Args:
-        path: the file; a damaged one is ignored.
+        folder: of this evaluation's files; made when the first is written.
         key: identifies network, images and request; see ``identify``.
+        shared: other processes may judge batches of the same evaluation at the same time.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
-        self._parts = self._read()
+    def __init__(self, folder: Path, key: str, *, shared: bool = False) -> None:
+        self._folder, self._shared = folder / key[:16], shared
+        if folder.is_dir() and not shared:
+            for other in folder.iterdir():
+                if other != self._folder:
+                    discard(other)
+        elif folder.is_file():  # of an earlier version
+            discard(folder)
 
-    def get(self, title: str) -> Part | None:
-        """Return the verdict after an attack, if it was finished."""
-        return self._parts.get(title)
+    def _path(self, title: str, batch: int) -> Path:
+        name = hashlib.sha256(title.encode()).hexdigest()[:16]
+        return self._folder / f"{name}-{batch}.npz"
 
-    def put(self, title: str, part: Part) -> None:
-        """Write the verdict of a finished attack durably.
+    def get(self, title: str, batch: int) -> Judged | None:
+        """Return the verdict on a batch, if there is a sound one."""
+        try:
+            with np.load(self._path(title, batch), allow_pickle=False) as arrays:
+                messages = json.loads(str(arrays["messages"]))
+                broken, became = (torch.from_numpy(arrays[k]) for k in ("broken", "became"))
+                return Judged(broken, became, messages)
+        except Exception:  # zip, json and numpy each have their own way to say damaged
+            return None
+
+    def put(self, title: str, batch: int, judged: Judged) -> None:
+        """Write the verdict on a batch durably.
 
         Raises:
             InputError: the disk is full or cannot be written.
         """
-        tensors = (part.robust.clone(), part.broken_by.clone(), part.became.clone())
-        self._parts[title] = Part(*tensors, list(part.flags))
-        notes = {name: kept.flags for name, kept in self._parts.items()}
-        arrays = {"notes": np.array(json.dumps({"key": self._key, "flags": notes}))}
-        for i, kept in enumerate(self._parts.values()):
-            arrays |= {f"robust{i}": kept.robust.numpy(), f"broken_by{i}": kept.broken_by.numpy()}
-            arrays[f"became{i}"] = kept.became.numpy()
         buffer = BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        atomic_write_bytes(self._path, buffer.getvalue())
+        np.savez(
+            buffer,
+            broken=judged.broken.numpy(),
+            became=judged.became.numpy(),
+            messages=np.array(json.dumps(list(judged.messages))),
+        )
+        atomic_write_bytes(self._path(title, batch), buffer.getvalue())
 
-    def _read(self) -> dict[str, Part]:
+    @contextmanager
+    def claimed(self, title: str, batch: int) -> Iterator[bool]:
+        """Tell whether the batch is this process' to judge; a dead process' claim ends with it.
+
+        Raises:
+            InputError: the disk cannot be written, or has no locks.
+        """
+        lock = self._locked(title, batch) if self._shared else None
+        if self._shared and lock is None:
+            yield False
+            return
         try:
-            with np.load(self._path, allow_pickle=False) as arrays:
-                notes = json.loads(str(arrays["notes"]))
-                if notes["key"] != self._key:
-                    return {}
-                return {
-                    title: Part(
-                        torch.from_numpy(arrays[f"robust{i}"]),
-                        torch.from_numpy(arrays[f"broken_by{i}"]),
-                        torch.from_numpy(arrays[f"became{i}"]),
-                        flags,
-                    )
-                    for i, (title, flags) in enumerate(notes["flags"].items())
-                }
-        except Exception:  # zip, json and numpy each have their own way to say damaged
-            return {}
+            yield True
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _locked(self, title: str, batch: int) -> BaseFileLock | None:
+        try:
+            make_folder(self._folder)
+            lock = FileLock(self._path(title, batch).with_suffix(".lock"), thread_local=False)
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        except NotImplementedError as error:
+            raise InputError(
+                f"worker: {self._folder} lies on a file system without locks, so processes cannot "
+                f"share an evaluation there; leave worker= out"
+            ) from error
+        except OSError as error:
+            raise storage_error(error, self._folder, "sharing an evaluation") from error
+        return lock
 
 
 def identify(net: nn.Module, images: Tensor, labels: Tensor, request: object) -> str:

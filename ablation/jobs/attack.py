@@ -20,6 +20,7 @@ from ablation.output import say
 from ablation.random import generator
 from ablation.runs.columns import Column
 from ablation.runs.directory import Run
+from ablation.runs.files import discard
 from ablation.runs.launches import recorded_launches
 from ablation.runs.progress import AttackProgress
 from ablation.runs.state_dicts import load_into
@@ -119,7 +120,7 @@ class Subject:
         checks = [{**subject, **asdict(check)} for check in found.checks]
         flags = [*self.notes, *found.flags]
         run.add_evaluation(self.checkpoint, self.key, entries, found.examples, flags, meta, checks)
-        partial.unlink(missing_ok=True)
+        discard(partial)
         return found
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
-import torch
-
 from ablation.errors import (
     DONE,
     INTERRUPTED,
@@ -14,6 +12,7 @@ from ablation.errors import (
     InputError,
     InterruptedRunError,
     NonFiniteError,
+    out_of_memory,
 )
 from ablation.output import warn
 from ablation.runs.directory import Run
@@ -26,12 +25,6 @@ REMEDY = (
     "device with more memory; retry=true tries again"
 )
 """What to do where memory ran out."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Say whether memory ran out, on a GPU or the host; the host's allocator has no own error."""
-    host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return host or isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
 
 
 def supervised(

@@ -17,7 +17,7 @@ from ablation.config.experiment import Config
 from ablation.config.surroundings import check
 from ablation.config.validation import load
 from ablation.data import DeviceLoader, encode_split
-from ablation.errors import DONE, JOB_FAILED, ConfigError, InputError
+from ablation.errors import DONE, JOB_FAILED, ConfigError, InputError, out_of_memory
 from ablation.jobs.attack import evaluate_checkpoint, show_examples
 from ablation.jobs.extend import adopt
 from ablation.jobs.recorded import add_recorded
@@ -35,7 +35,7 @@ from ablation.jobs.setup import (
 )
 from ablation.jobs.state import asked_keys, is_trained, missing, moved, weights_problems
 from ablation.jobs.summary import announce, result_table
-from ablation.jobs.supervise import out_of_memory, supervised
+from ablation.jobs.supervise import supervised
 from ablation.models import Net
 from ablation.numerics.precision import precision_context
 from ablation.output import say, warn

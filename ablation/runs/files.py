@@ -107,7 +107,10 @@ def temporary_path(path: Path) -> Path:
 
 
 def discard(path: Path) -> None:
-    """Remove a file of ours; on the way out of an error, that error counts and not this one."""
+    """Remove a file or folder of ours; in the wake of an error, that one counts and not this."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
     try:
         path.unlink(missing_ok=True)
     except OSError:
