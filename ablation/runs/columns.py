@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 MARKED = ("_train", "_val")
 """Endings that say the split; a column without one is of test images."""
@@ -48,6 +50,12 @@ class Column:
         if (metric and split in ("train", "val")) or (split == "test" and metric.endswith(MARKED)):
             return cls(metric, split)
         return cls(name, "test")
+
+
+def named(metric: str, params: Mapping[str, Any]) -> str:
+    """What tells a number apart where only names do: a transferred attack is another metric."""
+    source = params.get("attack_from")
+    return metric if source is None else f"{metric}_from_{source}"
 
 
 def verdict_column(metric: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,19 @@ class EvaluationRecords:
         """Say whether this evaluation is complete and on disk."""
         path = self._evaluation_path(checkpoint, eval_id)
         return path.is_file() and path.with_name(f"{path.stem}.parquet").is_file()
+
+    def each_evaluation(self) -> Iterator[tuple[dict[str, Any], Callable[..., pd.DataFrame]]]:
+        """Yield each complete evaluation: its record, and what reads columns of its examples.
+
+        Raises:
+            InputError: an evaluation's file is damaged.
+        """
+        import pandas as pd  # most evaluations do without
+
+        for path in sorted(self.evaluations.glob("*.json")):
+            table = path.with_suffix(".parquet")
+            if table.is_file():
+                yield _record(path), partial(pd.read_parquet, table)
 
     def result(self, only: Collection[tuple[str, str]] | None = None) -> dict[str, Any] | None:
         """All entries of the run, put together from its evaluations; ``None`` if it has none.
