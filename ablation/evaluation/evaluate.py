@@ -126,7 +126,7 @@ def evaluate(
     """Attack a network and judge the points.
 
     With a ``source`` the attacks search on that network, and their points are judged on this one:
-    what does not fool it counts as robust. The checks of the network itself are then left out.
+    what does not fool it counts as robust. The checks, which judge attacks, are then left out.
 
     Evaluation mode, frozen parameters, plain fp32 (fp64 if the weights are). Modes, gradient
     flags, global generators and backend switches are afterwards as before.
@@ -152,7 +152,6 @@ def evaluate(
     order = _subset(images, labels, request)
     nets = [net]
     if source is not None:
-        request = replace(request, diagnose=False)
         nets.append(source.net)
     with ExitStack() as stack:
         for each in nets:
@@ -317,7 +316,8 @@ class _Session:
             value = 100 * robust[chosen].double().mean().item()
             entries.append(Entry(metric, self.request.split, value, n=len(chosen), params=facts))
         examples = self._table(verdicts)
-        checks = self._checks(examples, attacked) if self.request.diagnose else ()
+        diagnosed = self.request.diagnose and self.source is None
+        checks = self._checks(examples, attacked) if diagnosed else ()
         tripped = [check.text for check in checks if check.outcome == "tripped"]
         flags = tuple(dict.fromkeys([*self.flags, *tripped]))
         return Evaluation(tuple(entries), examples, flags, self.seconds, checks)

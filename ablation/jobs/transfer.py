@@ -107,6 +107,7 @@ def origin_problems(text: str, attacked: Config) -> Iterator[str]:
             f"attack_from={text}: {key} is {there!r} there and {here!r} in the attacked run; both "
             "must see the same images: give runs of one data set"
         )
+        return
     for problem in weights_problems(origin.config, origin.run, [origin.checkpoint]):
         yield problem.replace("run=", "attack_from=", 1)
     for name, attack in attacked.evaluation.attacks.items():

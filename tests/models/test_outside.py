@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ablation.models.outside import build_outside, check_logits, in_pixels, loca
 from ablation.runs.state_dicts import load_into, load_weights_file
 from tests.support.kuangliu import ResNet
 
-SMALL = {"blocks": [1, 1], "width": 4, "classes": 5}
+SMALL: dict[str, Any] = {"blocks": [1, 1], "width": 4, "classes": 5}
 NETS = """
 import torch
 from torch import nn
@@ -59,9 +60,9 @@ def nets(tmp_path, monkeypatch):
 
 
 def test_a_class_a_function_or_a_network_is_built(nets):
-    deep = build_outside(f"{nets}.nets:build", {"depth": 3})
+    deep: Any = build_outside(f"{nets}.nets:build", {"depth": 3})
     assert len(deep) == 5
-    again = build_outside(f"{nets}.nets:build", {"depth": 3})
+    again: Any = build_outside(f"{nets}.nets:build", {"depth": 3})
     assert torch.equal(deep[1].weight, again[1].weight)
     assert isinstance(build_outside(f"{nets}.nets:ready", {}), nn.Sequential)
     assert not isinstance(build_outside(f"{nets}.nets:parallel", {}), nn.DataParallel)
@@ -205,6 +206,8 @@ def test_a_file_that_holds_itself_is_no_state_dict(tmp_path):
 class Normalised(nn.Module):
     """A network with its own normalisation inside, as in RobustBench's zoo."""
 
+    model: nn.Module
+
     def __init__(self, mean: float = 0.5, std: float = 0.25) -> None:
         super().__init__()
         self.register_buffer("mu", torch.full((3, 1, 1), mean))
@@ -223,7 +226,7 @@ def test_a_normalisation_inside_is_filled_and_stays_where_the_weights_have_none(
         (trained().state_dict(), Normalised().eval()),  # bare weights for a wrapped network
     ):
         ours = in_pixels(Normalised(), None, None).eval()
-        for value in ours.body.model.parameters():
+        for value in ours.body.parameters():
             value.data.zero_()
         layers, constants = fitted(weights, ours)
         load_into(ours.body, layers, "net.pt")
