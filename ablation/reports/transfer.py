@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = 16
+TITLE = 20
 """Characters of a line of a row's name."""
-CELL, LINE = 0.27, 0.13
-"""Inches: height of a row of cells, and of a line of its name."""
+FRAME, CELL, LINE = 0.75, 0.27, 0.11
+"""Inches: height around the cells, of a row of them, and of a line of its name."""
 CROWDED = 9
 """Columns from which numbers have no decimals."""
 DARK = 0.55
@@ -182,8 +182,10 @@ def figure(comparison: Comparison, found: Sequence[Matrix]) -> Figure | None:
         [textwrap.fill(f"{each.number_of()[key]} {name}", TITLE) for key, name in each.rows.items()]
         for each in found
     ]
+    tallest = [max(1 + name.count("\n") for name in mine) for mine in names]
     heights = [
-        0.75 + sum(max(CELL, LINE * (1 + name.count("\n"))) for name in mine) for mine in names
+        FRAME + len(mine) * max(CELL, LINE * (lines + 0.7))
+        for mine, lines in zip(names, tallest, strict=True)
     ]
     strangers = "; ".join(dict.fromkeys(text for each in found for text in each.strangers()))
     height = sum(heights) + NOTE_LINE * len(note_lines(strangers))
@@ -208,7 +210,7 @@ def _draw(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
     numbers = matrix.number_of()
     ticks = [OWN, *(str(numbers[key]) for key in matrix.sources)]
     axes.set_xticks(range(len(ticks)), ticks)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.axvline(0.5, color="white", linewidth=3)
