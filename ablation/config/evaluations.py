@@ -11,7 +11,13 @@ from ablation.evaluation import Measure, SplitName
 from ablation.types import Norm
 
 
-def eval_id(evaluation: EvaluationConfig, eps: float, norm: Norm, weights: Weights) -> str:
+def eval_id(
+    evaluation: EvaluationConfig,
+    eps: float,
+    norm: Norm,
+    weights: Weights,
+    source: str | None = None,
+) -> str:
     """Hash of one evaluation as it takes effect; the checkpoint's name is not part of it.
 
     Args:
@@ -19,11 +25,14 @@ def eval_id(evaluation: EvaluationConfig, eps: float, norm: Norm, weights: Weigh
         eps: radius unless the evaluation has its own.
         norm: of the threat model, unless the evaluation has its own.
         weights: raw or average.
+        source: the weights that adversarial examples are crafted on, if they are others.
     """
     node = plain(evaluation)
     del node["checkpoints"], node["val"]
     if evaluation.temperature == 1:  # ids are older than the key
         del node["temperature"]
+    if source is not None:
+        node["attack_from"] = source
     eps = eps if evaluation.eps is None else evaluation.eps
     return digest({**node, "eps": eps, "norm": evaluation.norm or norm, "weights": weights})
 

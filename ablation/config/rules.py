@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
-from ablation.config.experiment import Config, DataConfig, EvaluationConfig, ModelConfig
+from ablation.config.experiment import Config, DataConfig, EvaluationConfig
 from ablation.errors import InputError
 from ablation.evaluation import Measure
 from ablation.models import ModelSpec, build_model
@@ -36,7 +37,15 @@ def _threat(c: Config) -> Iterator[str]:
     yield from radius_problems(c.eps, c.norm)
 
 
-def name_problems(data: DataConfig | None, model: ModelConfig | None) -> Iterator[str]:
+class Named(Protocol):
+    """Something whose name becomes part of a folder's."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+
+def name_problems(data: Named | None, model: Named | None) -> Iterator[str]:
     """Check what becomes part of a folder's name."""
     for key, node in (("data.name", data), ("model.name", model)):
         if node is not None:

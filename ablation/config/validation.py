@@ -26,6 +26,12 @@ ALONE = {
     "trials": "add search=<name>",
 }
 """Of these, the ones that a single job cannot have, and what to do."""
+OUTSIDE = (
+    "a network from outside is attacked (ablation-evaluate model=torch_module), not trained: "
+    "heads, initial weights by seed and identities of runs belong to the architectures in "
+    "ablation/models/; add yours there (CONTRIBUTING.md, A model)"
+)
+"""Why training takes no import path."""
 BUILT = "phases"
 """Field of ``Config`` that is built from the method and its components, never given."""
 
@@ -73,6 +79,9 @@ def load(container: Mapping[str, Any]) -> Config:
 
 def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """Like ``load``, but returns the problems."""
+    model = container.get("model")
+    if isinstance(model, Mapping) and "target" in model:
+        return None, [f"model.target={model['target']}: {OUTSIDE}"]
     values = {key: value for key, value in scaled(container).items() if key not in SWEEP}
     parser = Parser(_unscaled_problems(container))
     values["data"] = _data(values, parser)

@@ -12,7 +12,7 @@ from ablation.evaluation.attacks import (
     Spsa,
 )
 from ablation.evaluation.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
-from ablation.evaluation.evaluate import Request, describe, evaluate
+from ablation.evaluation.evaluate import Request, Source, describe, evaluate
 from ablation.evaluation.measures import (
     AdversarialMargin,
     EffectiveMargin,
@@ -48,6 +48,7 @@ __all__ = [
     "Pgd",
     "Predict",
     "Request",
+    "Source",
     "SplitName",
     "Spsa",
     "Square",

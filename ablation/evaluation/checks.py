@@ -332,6 +332,36 @@ def predicted_classes(examples: pd.DataFrame) -> Check:
     return _judged(name, values, UNPREDICTED, text, text + consequence)
 
 
+def transfer(pairs: Mapping[str, Probe]) -> Check:
+    """Limit how far an attack by another network's points is below the same attack on this one.
+
+    Its own gradients should lead an attack at least as far as another network's (Athalye et al.,
+    section 3.1; Carlini et al., section 5.3); "clearly" is two standard errors and the lead that
+    ``black_box`` allows.
+
+    Args:
+        pairs: by metric; ``before`` under the attack on the network itself, ``after`` under the
+            transferred one.
+    """
+    findings = []
+    for metric, probe in pairs.items():
+        own, other = _percent(probe.before), _percent(probe.after)
+        text = (
+            f"{metric} by another network's points leaves {other:.2f}%, on the network itself "
+            f"{own:.2f}% of the same {len(probe.before)} images; both together leave "
+            f"{_percent(probe.before & probe.after):.2f}%: its gradients mislead attacks, so "
+            "gradient masking is likely"
+        )
+        findings.append(_Finding(own - other - _chance(probe), text))
+    return _worst(
+        "transfer",
+        findings,
+        BLACK_BOX_LEAD,
+        needs="needs the same attack on the network itself first: leave out attack_from",
+        fine="no attack by another network's points beats the same attack on the network itself",
+    )
+
+
 def _not_run(name: str, needs: str) -> Check:
     return Check(name, "not run", needs)
 

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -47,6 +47,20 @@ TOP = 10
 
 PATIENCE = 0.5
 """Seconds between two looks at what other processes judge."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Another network, on which adversarial examples are crafted: a transfer attack.
+
+    Attributes:
+        name: in every attack's parameters, as ``attack_from``.
+        net: like the network under evaluation: same images, classes and device.
+    """
+
+    name: str
+    net: nn.Module
+
 
 Progress = Callable[[str, int, int], None]
 """Called with the metric (and part), examples done and examples to attack."""
@@ -112,8 +126,12 @@ def evaluate(
     should_stop: Callable[[], bool] = never,
     partial: Path | None = None,
     shared: bool = False,
+    source: Source | None = None,
 ) -> Evaluation:
     """Attack a network and judge the points.
+
+    With a ``source`` the attacks search on that network, and their points are judged on this one:
+    what does not fool it counts as robust. The checks, which judge attacks, are then left out.
 
     Evaluation mode, frozen parameters, plain fp32 (fp64 if the weights are). Modes, gradient
     flags, global generators and backend switches are afterwards as before.
@@ -129,6 +147,7 @@ def evaluate(
             there. The caller removes it once the result is safe.
         shared: other processes make the same call with the same folder: each batch is judged by
             one of them, and all return the same evaluation.
+        source: whose adversarial examples attack; ``None`` means the network's own.
 
     Raises:
         InputError: the images, labels or request do not fit the network or each other.
@@ -138,14 +157,19 @@ def evaluate(
     """
     device, dtype = _place(net, images)
     order = _subset(images, labels, request)
+    nets = [net]
+    if source is not None:
+        nets.append(source.net)
     with ExitStack() as stack:
-        stack.enter_context(evaluating(net))
+        for each in nets:
+            stack.enter_context(evaluating(each))
         stack.enter_context(exact_arithmetic(device))
         subject = _Subject(net, images, labels.long(), device, dtype)
         memo: Memo = Forgetful()
         if partial is not None:
-            memo = Kept(partial, identify(net, images, labels, request), shared=shared)
-        session = _Session(subject, request, order, progress, should_stop, memo)
+            key = identify(*nets, images=images, labels=labels, request=request)
+            memo = Kept(partial, key, shared=shared)
+        session = _Session(subject, request, order, progress, should_stop, memo, source)
         return session.run()
 
 
@@ -226,6 +250,13 @@ class _Subject:
         z: Tensor = self.net(x.to(self.dtype))
         return z
 
+    def twin(self, net: nn.Module) -> _Subject:
+        """Return another network with the same images."""
+        device, dtype = _place(net, self.images)
+        if device != self.device:
+            raise InputError(f"the source's network is on {device}, the other on {self.device}")
+        return replace(self, net=net, dtype=dtype)
+
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         x = self.images[rows.to(self.images.device)].to(self.device)
         x = x.to(self.dtype) if x.is_floating_point() else x.to(self.dtype) / 255
@@ -243,8 +274,10 @@ class _Session:
         progress: Progress | None,
         should_stop: Callable[[], bool],
         memo: Memo,
+        source: Source | None,
     ) -> None:
-        self.memo = memo
+        self.memo, self.source = memo, source
+        self.attacked = subject if source is None else subject.twin(source.net)
         self.subject, self.request, self.order = subject, request, order
         self.rows = order.sort().values
         self._progress, self._should_stop = progress, should_stop
@@ -266,11 +299,13 @@ class _Session:
         gradients = any(not isinstance(attack, Measure) for attack in attacks.values())
         with self._timed("clean"):
             self._clean(gradients=self.request.diagnose and gradients)
+        if self.source is not None:
+            self._check_source(self.source, attacks)
         params = {name: self._describe(attack) for name, attack in attacks.items()}
         if any(map(is_inspected, attacks.values())):
             with self._flagged("pyautoattack"):
                 inspect(
-                    self.subject.predict, *self.subject.batch(self.rows[: self.request.batch_size])
+                    self.attacked.predict, *self.subject.batch(self.rows[: self.request.batch_size])
                 )
         verdicts, measured = self._results(attacks, params)
         entries: list[Entry] = []
@@ -288,7 +323,8 @@ class _Session:
             value = 100 * robust[chosen].double().mean().item()
             entries.append(Entry(metric, self.request.split, value, n=len(chosen), params=facts))
         examples = self._table(verdicts)
-        checks = self._checks(examples, attacked) if self.request.diagnose else ()
+        diagnosed = self.request.diagnose and self.source is None
+        checks = self._checks(examples, attacked) if diagnosed else ()
         tripped = [check.text for check in checks if check.outcome == "tripped"]
         flags = tuple(dict.fromkeys([*self.flags, *tripped]))
         return Evaluation(tuple(entries), examples, flags, self.seconds, checks)
@@ -299,7 +335,8 @@ class _Session:
         """Run attacks and measures; notes in ``params`` which radius a verdict reuses."""
         verdicts: dict[str, Verdict] = {}
         measured: dict[str, Entry] = {}
-        groups = ladders(attacks, self._threat)
+        # A verdict at another radius says little where the points are made for another network.
+        groups = ladders(attacks, self._threat) if self.source is None else []
         above: dict[str, Rung] = {
             lower.metric: upper for rungs in groups for upper, lower in pairwise(rungs)
         }
@@ -337,7 +374,9 @@ class _Session:
         return threat(attack, self.request.eps, self.request.norm)
 
     def _describe(self, attack: Attack | Measure) -> dict[str, Any]:
+        origin = {} if self.source is None else {"attack_from": self.source.name}
         return {
+            **origin,
             **describe(attack, self.request.eps, self.request.norm, self.classes),
             "seed": self.request.seed,
             "batch_size": self.request.batch_size,
@@ -391,6 +430,24 @@ class _Session:
                 self.zero_gradient[rows] = True
         labels = self.subject.labels.cpu()
         self.correct[self.rows] = (self.prediction == labels)[self.rows]
+
+    def _check_source(self, source: Source, attacks: Mapping[str, Attack | Measure]) -> None:
+        """Require logits of the same classes, and attacks alone."""
+        for name, attack in attacks.items():
+            if isinstance(attack, Measure):
+                raise InputError(
+                    f"evaluation.attacks.{name}: it measures the network itself, so there is "
+                    f"nothing to transfer; leave it out: ~evaluation.attacks.{name}"
+                )
+        x, _ = self.subject.batch(self.rows[: self.request.batch_size])
+        with torch.no_grad():
+            z = self.attacked.predict(x)
+        self._finite(z, self.rows[: len(x)], f"clean images, by {source.name}")
+        if z.shape[1] != self.classes:
+            raise InputError(
+                f"attack_from={source.name}: it has {z.shape[1]} classes, the attacked network "
+                f"{self.classes}; give networks of one data set"
+            )
 
     def _measure(self, metric: str, measure: Measure, params: Mapping[str, Any]) -> Entry:
         chosen = self.order[: measure.n].sort().values
@@ -513,7 +570,7 @@ class _Session:
         self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm
     ) -> tuple[Tensor, Tensor]:
         x, y = self.subject.batch(rows)
-        predict, seed = self.subject.predict, self.request.seed
+        predict, seed = self.attacked.predict, self.request.seed
         # The same seed for every batch, as in the package's loop: no batch depends on another.
         rng = torch.Generator(x.device).manual_seed(seed)
         if isinstance(attack, RandomStart):

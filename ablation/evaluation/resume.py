@@ -146,9 +146,10 @@ class Kept(Memo):
         return lock
 
 
-def identify(net: nn.Module, images: Tensor, labels: Tensor, request: object) -> str:
-    """Hash everything that an attack's outcome depends on."""
+def identify(*nets: nn.Module, images: Tensor, labels: Tensor, request: object) -> str:
+    """Hash everything that an attack's outcome depends on: ``nets`` are judge and source."""
     digest = hashlib.sha256(repr(request).encode())
-    for tensor in (*net.state_dict().values(), images, labels):
+    states = (value for net in nets for value in net.state_dict().values())
+    for tensor in (*states, images, labels):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

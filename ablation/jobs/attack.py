@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from ablation.config.evaluations import chosen_weights, eval_id
 from ablation.config.experiment import CheckpointName, Config, EvaluationConfig, Weights
 from ablation.data import ImageSet, to_float
-from ablation.evaluation import Evaluation, Pgd, Request, evaluate
+from ablation.evaluation import Evaluation, Pgd, Request, Source, evaluate
 from ablation.jobs.setup import Images, build_net
+from ablation.jobs.transfer import Origin, transfer_check
 from ablation.models import Net
 from ablation.numerics.modes import evaluating
 from ablation.output import say
 from ablation.random import generator
-from ablation.runs.columns import Column
+from ablation.runs.columns import Column, named
 from ablation.runs.directory import Run
 from ablation.runs.files import discard
 from ablation.runs.launches import recorded_launches
@@ -33,7 +34,7 @@ class Tempered(nn.Module):
 
     temperature: Tensor
 
-    def __init__(self, net: Net, temperature: float) -> None:
+    def __init__(self, net: nn.Module, temperature: float) -> None:
         super().__init__()
         self.net = net
         parameter = next(net.parameters())
@@ -58,6 +59,7 @@ class Subject:
         scale: full or smoke.
         deviations: what the run's command line changed in its table.
         notes: what its components have every number say.
+        origin: the run on whose network the attacks search; ``None`` means the weights' own.
     """
 
     checkpoint: str
@@ -68,19 +70,36 @@ class Subject:
     scale: str = "full"
     deviations: Sequence[str] = ()
     notes: Sequence[str] = ()
+    origin: Origin | None = None
 
     @property
     def key(self) -> str:
         """``eval_id``."""
-        return eval_id(self.evaluation, self.eps, self.norm, self.weights)
+        source = None if self.origin is None else self.origin.key
+        return eval_id(self.evaluation, self.eps, self.norm, self.weights, source)
 
-    def record(self, run: Run, net: Net, images: ImageSet, stop: Callable[[], bool]) -> Evaluation:
-        """Attack and write the result into a run directory."""
+    @property
+    def threat(self) -> tuple[float, Norm]:
+        """Radius and norm in effect."""
         node = self.evaluation
+        eps = self.eps if node.eps is None else node.eps
+        return eps, self.norm if node.norm is None else node.norm
+
+    def record(
+        self,
+        run: Run,
+        net: Net,
+        images: ImageSet,
+        stop: Callable[[], bool],
+        source: Source | None = None,
+    ) -> Evaluation:
+        """Attack and write the result into a run directory; ``source`` is of ``origin``."""
+        node = self.evaluation
+        eps, norm = self.threat
         request = Request(
             attacks=node.attacks,
-            eps=self.eps if node.eps is None else node.eps,
-            norm=self.norm if node.norm is None else node.norm,
+            eps=eps,
+            norm=norm,
             n=node.n,
             batch_size=node.batch_size,
             seed=node.seed,
@@ -88,17 +107,19 @@ class Subject:
         )
         partial = run.evaluations / f"{self.checkpoint}-{self.key}.partial"
         count = len(images) if node.n is None else node.n
-        say(f"attack  {self.checkpoint} weights on {count} {node.split} images")
+        by = f" by examples of {source.name}" if source else ""
+        say(f"attack  {self.checkpoint} weights on {count} {node.split} images{by}")
         progress = AttackProgress()
         try:
             found = evaluate(
-                net if node.temperature == 1 else Tempered(net, node.temperature),
+                self._tempered(net),
                 images.images,
                 images.labels,
                 request,
                 progress=progress,
                 should_stop=stop,
                 partial=partial,
+                source=source and replace(source, net=self._tempered(source.net)),
             )
         finally:
             progress.close()
@@ -116,12 +137,20 @@ class Subject:
             "scale": self.scale,
             "deviations": list(self.deviations),
         }
+        if source is not None:
+            check = transfer_check(run, (self.checkpoint, self.weights), found, node.facts)
+            warned = [f"{source.name}: {check.text}"] if check.outcome == "tripped" else []
+            found = replace(found, checks=(check,), flags=(*found.flags, *warned))
         subject = {"checkpoint": self.checkpoint, "weights": self.weights, "split": node.split}
         checks = [{**subject, **asdict(check)} for check in found.checks]
         flags = [*self.notes, *found.flags]
         run.add_evaluation(self.checkpoint, self.key, entries, found.examples, flags, meta, checks)
         discard(partial)
         return found
+
+    def _tempered(self, net: nn.Module) -> nn.Module:
+        temperature = self.evaluation.temperature
+        return net if temperature == 1 else Tempered(net, temperature)
 
 
 def evaluate_checkpoint(
@@ -133,16 +162,19 @@ def evaluate_checkpoint(
     device: torch.device,
     stop: Callable[[], bool],
     tracker: Tracker,
+    origin: Origin | None = None,
 ) -> None:
-    """Attack one checkpoint of a run and add the result to its records."""
+    """Attack one checkpoint of a run (by examples of ``origin``) and add to its records."""
     weights = chosen_weights(config)
     net = build_net(config, images.train, config.phases[-1].method, device)
     load_into(net, run.checkpoints.load_weights(name, weights == "average"), name)
     changed = changed_overrides(run)
     subject = Subject(
-        name, weights, config.eps, config.norm, node, config.scale, changed, config.notes
+        *(name, weights, config.eps, config.norm, node, config.scale, changed, config.notes),
+        origin=origin,
     )
-    values = summary_of(subject.record(run, net, images.of(node.split), stop))
+    source = None if origin is None else origin.source(images, device)
+    values = summary_of(subject.record(run, net, images.of(node.split), stop, source))
     tracker.summary({f"{name}/{Column(k, node.split).name}": v for k, v in values.items()})
     flags = (run.result() or {}).get("flags", ())
     tracker.summary({"flags": len(flags), "flags_text": "; ".join(flags)})
@@ -158,7 +190,9 @@ def summary_of(found: Evaluation) -> dict[str, Any]:
 
     Those not run are left out: another evaluation of the same weights may have run them.
     """
-    values: dict[str, Any] = {entry.metric: entry.value for entry in found.entries}
+    values: dict[str, Any] = {
+        named(entry.metric, entry.params): entry.value for entry in found.entries
+    }
     for check in found.checks:
         if check.outcome != "not run":
             values[f"checks/{check.name}"] = check.outcome

@@ -1,74 +1,55 @@
-"""Attacking what is trained already: a run directory, or a bare file of weights."""
+"""Attacking what is trained already: a run directory, or a network that has none."""
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ablation.config import experiment as configuration
 from ablation.config import validation
-from ablation.config.evaluations import evaluations
-from ablation.config.experiment import Config, DataConfig, EvaluationConfig, ModelConfig
+from ablation.config.command_line import Said, unsaid
+from ablation.config.evaluations import checkpoints, chosen_weights, evaluations
+from ablation.config.experiment import Config
 from ablation.config.folders import has_file, read_saved_config
 from ablation.config.from_data import completed
 from ablation.config.parser import Parser
-from ablation.config.phases import head_problems
-from ablation.config.rules import (
-    availability_problems,
-    data_problems,
-    evaluation_problems,
-    model_problems,
-    name_problems,
-    radius_problems,
-)
+from ablation.config.rules import availability_problems, evaluation_problems, radius_problems
 from ablation.config.surroundings import count_problems, device_problems
-from ablation.data import check_labels
 from ablation.errors import DONE, INTERRUPTED, ConfigError
-from ablation.evaluation import Measure
-from ablation.jobs.attack import Subject, evaluate_checkpoint
-from ablation.jobs.setup import load_images, own_normalisation, pick_device, start_tracking
+from ablation.jobs.attack import evaluate_checkpoint
+from ablation.jobs.bare import assess_bare, bare_problems
+from ablation.jobs.request import AssessConfig, ModuleConfig
+from ablation.jobs.robustbench import Facts, write_record
+from ablation.jobs.setup import load_images, pick_device, start_tracking
 from ablation.jobs.state import asked_keys, missing, weights_problems
 from ablation.jobs.summary import result_table
 from ablation.jobs.supervise import supervised
-from ablation.models import build_model
-from ablation.models.foreign import translate
-from ablation.output import say
+from ablation.jobs.transfer import Origin, is_same, open_origin, origin_problems
+from ablation.output import say, warn
 from ablation.runs.directory import Run
-from ablation.runs.state_dicts import load_into, load_weights_file
-from ablation.runs.tracking import TrackingConfig
-from ablation.types import Fraction, Norm
+from ablation.types import Fraction
 
 
-@dataclass(frozen=True)
-class AssessConfig:
-    """The keys of ``conf/evaluate.yaml``; see there."""
+def parse(container: Mapping[str, Any], known: Said = ()) -> tuple[AssessConfig | None, list[str]]:
+    """The typed request for one run or network, and every problem in it.
 
-    data: DataConfig | None
-    model: ModelConfig | None
-    evaluation: EvaluationConfig
-    run: str | None
-    checkpoint: str | None
-    norm: Norm | None
-    eps: Fraction | None
-    device: str
-    data_dir: str | None
-    runs_dir: str
-    tracking: TrackingConfig
-
-
-def parse(container: Mapping[str, Any]) -> tuple[AssessConfig | None, list[str]]:
-    """The typed request for one run or checkpoint, and every problem in it."""
+    Args:
+        container: a composed config.
+        known: what the command line says of the code to import.
+    """
     values = {"data": None, "model": None, **container}
+    if barred := unsaid(values, known):
+        return None, barred  # nothing is imported
     parser = Parser()
     if isinstance(values["data"], Mapping):
         root = Path(str(values.get("data_dir") or "data")).expanduser()
-        values["data"], parser.problems = completed(values["data"], root)
+        values["data"], problems = completed(values["data"], root)
+        parser.problems += problems
+    is_outside = isinstance(values["model"], Mapping) and "target" in values["model"]
+    outside = _outside(values, parser) if is_outside else None
     saved: dict[str, Any] = {}
     if values.get("run"):
         place = Path(str(values["run"])).expanduser()
@@ -77,22 +58,45 @@ def parse(container: Mapping[str, Any]) -> tuple[AssessConfig | None, list[str]]
         else:
             saved = _saved(place, parser.problems)
     found = parser.parse(AssessConfig, values, "", _radius(values, saved))
-    if not isinstance(found, AssessConfig):
+    if not isinstance(found, AssessConfig) or (is_outside and outside is None):
         return None, parser.problems
-    problems = parser.problems
-    problems += [text.removeprefix("runtime.") for text in device_problems(found.device)]
+    found = found if outside is None else replace(found, model=outside)
+    return found, parser.problems + _problems(found, saved)
+
+
+def _outside(values: dict[str, Any], parser: Parser) -> ModuleConfig | None:
+    """Take a network from outside out of the values."""
+    node, values["model"] = values["model"], None
+    if node["target"] is None:
+        parser.problems.append(
+            "model.target is missing: set model.target=<module>:<class or function>"
+        )
+        return None
+    found = parser.parse(ModuleConfig, node, "model")
+    return found if isinstance(found, ModuleConfig) else None
+
+
+def _problems(found: AssessConfig, saved: Mapping[str, Any]) -> list[str]:
+    problems = [text.removeprefix("runtime.") for text in device_problems(found.device)]
     problems += radius_problems(found.eps, found.norm)
     norm = found.evaluation.norm or found.norm or saved.get("norm")
     problems += evaluation_problems(replace(found.evaluation, norm=norm))
-    if (found.run is None) == (found.checkpoint is None):
+    outside = isinstance(found.model, ModuleConfig)
+    if found.run is not None and found.checkpoint is not None:
         problems.append("give either run=runs/<name> or checkpoint=<file>, not both")
     elif found.run is not None:
         if found.data is not None or found.model is not None:
             problems.append("run= knows its data and model: remove data= and model=")
         problems += _run_problems(found, saved) if saved else []
+    elif found.checkpoint is not None or outside:
+        if found.attack_from is not None:
+            problems.append(f"attack_from={found.attack_from}: only another run is attacked, run=")
+        problems += bare_problems(found)
     else:
-        problems += _checkpoint_problems(found)
-    return found, problems
+        problems.append(
+            "give run=runs/<name>, checkpoint=<file>, or model=torch_module with model.target="
+        )
+    return problems
 
 
 def _saved(run: Path, problems: list[str]) -> dict[str, Any]:
@@ -120,6 +124,8 @@ def _run_problems(request: AssessConfig, saved: Mapping[str, Any]) -> list[str]:
         return [f"run={request.run}: its config.yaml: {problem}" for problem in problems]
     config = _asked(request, config)
     problems = [*availability_problems(config), *config.data.source.check(config.data_root)]
+    if request.attack_from is not None and not is_same(request.attack_from, request.run):
+        problems += origin_problems(request.attack_from, config)
     extent = config.data.source.extent(config.data_root)
     return problems or count_problems(evaluations(config), config.data, extent)
 
@@ -139,74 +145,55 @@ def _asked(request: AssessConfig, config: Config) -> Config:
     )
 
 
-def _checkpoint_problems(config: AssessConfig) -> list[str]:
-    problems = [
-        f"checkpoint= needs {key}=<name>: the weights do not say what they were trained on"
-        for key, node in (("data", config.data), ("model", config.model))
-        if node is None
+def each_pair(container: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A request for each run, and for each run whose examples attack it.
+
+    Either may be a list, and a name may be a pattern as in ``runs/*``. What attacks itself comes
+    first, so that the transferred attacks can be held against it.
+    """
+    runs, sources = (_named(container.get(key)) for key in ("run", "attack_from"))
+    pairs = [
+        {**container, "run": run, "attack_from": source}
+        for run, source in itertools.product(runs, sources)
     ]
-    problems += name_problems(config.data, config.model)
-    if not has_file(Path(str(config.checkpoint)).expanduser()):
-        problems.append(f"checkpoint={config.checkpoint}: no such file")
-    if config.data is not None:
-        root = Path(config.data_dir or "data").expanduser()
-        problems += data_problems(config.data)
-        problems += config.data.source.check(root) or count_problems(
-            [config.evaluation], config.data, config.data.source.extent(root)
-        )
-    if config.model is not None:
-        problems += model_problems(config.model.spec)
-        problems += head_problems(config.model.head, ())
-    return problems + _of_a_run(config.evaluation)
+    return sorted(pairs, key=lambda pair: not is_same(pair["attack_from"], pair["run"]))
 
 
-def _of_a_run(node: EvaluationConfig) -> list[str]:
-    """What only a run has: splits, several checkpoints, averaged weights."""
-    problems = []
-    own = {m.split for m in node.attacks.values() if isinstance(m, Measure)} | {node.split}
-    if own - {None, "test"}:
-        problems.append("evaluation: a bare checkpoint has no train or val images; use split: test")
-    if node.checkpoints is not None:
-        problems.append(f"evaluation.checkpoints={node.checkpoints}: a bare checkpoint is one")
-    if node.weights == "average":
-        problems.append("evaluation.weights=average: a bare checkpoint holds one set of weights")
-    return problems
-
-
-def each_run(container: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A request per run: ``run`` may be a list, and a name may be a pattern as in ``runs/*``."""
-    given = container.get("run")
+def _named(given: Any) -> list[str | None]:
+    """The places that a key names, each once; ``None`` where it names none."""
     if given is None:
-        return [container]
-    names: list[str] = []
+        return [None]
+    names: dict[str, None] = {}
     for text in given if isinstance(given, list) else [given]:
         pattern = str(Path(str(text)).expanduser())
-        if not set("*?[") & set(pattern):
-            names.append(pattern)
-            continue
-        places = sorted(glob(pattern))  # noqa: PTH207 (a path may be absolute)
+        places = sorted(glob(pattern)) if set("*?[") & set(pattern) else []  # noqa: PTH207 (a path may be absolute)
         runs = [place for place in places if (Path(place) / "config.yaml").is_file()]
-        names += runs or [pattern]
-    return [{**container, "run": name} for name in dict.fromkeys(names)]
+        names |= dict.fromkeys(runs or [pattern])
+    return list(names)
 
 
-def check(container: Mapping[str, Any]) -> list[str]:
-    """Problems of a composed request."""
-    return list(dict.fromkeys(text for each in each_run(container) for text in parse(each)[1]))
+def check(container: Mapping[str, Any], known: Said = ()) -> list[str]:
+    """Problems of a composed request; ``known`` as in ``parse``."""
+    problems = (text for each in each_pair(container) for text in parse(each, known)[1])
+    return list(dict.fromkeys(problems))
 
 
-def run(container: Mapping[str, Any]) -> int:
-    """Evaluate each run, or the checkpoint; returns the last exit code that is not 0.
+def run(container: Mapping[str, Any], known: Said = ()) -> int:
+    """Evaluate each run, or the network; returns the last exit code that is not 0.
+
+    Args:
+        container: a composed config.
+        known: what the command line says of the code to import.
 
     Raises:
         InputError: something the user gave cannot be used.
     """
     code = DONE
-    for each in each_run(container):
-        request, problems = parse(each)
+    for each in each_pair(container):
+        request, problems = parse(each, known)
         if problems or request is None:
             raise ConfigError(problems)
-        one = _run(request) if request.run is not None else _checkpoint(request)
+        one = _run(request) if request.run is not None else assess_bare(request)
         if one == INTERRUPTED:
             return one
         code = one or code
@@ -222,59 +209,64 @@ def _run(request: AssessConfig) -> int:
     problems = weights_problems(config, trained)
     if problems:
         raise ConfigError(problems)
-    names = missing(config, trained)
-    if names:
+    origin = _origin(request)
+    source = None if origin is None else origin.key
+    if missing(config, trained, source):
         with trained.reopen():
-            code = supervised(trained, lambda stop: _assess(config, trained, request, stop), False)
+            code = supervised(
+                trained, lambda stop: _assess(config, trained, request, origin, stop), False
+            )
         if code != DONE:
             return code
-    say(f"{result_table(trained, asked_keys(config))}\nresults in {path}")
+    _keep_record(config, trained)
+    say(f"{result_table(trained, asked_keys(config, source))}\nresults in {path}")
     return DONE
 
 
-def _assess(config: Config, run: Run, request: AssessConfig, stop: Callable[[], bool]) -> None:
+def _origin(request: AssessConfig) -> Origin | None:
+    """The run whose examples attack; a run's own are the usual, white-box attack."""
+    if request.attack_from is None:
+        return None
+    if is_same(request.attack_from, request.run):
+        warn(
+            f"warning: attack_from={request.attack_from} is the attacked run itself: this is the "
+            "white-box attack, and recorded as such"
+        )
+        return None
+    return open_origin(request.attack_from)
+
+
+def _assess(
+    config: Config,
+    run: Run,
+    request: AssessConfig,
+    origin: Origin | None,
+    stop: Callable[[], bool],
+) -> None:
     device = pick_device(request.device)
     images = load_images(config, device)
     run.check_data(images.fingerprint())
     tracker = start_tracking(request.tracking, config, run, "eval")
+    source = None if origin is None else origin.key
     try:
-        for name, node in missing(config, run):
-            evaluate_checkpoint(config, run, name, node, images, device, stop, tracker)
+        for name, node in missing(config, run, source):
+            evaluate_checkpoint(config, run, name, node, images, device, stop, tracker, origin)
     finally:
         tracker.finish(DONE)
 
 
-def _checkpoint(request: AssessConfig) -> int:
-    """Evaluate a bare file of weights; the result gets a folder of its own."""
-    assert request.data is not None  # noqa: S101  parse has checked both
-    assert request.model is not None  # noqa: S101
-    path = Path(str(request.checkpoint)).expanduser()
-    data, model = request.data, request.model
-    weights, _ = load_weights_file(path)
-    device = pick_device(request.device)
-    _, test = data.source.load(Path(request.data_dir or "data").expanduser())
-    check_labels(test, data.classes)
-    net = build_model(
-        model.spec,
-        channels=test.images.shape[1],
-        size=(test.images.shape[2], test.images.shape[3]),
-        classes=data.classes,
-        head=model.head,
-        mean=data.mean if model.normalize else None,
-        std=data.std if model.normalize else None,
-    ).to(device)
-    # Published weights rarely hold the constants of the input normalisation.
-    renamed = translate(weights, net, model.spec)
-    load_into(net, {**own_normalisation(net), **renamed}, str(path))
-    facts = {"weights": hashlib.sha256(path.read_bytes()).hexdigest(), "data": test.fingerprint()}
-    digest = configuration.digest(facts)
-    folder = Run(Path(request.runs_dir) / f"{data.name}-{model.name}-{path.stem}-{digest}", digest)
-    eps = data.eps if request.eps is None else request.eps
-    subject = Subject(path.stem, "raw", eps, request.norm or "linf", request.evaluation)
-    if not folder.has_evaluation(path.stem, subject.key):
-        with folder.open(yaml.safe_dump(facts)):
-            code = supervised(folder, lambda stop: subject.record(folder, net, test, stop))
-        if code != DONE:
-            return code
-    say(f"{result_table(folder, [(path.stem, subject.key)])}\nresults in {folder.path}")
-    return DONE
+def _keep_record(config: Config, run: Run) -> None:
+    """The record of the weights that a run stands for; a smoke run stands for nothing."""
+    if config.scale == "smoke":
+        return
+    node, extent = config.evaluation, config.data.source.extent(config.data_root)
+    eps = config.eps if node.eps is None else node.eps
+    facts = Facts(
+        dataset=config.data.name,
+        architecture=config.model.name,
+        threat=(eps, node.norm or config.norm),
+        images=None if extent is None else extent.test,
+        passes=1,
+        additional_data=None if config.init_from else False,
+    )
+    write_record(run, checkpoints(config)[0], chosen_weights(config), facts)

@@ -44,6 +44,11 @@ def checks_line(checks: Sequence[Mapping[str, Any]]) -> str:
     return f"checks: {', '.join(counts)}"
 
 
+def _metric(entry: Mapping[str, Any]) -> str:
+    source = entry["params"].get("attack_from")
+    return str(entry["metric"]) + (f" from {source}" if source else "")
+
+
 def result_table(run: Run, asked: Collection[tuple[str, str]] | None = None) -> str:
     """The evaluations that were asked for as aligned text, warnings below.
 
@@ -59,7 +64,7 @@ def result_table(run: Run, asked: Collection[tuple[str, str]] | None = None) -> 
     rows = [
         (
             entry["checkpoint"] + ("" if entry["weights"] == "raw" else " (average)"),
-            entry["metric"],
+            _metric(entry),
             entry["split"],
             _shown(entry["value"], entry["unit"]),
             entry["unit"],

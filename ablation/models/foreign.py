@@ -4,12 +4,13 @@ Every architecture that is common in the field declares ``names``: how other cod
 (``resnet.py`` of kuangliu, TRADES and MART, ``preactresnet.py`` of Rice et al., ``wideresnet.py``
 of TRADES, torchvision's VGG with BatchNorm). Wrappers are looked through: DataParallel, ``model.``
 as in RobustBench's zoo, and a normalisation in front of the network, whose constants are taken.
+A network from outside (``outside.py``) keeps its own names; wrappers are looked through alike.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -72,19 +73,63 @@ def translate(weights: Mapping[str, Tensor], net: Net, spec: object) -> dict[str
     for name, value in bare.items():
         if not NORMALISATION.match(name) and not name.startswith(tuple(names.unused)):
             renamed[_renamed(name, names)] = value
-    for name, value in own.items():
-        if name.endswith(COUNTER):
-            renamed.setdefault(name, torch.zeros_like(value))
-    return renamed
+    return renamed | _counters(own, renamed)
 
 
-def _without_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove what wrappers put before every name but those of a normalisation."""
+def fitted(weights: Mapping[str, Tensor], net: Net) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Rename a state dict to the names of a network from outside, ``net.body``.
+
+    Wrappers are looked through on either side. Constants of a normalisation that the network has
+    and the weights lack stay as they are.
+
+    Args:
+        weights: names to tensors.
+        net: the network in its input normalisation, if that is not its own.
+
+    Returns:
+        The state of ``net.body``, and the constants of ``net``'s own normalisation that come with
+        the weights.
+
+    Raises:
+        InputError: they come with constants of a normalisation that no layer has.
+    """
+    own: dict[str, Tensor] = net.body.state_dict()
+    bare = _without_prefixes(weights, own)
+    if not own.keys() & set(_layers(bare)):
+        wrapped = dict(zip(_without_prefixes(own), own, strict=True))
+        bare = {wrapped.get(name, name): value for name, value in bare.items()}
+    apart = {name: bare[name] for name in bare if NORMALISATION.match(name) and name not in own}
+    layers = {name: value for name, value in bare.items() if name not in apart}
+    constants = {name: own[name] for name in own if NORMALISATION.match(name)}
+    layers = {**constants, **layers}
+    return layers | _counters(own, layers), _normalisation(apart, net)
+
+
+def _counters(own: Mapping[str, Tensor], given: Container[str]) -> dict[str, Tensor]:
+    """BatchNorm's counters that are not given, as zeros."""
+    return {
+        name: torch.zeros_like(value)
+        for name, value in own.items()
+        if name.endswith(COUNTER) and name not in given
+    }
+
+
+def _layers(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not NORMALISATION.match(name)]
+
+
+def _without_prefixes(weights: Mapping[str, Tensor], own: Container[str] = ()) -> dict[str, Tensor]:
+    """Remove what wrappers put before every name but those of a normalisation.
+
+    Args:
+        weights: names to tensors.
+        own: names at which to stop, because a network has them.
+    """
     bare = dict(weights)
     while True:
-        layers = [name for name in bare if not NORMALISATION.match(name)]
+        layers = _layers(bare)
         shared = [prefix for prefix in PREFIXES if all(n.startswith(prefix) for n in layers)]
-        if not layers or not shared:
+        if not layers or not shared or any(name in own for name in layers):
             return bare
         bare = {name.removeprefix(shared[0]): value for name, value in bare.items()}
 

@@ -20,7 +20,15 @@ from ablation.reports.deviations import (
     short,
     within,
 )
-from ablation.reports.records import Directory, Measurement, collapsed, read, saved_config, value_at
+from ablation.reports.records import (
+    Directory,
+    Measurement,
+    collapsed,
+    read,
+    saved_config,
+    selected,
+    value_at,
+)
 from ablation.runs.directory import VOLATILE, Run
 from ablation.text import did_you_mean
 
@@ -147,15 +155,16 @@ def _trained(path: Path, config: Mapping[str, Any]) -> _Trained | None:
     Raises:
         InputError: the config is cut.
     """
-    if config.keys() == {"weights", "data"}:
+    if "weights" in config:
         return None
     if not {"seed", "data", "selection", "evaluation", "method"} <= config.keys():
         raise InputError(f"{Run.at(path).config_path} is cut: move it away")
-    checkpoint, weights = _stands_for(config)
+    checkpoint, weights = selected(config)
     directory = read(path)
     numbers: dict[str, list[Measurement]] = {}
     for number in directory.measurements:
-        if number.is_of(checkpoint, weights):
+        own = number.source is None  # transferred attacks have a matrix of their own
+        if own and number.is_of(checkpoint, weights):
             numbers.setdefault(number.column, []).append(number)
     return _Trained(
         path,
@@ -163,16 +172,6 @@ def _trained(path: Path, config: Mapping[str, Any]) -> _Trained | None:
         directory,
         numbers,
     )
-
-
-def _stands_for(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Checkpoint and weights, as ``config.evaluations`` chooses them from a parsed config."""
-    selected = {"robust": "best_robust", "clean": "best_clean"}
-    checkpoints = value_at(config, "evaluation.checkpoints")
-    usual = selected.get(value_at(config, "selection.metric"), "last")
-    weights = value_at(config, "evaluation.weights")
-    averaged = "average" if config.get("average") else "raw"
-    return (checkpoints[0] if checkpoints else usual), weights or averaged
 
 
 def _check_keys(keys: Iterable[str], runs: Sequence[_Trained]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ablation.reports.comparison import Comparison, Row
     from ablation.reports.curves import History
     from ablation.reports.plots import Sweep
+    from ablation.reports.transfer import Matrix
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,28 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
     from ablation.reports import statistics
     from ablation.reports import text_tables as render
     from ablation.reports.latex import latex
+    from ablation.reports.transfer import csv, matrices
 
     pairs = statistics.contrasts(comparison, config.against) if config.against else ()
     say(render.terminal(comparison, config.strict, pairs))
+    transferred = matrices(comparison)
+    for each in transferred:
+        say(f"\n{each.text()}")
     folder = Path(config.out).expanduser() / comparison.name
     texts = {
         "table.csv": render.csv(comparison, config.strict),
         "table.md": render.markdown(comparison, config.strict, pairs),
         "table.tex": latex(comparison, config.strict, pairs),
     }
+    if transferred:
+        texts["transfer_matrix.csv"] = csv(transferred)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "transfer_matrix.csv").unlink(missing_ok=True)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
-        images, left_out = _draw(comparison, config, folder) if config.plots else ([], [])
+        drawn = _draw(comparison, config, folder, transferred) if config.plots else ([], [])
+        images, left_out = drawn
     except OSError as error:
         raise InputError(
             f"out={config.out}: {folder} cannot be written ({error.strerror or error}); "
@@ -89,6 +98,9 @@ UNDRAWN: Mapping[str, str] = {
     "loss_rise": (
         "no row has the rise of the loss (ablation-evaluate run=... evaluation=mwpb_diagnostics)"
     ),
+    "transfer_matrix": (
+        "no run was attacked by another's examples (ablation-evaluate run=... attack_from=...)"
+    ),
     "margin_quantiles": (
         "no run measured margins (monitor.enabled=true), or only runs at chance level"
     ),
@@ -102,10 +114,10 @@ UNDRAWN: Mapping[str, str] = {
 
 
 def _draw(
-    comparison: Comparison, config: ReportConfig, folder: Path
+    comparison: Comparison, config: ReportConfig, folder: Path, transferred: Sequence[Matrix]
 ) -> tuple[list[Path], list[str]]:
     """Write the plots that there is data for; earlier ones without go, and it is said why."""
-    from ablation.reports import class_ranks, curves, loss_rise, plots, radii
+    from ablation.reports import class_ranks, curves, loss_rise, plots, radii, transfer
     from ablation.reports.style import save
 
     robust = plots.choose_robust_metric(comparison)
@@ -114,6 +126,7 @@ def _draw(
     for each in ranks:
         say(each.told())
     figures = {
+        "transfer_matrix": transfer.figure(comparison, transferred),
         "class_ranks": class_ranks.figure(comparison, ranks),
         "measured_against_published": plots.measured_against_published(comparison, config.strict),
         "clean_against_robust": None,

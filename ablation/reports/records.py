@@ -16,7 +16,7 @@ from ablation.config.experiment import Config
 from ablation.errors import InputError
 from ablation.reports.comparison import Absence
 from ablation.reports.deviations import mismatches
-from ablation.runs.columns import Column, verdict_column
+from ablation.runs.columns import Column, named, verdict_column
 from ablation.runs.directory import Run
 from ablation.runs.evaluations import TRAINING
 from ablation.runs.status import State
@@ -65,8 +65,13 @@ class Measurement:
 
     @property
     def column(self) -> str:
-        """Name of its column, for example ``clean_val``."""
-        return Column(self.metric, self.split).name
+        """Name of its column, for example ``clean_val`` or ``pgd20_from_<run>``."""
+        return Column(named(self.metric, self.params), self.split).name
+
+    @property
+    def source(self) -> str | None:
+        """Name of the run whose examples attacked; ``None`` for the network's own."""
+        return self.params.get("attack_from")
 
     @property
     def whole(self) -> bool:
@@ -228,6 +233,16 @@ def collapsed(measurements: Iterable[Measurement], classes: int) -> bool:
     chance = 1 / classes
     noise = 2 * math.sqrt(chance * (1 - chance) / max(1, best.n))
     return best.value <= 100 * (COLLAPSED * chance + noise)
+
+
+def selected(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Checkpoint and weights, as ``config.evaluations`` chooses them from a parsed config."""
+    names = {"robust": "best_robust", "clean": "best_clean"}
+    checkpoints = value_at(config, "evaluation.checkpoints")
+    usual = names.get(value_at(config, "selection.metric"), "last")
+    weights = value_at(config, "evaluation.weights")
+    averaged = "average" if config.get("average") else "raw"
+    return (checkpoints[0] if checkpoints else usual), weights or averaged
 
 
 def stands_for(config: Config, number: Measurement) -> bool:

@@ -103,7 +103,7 @@ def _columns(choice: Choice, published: PublishedTable | None) -> tuple[str, ...
         number.column
         for point in points
         for number in choice.directory(point).measurements
-        if number.split != "val" and stands_for(config_of(point), number)
+        if number.split != "val" and number.source is None and stands_for(config_of(point), number)
     )
     return tuple(own | dict.fromkeys(more))
 

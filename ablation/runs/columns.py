@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 MARKED = ("_train", "_val")
 """Endings that say the split; a column without one is of test images."""
@@ -62,6 +64,12 @@ class Column:
 def _names_split(metric: str) -> bool:
     """Tell whether a name alone means other images than those of the test split."""
     return metric.endswith(MARKED) or metric in OF_TRAINING
+
+
+def named(metric: str, params: Mapping[str, Any]) -> str:
+    """What tells a number apart where only names do: a transferred attack is another metric."""
+    source = params.get("attack_from")
+    return metric if source is None else f"{metric}_from_{source}"
 
 
 def verdict_column(metric: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,19 @@ class EvaluationRecords:
         path = self._evaluation_path(checkpoint, eval_id)
         return path.is_file() and path.with_name(f"{path.stem}.parquet").is_file()
 
+    def each_evaluation(
+        self,
+    ) -> Iterator[tuple[dict[str, Any], Callable[[list[str]], pd.DataFrame]]]:
+        """Yield each complete evaluation: its record, and what reads columns of its examples.
+
+        Raises:
+            InputError: an evaluation's file is damaged.
+        """
+        for path in sorted(self.evaluations.glob("*.json")):
+            table = path.with_suffix(".parquet")
+            if table.is_file():
+                yield _record(path), partial(_columns, table)
+
     def result(self, only: Collection[tuple[str, str]] | None = None) -> dict[str, Any] | None:
         """All entries of the run, put together from its evaluations; ``None`` if it has none.
 
@@ -170,6 +184,12 @@ def _is_json(path: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _columns(table: Path, names: list[str]) -> pd.DataFrame:
+    import pandas as pd  # most evaluations do without
+
+    return pd.read_parquet(table, columns=names)
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ablation.errors import InputError
+from ablation.output import warn
 from ablation.runs.files import DamagedError, read_bytes
 from ablation.text import first_line
 
@@ -24,8 +25,15 @@ RECORD = "ablation"
 """Metadata key of all that a file of weights says of itself, as JSON."""
 DIGEST = "ablation_sha256"
 """Key of the checksum in it."""
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-"""Keys under which published checkpoints keep their state dict."""
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "weights"),
+    *("ema", "ema_state_dict", "model_ema", "state_dict_ema"),
+)
+"""Keys under which published checkpoints keep their state dict, the preferred first."""
+NESTED = 3
+"""How deep: a file could hold itself."""
+AVERAGED = "n_averaged"
+"""What torch's ``AveragedModel`` counts beside the weights."""
 PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that DataParallel and torch.compile put before every key."""
 
@@ -33,8 +41,8 @@ PREFIXES = ("module.", "_orig_mod.")
 def load_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file of weights: safetensors, or a ``.pt`` or ``.pth`` that holds only tensors.
 
-    A state dict may be wrapped under ``state_dict``, ``model_state_dict``, ``model`` or ``net``,
-    and its keys may all begin with ``module.``.
+    A state dict may be wrapped under one of ``WRAPPERS``, also twice, and its keys may all begin
+    with ``module.``. Of several in a file the first of ``WRAPPERS`` is taken, and it is said.
 
     Returns:
         The state dict on the CPU, and the file's metadata (empty for ``.pt``).
@@ -68,13 +76,20 @@ def _is_safetensors(content: bytes) -> bool:
     return content[4:9] == b"\0\0\0\0{"
 
 
-def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+REMEDY = "set model=... and model.head=... to what the weights were trained with"
+"""Where weights do not fit one of our models."""
+
+
+def load_into(
+    net: nn.Module, weights: Mapping[str, Tensor], source: str, remedy: str = REMEDY
+) -> None:
     """Load a state dict into a network; memory format and device of the network stay.
 
     Args:
         net: the network.
         weights: every key of its state dict, no other.
         source: where they come from, for the message.
+        remedy: what to do where they do not fit.
 
     Raises:
         InputError: they belong to another model; the network is untouched.
@@ -92,10 +107,7 @@ def load_into(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> Non
     ]
     said = [f"{kind}: {_some(keys)}" for kind, keys in problems if keys]
     if said:
-        raise InputError(
-            f"{source} does not fit this model ({'; '.join(said)}); set model=... and "
-            f"model.head=... to what the weights were trained with"
-        )
+        raise InputError(f"{source} does not fit this model ({'; '.join(said)}); {remedy}")
     net.load_state_dict(dict(weights))
 
 
@@ -109,7 +121,7 @@ def encode(weights: Mapping[str, Tensor], meta: Mapping[str, str]) -> bytes:
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in weights.items()
     }
-    record = json.dumps({**meta, DIGEST: _digest(tensors, meta)}, sort_keys=True)
+    record = json.dumps({**meta, DIGEST: weights_digest(tensors, meta)}, sort_keys=True)
     content: bytes = safetensors.torch.save(tensors, {RECORD: record})
     return content
 
@@ -128,12 +140,12 @@ def decode(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         expected = meta.pop(DIGEST, None)
     except Exception as error:
         raise DamagedError(first_line(error)) from error
-    if expected is not None and expected != _digest(tensors, meta):
+    if expected is not None and expected != weights_digest(tensors, meta):
         raise DamagedError("it does not match its sha256")
     return tensors, meta
 
 
-def _digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
+def weights_digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
     """SHA-256 of names, types, shapes, bytes and metadata."""
     found = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
     for key in sorted(tensors):
@@ -164,11 +176,15 @@ def unpickle(path: Path, content: bytes) -> object:
 
 
 def _unwrap(found: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(found, Mapping):
-        for key in WRAPPERS:
-            if isinstance(found.get(key), Mapping):
-                found = found[key]
-                break
+    for _ in range(NESTED):
+        outer = found if isinstance(found, Mapping) else {}
+        inside = [key for key in WRAPPERS if isinstance(outer.get(key), Mapping)]
+        if not inside:
+            break
+        if len(inside) > 1:
+            others = ", ".join(inside[1:])
+            warn(f"warning: {path} holds {inside[0]} and {others}; {inside[0]} is taken")
+        found = outer[inside[0]]
     if not isinstance(found, Mapping) or not found:
         raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors")
     for key, value in found.items():
@@ -177,6 +193,8 @@ def _unwrap(found: object, path: Path) -> dict[str, Tensor]:
                 f"{path} holds no state dict: {key!r} is {type(value).__name__}, not a tensor; "
                 f"save model.state_dict() alone"
             )
+    if all(str(key).startswith("module.") for key in found if key != AVERAGED):
+        found = {key: value for key, value in found.items() if key != AVERAGED}
     for prefix in PREFIXES:
         if all(str(key).startswith(prefix) for key in found):
             found = {str(key).removeprefix(prefix): value for key, value in found.items()}

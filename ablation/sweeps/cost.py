@@ -426,7 +426,7 @@ class Measured:
             seconds = record["meta"].get("seconds", {})
             for entry in record["entries"]:
                 metric = entry["metric"]
-                if metric in seconds:
+                if metric in seconds and "attack_from" not in entry["params"]:
                     known = _costly(entry["params"]), seconds[metric] / entry["n"]
                     self._rates[network, metric].append(known)
 

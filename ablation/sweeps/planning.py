@@ -394,7 +394,8 @@ def score(config: Config, select: Select) -> float | None:
     wanted = (select.metric, select.split, evaluations.checkpoints(config)[0])
     for entry in result["entries"] if result else ():
         found = (entry["metric"], entry["split"], entry["checkpoint"], entry["weights"])
-        if found == (*wanted, evaluations.chosen_weights(config)):
+        own = "attack_from" not in entry["params"]
+        if own and found == (*wanted, evaluations.chosen_weights(config)):
             return float(entry["value"])
     return None
 

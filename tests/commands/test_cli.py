@@ -38,6 +38,43 @@ def shell(*command: str, cwd: Path | None = None, **env: str) -> subprocess.Comp
     )
 
 
+NETS = """
+from torch import nn
+
+
+def build(hidden=8):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+"""
+
+
+def test_a_network_of_the_current_folder_is_attacked(tmp_path):
+    (tmp_path / "my_nets.py").write_text(NETS)
+    words = (
+        *("ablation-evaluate", "model=torch_module", "data=digits", "evaluation=quick"),
+        *("evaluation.n=20", "model.kwargs.hidden=4", "device=cpu"),
+    )
+    done = shell(*words, "model.target=my_nets:build", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "pgd20" in done.stdout
+    (record,) = tmp_path.glob("runs/digits-torch_module-as_built-*/robustbench.json")
+    assert '"architecture": "Sequential"' in record.read_text()
+    wrong = shell(*words, "model.target=my_net:build", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert "model.target=my_net:build: there is no module my_net, neither in" in wrong.stderr
+
+
+def test_an_option_file_names_no_code(tmp_path):
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "evil_x.py").write_text("open('imported', 'w')\n")
+    option = "name: mine\ntarget: evil_x:build\nkwargs: {}\nnormalize: false\n"
+    (tmp_path / "own" / "model" / "mine.yaml").write_text(option)
+    words = ("ablation-evaluate", "--config-dir", "own", "model=mine", "data=digits")
+    refused = shell(*words, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "model.target='evil_x:build': it decides which code runs" in refused.stderr
+    assert not (tmp_path / "imported").exists()
+
+
 def test_every_mistake_of_a_command_line_is_reported_at_once():
     found = "\n".join(
         problems(

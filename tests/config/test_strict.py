@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
 
 from ablation.commands import report
 from ablation.config import validation
-from ablation.config.folders import sweeps_dir
+from ablation.config.command_line import said
+from ablation.config.folders import conf_dir, sweeps_dir
 from ablation.errors import ConfigError
 from ablation.jobs import evaluate
-from ablation.sweeps.tables import load_table
+from ablation.sweeps.planning import Planner
+from ablation.sweeps.tables import Arm, Table, load_table
 from tests.support.configs import compose_plain
 
 EVERYTHING = (
@@ -147,6 +151,40 @@ def _at(container: Any, path: tuple[Any, ...]) -> Any:
     for step in path:
         container = container[step]
     return container
+
+
+MODULE = ("model=torch_module", "model.target=somebodys_code_x.nets:build")
+NOT_TRAINED = "a network from outside is attacked (ablation-evaluate model=torch_module), not"
+
+
+def test_no_training_no_saved_config_and_no_table_names_code(tmp_path):
+    container = compose_plain(*MODULE)
+    for more in ({}, {"scale": "smoke"}, {"model": {"target": "x", "_target_": "y"}}):
+        found = validation.check({**container, **more})[1]
+        assert len(found) == 1
+        assert NOT_TRAINED in found[0]
+    saved = {**compose_plain(), "model": container["model"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    asked = compose_plain(f"run={tmp_path}", config_name="evaluate")
+    known = said(MODULE)  # even with the command line's word for it
+    assert any(NOT_TRAINED in problem for problem in evaluate.check(asked, known))
+    bare = {"weights": "0", "data": "0", "network": {"target": "somebodys_code_x.nets:build"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(bare))
+    assert any("unknown key" in problem for problem in evaluate.check(asked, known))
+    table = Table("Mine", {"at": Arm([*MODULE])}, set=["data=digits"], axes={"seed": [0]})
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        plan = Planner(table, [f"++runs_dir={tmp_path}"], check=False).plan()
+    assert any(NOT_TRAINED in problem for problem in plan.problems)
+    assert not [name for name in sys.modules if name.startswith("somebodys_code_x")]
+
+
+def test_a_place_for_a_part_takes_no_code_of_others_in_an_evaluation(tmp_path):
+    options = ("data=digits", "model=tiny_cnn", "checkpoint=x.pt")
+    container = compose_plain(*options, config_name="evaluate")
+    for path in (("model", "spec"), ("data", "source"), ("evaluation", "attacks", "aa")):
+        changed = with_entry(container, path, "_target_", "somebodys_code_x.nets.Build")
+        found = evaluate.check(changed, said(["model.target=somebodys_code_x.nets:build"]))
+        assert any("only classes under ablation. may be named" in problem for problem in found)
 
 
 @pytest.mark.parametrize("name", ["dose_table1", "emr_table3", "demo"])

@@ -33,6 +33,7 @@ from ablation.models import (
 from ablation.models.wide_resnet import PoolAndPad
 from ablation.numerics.modes import BatchNormReplay, buffers
 from ablation.types import Classifier, Output
+from tests.support.options import options
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 COUNTS = {
@@ -112,7 +113,7 @@ def stir(net: Net) -> Net:
 
 
 def test_every_preset_is_listed_and_has_the_same_keys():
-    assert {path.stem for path in CONF.glob("*.yaml")} == set(COUNTS)
+    assert set(options("model")) == set(COUNTS)
     for name in COUNTS:
         node = preset(name)
         assert list(node) == ["name", "spec", "head", "normalize"]

@@ -13,26 +13,8 @@ from ablation.errors import InputError
 from ablation.models import Net, PreActResNet, ResNet, Vgg, WideResNet, build_model
 from ablation.models.foreign import translate
 from ablation.runs.state_dicts import load_into
-
-
-def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
-
-
-class Basic(nn.Module):
-    """A block of kuangliu's resnet.py."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = conv(outputs, outputs), nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + self.shortcut(x))
+from tests.support import kuangliu
+from tests.support.kuangliu import conv
 
 
 class PreAct(nn.Module):
@@ -65,20 +47,12 @@ class Stage(nn.Module):
         return self.layer(x)
 
 
-class KuangliuResNet(nn.Module):
+class KuangliuResNet(kuangliu.ResNet):
     spec = ResNet(blocks=(1, 2), width=4)
     size = 8
 
     def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv(3, 4), nn.BatchNorm2d(4)
-        self.layer1 = nn.Sequential(Basic(4, 4, 1))
-        self.layer2 = nn.Sequential(Basic(4, 8, 2), Basic(8, 8, 1))
-        self.linear = nn.Linear(8, 5)
-
-    def forward(self, x):
-        out = self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x)))))
-        return self.linear(out.mean((2, 3)))
+        super().__init__((1, 2), width=4, classes=5)
 
 
 class RicePreActResNet(nn.Module):

@@ -57,6 +57,7 @@ def fake_evaluation(
     *,
     n: int = 200,
     flags: tuple[str, ...] = (),
+    source: str | None = None,
 ) -> None:
     """What ``ablation-evaluate run=...`` adds to a run.
 
@@ -65,17 +66,18 @@ def fake_evaluation(
         values: likewise ``fake_run``.
         n: likewise.
         flags: likewise.
+        source: the run that ``attack_from`` names.
     """
     run = Run(config.run_dir, config.train_id)
     with run.reopen():
         for node in evaluations.evaluations(config):
             for name in evaluations.checkpoints(config):
-                _evaluate(run, config, node, values, n, flags, (), name)
+                _evaluate(run, config, node, values, n, flags, (), name, source)
 
 
-def _evaluate(run, config, node, values, n, flags, skip, name):
+def _evaluate(run, config, node, values, n, flags, skip, name, source=None):
     weights = evaluations.chosen_weights(config)
-    key = evaluations.eval_id(node, config.eps, config.norm, weights)
+    key = evaluations.eval_id(node, config.eps, config.norm, weights, source)
     count = n if node.n is None else node.n
     index = np.arange(count) * (1 if node.n is None else 3)  # a subset is not the first images
     entries, table = [], {"index": index, "label": index % 10}
@@ -90,6 +92,7 @@ def _evaluate(run, config, node, values, n, flags, skip, name):
         if attack is not None:
             params = describe(attack, eps, node.norm or config.norm, config.data.classes)
             params |= {"seed": node.seed, "batch_size": node.batch_size}
+            params |= {"attack_from": source} if source else {}
         entries.append(
             {
                 "checkpoint": name,

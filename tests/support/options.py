@@ -10,8 +10,14 @@ from ablation.config.folders import conf_dir
 CONF = conf_dir()
 
 
+EVALUATED = ("torch_module",)
+"""Options that ``ablation-evaluate`` alone takes."""
+
+
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """Those that a training may choose."""
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return [name for name in names if name not in EVALUATED]
 
 
 COMPONENTS = [

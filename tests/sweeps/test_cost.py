@@ -50,10 +50,11 @@ from ablation.sweeps.cost import (
     step_passes,
 )
 from tests.support.configs import compose_config, compose_plain
+from tests.support.options import options
 from tests.support.parts import Boundary
 
 CONF = Path(__file__).parents[2] / "conf"
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+MODELS = options("model")
 NOWHERE = Path("/nowhere")
 
 
