@@ -12,7 +12,8 @@ from ablation.evaluation.attacks import (
     Spsa,
 )
 from ablation.evaluation.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
-from ablation.evaluation.evaluate import Request, Source, describe, evaluate
+from ablation.evaluation.evaluate import Request, describe, evaluate
+from ablation.evaluation.judge import Source
 from ablation.evaluation.measures import (
     AdversarialMargin,
     EffectiveMargin,

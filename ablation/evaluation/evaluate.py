@@ -8,12 +8,11 @@ the ball or the pixel range is an error, never a result.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ablation.errors import InputError, InterruptedRunError, NonFiniteError, out_of_memory
-from ablation.evaluation.attacks import Attack, Ensemble, RandomStart, check_points
+from ablation.errors import InputError
+from ablation.evaluation.attacks import Attack, Ensemble
 from ablation.evaluation.autoattack import LOGGER, inspect, is_inspected
 from ablation.evaluation.checks import diagnose
+from ablation.evaluation.judge import Judge, Progress, Source, Subject, never, place
 from ablation.evaluation.ladders import Rung, ladders, running_order, settle
 from ablation.evaluation.measures import Measure
 from ablation.evaluation.probes import Prober, logit_gap
@@ -44,31 +44,6 @@ if TYPE_CHECKING:
 
 TOP = 10
 """Classes with the largest clean logits that are kept per image."""
-
-PATIENCE = 0.5
-"""Seconds between two looks at what other processes judge."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Another network, on which adversarial examples are crafted: a transfer attack.
-
-    Attributes:
-        name: in every attack's parameters, as ``attack_from``.
-        net: like the network under evaluation: same images, classes and device.
-    """
-
-    name: str
-    net: nn.Module
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with the metric (and part), examples done and examples to attack."""
-
-
-def never() -> bool:
-    """Never ask for a stop."""
-    return False
 
 
 @dataclass(frozen=True)
@@ -155,7 +130,7 @@ def evaluate(
         AttackError: an attack left its ball.
         InterruptedRunError: ``should_stop`` said so.
     """
-    device, dtype = _place(net, images)
+    device, dtype = place(net, images)
     order = _subset(images, labels, request)
     nets = [net]
     if source is not None:
@@ -164,7 +139,7 @@ def evaluate(
         for each in nets:
             stack.enter_context(evaluating(each))
         stack.enter_context(exact_arithmetic(device))
-        subject = _Subject(net, images, labels.long(), device, dtype)
+        subject = Subject(net, images, labels.long(), device, dtype)
         memo: Memo = Forgetful()
         if partial is not None:
             key = identify(*nets, images=images, labels=labels, request=request)
@@ -202,16 +177,6 @@ def describe(attack: Attack | Measure, eps: float, norm: Norm, classes: int) -> 
     }
 
 
-def _place(net: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Return the network's device and dtype."""
-    for weight in net.parameters():
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            raise InputError(f"evaluation is in fp32, the weights are {weight.dtype}: net.float()")
-        if weight.is_floating_point():
-            return weight.device, weight.dtype
-    return images.device, images.dtype if images.is_floating_point() else torch.float32
-
-
 def _subset(images: Tensor, labels: Tensor, request: Request) -> Tensor:
     """Draw the indices of the evaluated images, in random order."""
     total = len(images)
@@ -236,39 +201,12 @@ def _subset(images: Tensor, labels: Tensor, request: Request) -> Tensor:
     return torch.randperm(total, generator=generator(request.seed, "evaluation"))[: request.n]
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """The network under evaluation and its images."""
-
-    net: nn.Module
-    images: Tensor
-    labels: Tensor
-    device: torch.device
-    dtype: torch.dtype
-
-    def predict(self, x: Tensor) -> Tensor:
-        z: Tensor = self.net(x.to(self.dtype))
-        return z
-
-    def twin(self, net: nn.Module) -> _Subject:
-        """Return another network with the same images."""
-        device, dtype = _place(net, self.images)
-        if device != self.device:
-            raise InputError(f"the source's network is on {device}, the other on {self.device}")
-        return replace(self, net=net, dtype=dtype)
-
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.images[rows.to(self.images.device)].to(self.device)
-        x = x.to(self.dtype) if x.is_floating_point() else x.to(self.dtype) / 255
-        return x, self.labels[rows.to(self.labels.device)].to(self.device)
-
-
 class _Session:
     """Run one evaluation; arrays are over all images, on the CPU."""
 
     def __init__(
         self,
-        subject: _Subject,
+        subject: Subject,
         request: Request,
         order: Tensor,
         progress: Progress | None,
@@ -276,11 +214,14 @@ class _Session:
         memo: Memo,
         source: Source | None,
     ) -> None:
-        self.memo, self.source = memo, source
+        self.source = source
         self.attacked = subject if source is None else subject.twin(source.net)
         self.subject, self.request, self.order = subject, request, order
         self.rows = order.sort().values
-        self._progress, self._should_stop = progress, should_stop
+        self.judge = Judge(
+            *(subject, self.attacked, request.batch_size, request.seed),
+            *(memo, progress, should_stop),
+        )
         total = len(subject.images)
         self.prediction = torch.zeros(total, dtype=torch.long)
         self.correct = torch.zeros(total, dtype=torch.bool)
@@ -382,35 +323,16 @@ class _Session:
             "batch_size": self.request.batch_size,
         }
 
-    def _batches(self, name: str, rows: Tensor) -> Iterator[Tensor]:
-        """Split rows into batches, reporting progress and stopping between them."""
-        done = 0
-        if not len(rows):
-            return  # torch.split would yield one empty batch
-        for batch in torch.split(rows, self.request.batch_size):
-            self._go_on(name, done, len(rows))
-            yield batch
-            done += len(batch)
-            if self._progress is not None:
-                self._progress(name, done, len(rows))
-
-    def _go_on(self, name: str, done: int, total: int) -> None:
-        if self._should_stop():
-            raise InterruptedRunError(
-                f"stopped during the evaluation ({name}, {done} of {total} images); "
-                "run the same command to go on"
-            )
-
     def _clean(self, *, gradients: bool) -> None:
         """Record predictions, logit gaps, and where the cross-entropy has no input gradient."""
         largest = self.subject.labels.max().item()
         if self.subject.labels.min() < 0:
             raise InputError("labels: a label is negative")
-        for rows in self._batches("clean", self.rows):
+        for rows in self.judge.batches("clean", self.rows):
             x, y = self.subject.batch(rows)
             with torch.set_grad_enabled(gradients):
                 z = self.subject.predict(x.requires_grad_(gradients))
-            self._finite(z, rows, "clean images")
+            self.judge.finite(z, rows, "clean images")
             self.classes = z.shape[1]
             if largest >= self.classes:
                 raise InputError(
@@ -442,7 +364,7 @@ class _Session:
         x, _ = self.subject.batch(self.rows[: self.request.batch_size])
         with torch.no_grad():
             z = self.attacked.predict(x)
-        self._finite(z, self.rows[: len(x)], f"clean images, by {source.name}")
+        self.judge.finite(z, self.rows[: len(x)], f"clean images, by {source.name}")
         if z.shape[1] != self.classes:
             raise InputError(
                 f"attack_from={source.name}: it has {z.shape[1]} classes, the attacked network "
@@ -454,7 +376,7 @@ class _Session:
         more = measure.columns
         shape = (len(self.correct), 1 + len(more)) if more else (len(self.correct),)
         values = torch.full(shape, torch.nan, dtype=torch.double)
-        for rows in self._batches(metric, chosen):
+        for rows in self.judge.batches(metric, chosen):
             x, y = self.subject.batch(rows)
             values[rows] = measure.measure(self.subject.predict, x, y).double().cpu()
         names = (metric, *(f"{metric}_{name}" for name in more))
@@ -502,110 +424,9 @@ class _Session:
         return broken
 
     def _judged(self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm) -> Judged:
-        """Judge all rows, batch by batch; batches that other processes judge are waited for."""
-        batches = torch.split(rows, self.request.batch_size) if len(rows) else ()
-        found: dict[int, Judged] = {}
-        while len(found) < len(batches):
-            before = len(found)
-            for number in (number for number in range(len(batches)) if number not in found):
-                self._go_on(title, sum(len(batches[n]) for n in found), len(rows))
-                known = self.memo.get(title, number)
-                judged = known or self._claimed(title, number, attack, batches[number], eps, norm)
-                if judged is None:
-                    continue
-                found[number] = judged
-                if known is None and self._progress is not None:
-                    self._progress(title, sum(len(batches[n]) for n in found), len(rows))
-            if len(found) == before:
-                time.sleep(PATIENCE)
-        all_ = [found[number] for number in range(len(batches))]
-        messages = distinct(message for judged in all_ for message in judged.messages)
-        self.flags += [f"{title}: {message}" for message in messages]
-        nothing = torch.zeros(0, dtype=torch.long)
-        return Judged(
-            torch.cat([nothing.bool(), *(judged.broken for judged in all_)]),
-            torch.cat([nothing, *(judged.became for judged in all_)]),
-        )
-
-    def _claimed(
-        self, title: str, number: int, attack: Attack, rows: Tensor, eps: float, norm: Norm
-    ) -> Judged | None:
-        """Judge a batch and keep the verdict, unless another process is at it."""
-        with self.memo.claimed(title, number) as mine:
-            if not mine:
-                return None
-            judged = self.memo.get(title, number)  # another process may just have finished it
-            if judged is None:
-                with warnings_of(LOGGER) as messages:
-                    broken, became = self._broken(title, attack, rows, eps, norm)
-                judged = Judged(broken, became, list(messages))
-                self.memo.put(title, number, judged)
-            return judged
-
-    def _broken(
-        self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm
-    ) -> tuple[Tensor, Tensor]:
-        """Attack a batch and judge it: broken, and the predicted class [len(rows)], on the CPU.
-
-        Where memory runs out, in two halves.
-        """
-        try:
-            return self._attacked(title, attack, rows, eps, norm)
-        except Exception as error:
-            if not out_of_memory(error) or len(rows) == 1:
-                raise
-        if self.subject.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = -(-len(rows) // 2)
-        logging.getLogger(LOGGER).warning(
-            "memory ran out on batches of %d images, so some had %d; set evaluation.batch_size=%d, "
-            "which also draws random starts of whole batches alike",
-            *(len(rows), half, half),
-        )
-        parts = [self._broken(title, attack, part, eps, norm) for part in torch.split(rows, half)]
-        broken, became = zip(*parts, strict=True)
-        return torch.cat(broken), torch.cat(became)
-
-    def _attacked(
-        self, title: str, attack: Attack, rows: Tensor, eps: float, norm: Norm
-    ) -> tuple[Tensor, Tensor]:
-        x, y = self.subject.batch(rows)
-        predict, seed = self.attacked.predict, self.request.seed
-        # The same seed for every batch, as in the package's loop: no batch depends on another.
-        rng = torch.Generator(x.device).manual_seed(seed)
-        if isinstance(attack, RandomStart):
-            x_adv = attack(predict, x, y, eps, norm, rng, self._starts(attack, x, rows, eps, norm))
-        else:
-            x_adv = attack(predict, x, y, eps, norm, rng)
-        x_adv = x_adv.detach().to(x.dtype)
-        check_points(x_adv, x, eps, norm, title)
-        with torch.no_grad():
-            z = self.subject.predict(x_adv)
-        self._finite(z, rows, f"points found by {title}")
-        predicted = z.argmax(1)
-        return (predicted != y).cpu(), predicted.cpu()
-
-    def _starts(
-        self, attack: RandomStart, x: Tensor, rows: Tensor, eps: float, norm: Norm
-    ) -> Tensor | None:
-        """Draw starts minus images [restarts, N, ...], each image's from a stream of its own."""
-        like = torch.zeros((1, *x.shape[1:]), dtype=x.dtype)
-        drawn = []
-        for index in rows.tolist():
-            rng = generator(self.request.seed, "evaluation/start", index)
-            offset = attack.offsets(like, eps, norm, rng)
-            if offset is None:
-                return None
-            drawn.append(offset)
-        return torch.cat(drawn, 1).to(x.device)
-
-    def _finite(self, z: Tensor, rows: Tensor, where: str) -> None:
-        bad = ~z.detach().isfinite().all(1).cpu()
-        if bad.any():
-            first = int(rows[bad][0])
-            raise NonFiniteError(
-                "logits", f"{int(bad.sum())} of {len(rows)} {where}; first at index {first}"
-            )
+        judged = self.judge.judged(title, attack, rows, eps, norm)
+        self.flags += [f"{title}: {message}" for message in judged.messages]
+        return judged
 
     def _table(self, verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
         # Slow to import, and not needed before there is a result.

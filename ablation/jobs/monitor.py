@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ablation.data import ImageSet, to_float
 from ablation.errors import InterruptedRunError
 from ablation.evaluation import Pgd
-from ablation.evaluation.evaluate import never
+from ablation.evaluation.judge import never
 from ablation.numerics.functional import cross_entropy
 from ablation.numerics.margins import Survey, effective_margin, summarise, survey
 from ablation.numerics.modes import evaluating

@@ -14,7 +14,7 @@ from ablation.config.validation import check, load
 from ablation.data import ImageSet, to_float
 from ablation.errors import DONE, INTERRUPTED, InterruptedRunError
 from ablation.evaluation import Pgd
-from ablation.evaluation.evaluate import never
+from ablation.evaluation.judge import never
 from ablation.jobs import setup
 from ablation.jobs import train as job
 from ablation.jobs.monitor import BATCH, Curves, Monitor, fixed_subset, numbers

@@ -46,6 +46,7 @@ TESTS = {
     "evaluation/attacks": "tests/evaluation/test_attacks.py tests/evaluation/test_families.py",
     "evaluation/autoattack": "tests/evaluation/test_attacks.py tests/evaluation/test_families.py",
     "evaluation/checks": "tests/evaluation/test_checks.py",
+    "evaluation/judge": "tests/evaluation/test_resume.py tests/evaluation/test_evaluate.py",
     "evaluation/evaluate": "tests/evaluation/test_evaluate.py tests/evaluation/test_ladders.py",
     "evaluation/ladders": "tests/evaluation/test_ladders.py",
     "evaluation/measures": "tests/numerics/test_margins.py",
