@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ablation.config.evaluations import chosen_weights, eval_id
 from ablation.config.experiment import CheckpointName, Config, EvaluationConfig, Weights
 from ablation.data import ImageSet, to_float
+from ablation.errors import InterruptedRunError
 from ablation.evaluation import Evaluation, Pgd, Request, Source, evaluate
 from ablation.jobs.setup import Images, build_net
 from ablation.jobs.transfer import Origin, transfer_check
@@ -27,6 +29,9 @@ from ablation.runs.progress import AttackProgress
 from ablation.runs.state_dicts import load_into
 from ablation.runs.tracking import Panel, Tracker
 from ablation.types import Norm
+
+WORKER_PATIENCE = 60.0
+"""Seconds that a worker waits for another one to write its results."""
 
 
 class Tempered(nn.Module):
@@ -92,8 +97,22 @@ class Subject:
         images: ImageSet,
         stop: Callable[[], bool],
         source: Source | None = None,
-    ) -> Evaluation:
-        """Attack and write the result into a run directory; ``source`` is of ``origin``."""
+        *,
+        shared: bool = False,
+    ) -> Evaluation | None:
+        """Attack and write the result into a run directory.
+
+        Args:
+            run: the directory.
+            net: the network.
+            images: of the evaluation's split.
+            stop: whether a signal asked to stop.
+            source: the network of ``origin``.
+            shared: other processes do the same and share the batches; the caller holds no lock.
+
+        Returns:
+            The result; ``None`` if another process wrote it.
+        """
         node = self.evaluation
         eps, norm = self.threat
         request = Request(
@@ -117,12 +136,29 @@ class Subject:
                 images.labels,
                 request,
                 progress=progress,
-                should_stop=stop,
+                should_stop=lambda: stop() or (shared and self._is_in(run)),
                 partial=partial,
+                shared=shared,
                 source=source and replace(source, net=self._tempered(source.net)),
             )
+        except InterruptedRunError:
+            if shared and self._is_in(run):
+                return None
+            raise
         finally:
             progress.close()
+        with run.reopen(WORKER_PATIENCE) if shared else nullcontext():
+            if not (shared and self._is_in(run)):
+                found = self._add(run, found, source)
+            discard(partial)
+        return found
+
+    def _is_in(self, run: Run) -> bool:
+        return run.has_evaluation(self.checkpoint, self.key)
+
+    def _add(self, run: Run, found: Evaluation, source: Source | None) -> Evaluation:
+        """Write a result into the run's records; returns it with what the transfer check says."""
+        node = self.evaluation
         entries = [
             {
                 "checkpoint": self.checkpoint,
@@ -145,7 +181,6 @@ class Subject:
         checks = [{**subject, **asdict(check)} for check in found.checks]
         flags = [*self.notes, *found.flags]
         run.add_evaluation(self.checkpoint, self.key, entries, found.examples, flags, meta, checks)
-        discard(partial)
         return found
 
     def _tempered(self, net: nn.Module) -> nn.Module:
@@ -163,8 +198,13 @@ def evaluate_checkpoint(
     stop: Callable[[], bool],
     tracker: Tracker,
     origin: Origin | None = None,
+    *,
+    shared: bool = False,
 ) -> None:
-    """Attack one checkpoint of a run (by examples of ``origin``) and add to its records."""
+    """Attack one checkpoint of a run (by examples of ``origin``) and add to its records.
+
+    With ``shared`` other processes do the same and share the batches.
+    """
     weights = chosen_weights(config)
     net = build_net(config, images.train, config.phases[-1].method, device)
     load_into(net, run.checkpoints.load_weights(name, weights == "average"), name)
@@ -174,8 +214,10 @@ def evaluate_checkpoint(
         origin=origin,
     )
     source = None if origin is None else origin.source(images, device)
-    values = summary_of(subject.record(run, net, images.of(node.split), stop, source))
-    tracker.summary({f"{name}/{Column(k, node.split).name}": v for k, v in values.items()})
+    found = subject.record(run, net, images.of(node.split), stop, source, shared=shared)
+    if found is not None:
+        values = summary_of(found)
+        tracker.summary({f"{name}/{Column(k, node.split).name}": v for k, v in values.items()})
     flags = (run.result() or {}).get("flags", ())
     tracker.summary({"flags": len(flags), "flags_text": "; ".join(flags)})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
@@ -81,6 +82,8 @@ def _problems(found: AssessConfig, saved: Mapping[str, Any]) -> list[str]:
     problems += radius_problems(found.eps, found.norm)
     norm = found.evaluation.norm or found.norm or saved.get("norm")
     problems += evaluation_problems(replace(found.evaluation, norm=norm))
+    if found.worker is not None and (found.run is None or found.worker < 0):
+        problems.append(f"worker={found.worker}: 0, 1, ... for processes that share run=<run>")
     outside = isinstance(found.model, ModuleConfig)
     if found.run is not None and found.checkpoint is not None:
         problems.append("give either run=runs/<name> or checkpoint=<file>, not both")
@@ -212,7 +215,8 @@ def _run(request: AssessConfig) -> int:
     origin = _origin(request)
     source = None if origin is None else origin.key
     if missing(config, trained, source):
-        with trained.reopen():
+        # Workers lock batches instead, and the run only while they write its results.
+        with nullcontext() if _shared(request) else trained.reopen():
             code = supervised(
                 trained, lambda stop: _assess(config, trained, request, origin, stop), False
             )
@@ -221,6 +225,11 @@ def _run(request: AssessConfig) -> int:
     _keep_record(config, trained)
     say(f"{result_table(trained, asked_keys(config, source))}\nresults in {path}")
     return DONE
+
+
+def _shared(request: AssessConfig) -> bool:
+    """Whether other processes work on the same evaluation."""
+    return request.worker is not None
 
 
 def _origin(request: AssessConfig) -> Origin | None:
@@ -250,7 +259,10 @@ def _assess(
     source = None if origin is None else origin.key
     try:
         for name, node in missing(config, run, source):
-            evaluate_checkpoint(config, run, name, node, images, device, stop, tracker, origin)
+            evaluate_checkpoint(
+                *(config, run, name, node, images, device, stop, tracker, origin),
+                shared=_shared(request),
+            )
     finally:
         tracker.finish(DONE)
 

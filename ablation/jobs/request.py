@@ -38,6 +38,7 @@ class AssessConfig:
     run: str | None
     checkpoint: str | None
     attack_from: str | None
+    worker: int | None
     norm: Norm | None
     eps: Fraction | None
     device: str

@@ -125,15 +125,18 @@ class Run(RunStatus, EvaluationRecords):
                 raise
 
     @contextmanager
-    def reopen(self) -> Iterator[None]:
+    def reopen(self, patience: float = LOCK_SECONDS) -> Iterator[None]:
         """Take the lock of a run that exists, to add evaluations; its status stays.
+
+        Args:
+            patience: seconds to wait for another process.
 
         Raises:
             InputError: there is no such run, or another process works on it.
         """
         if not self.config_path.is_file():
             raise InputError(f"{self.path} is no run: config.yaml is missing; check the path")
-        with self._locked():
+        with self._locked(patience=patience):
             self._sweep()
             yield
 
@@ -247,11 +250,13 @@ class Run(RunStatus, EvaluationRecords):
             atomic_write_bytes(self.metrics_path, content)
 
     @contextmanager
-    def _locked(self, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    def _locked(
+        self, check: Callable[[], None] = lambda: None, patience: float = LOCK_SECONDS
+    ) -> Iterator[None]:
         try:
             make_folder(self.path)
             lock = FileLock(self.path / ".lock", thread_local=False)
-            lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.02)
+            lock.acquire(timeout=patience, poll_interval=0.02)
         except Timeout as error:
             raise InputError(self._who_has_it()) from error
         except OSError as error:

@@ -607,7 +607,9 @@ def masked_record(run_: Run, attacks: dict[str, Any]) -> Evaluation:
     node = EvaluationConfig(attacks, None, "test", EPS, "linf", 50, 0, None, None)
     subject = attack.Subject("last", "raw", EPS, "linf", node)
     with run_.open("seed: 0\n"):
-        return subject.record(run_, net, ImageSet(*images(40)), lambda: False)
+        found = subject.record(run_, net, ImageSet(*images(40)), lambda: False)
+        assert found is not None
+        return found
 
 
 @pytest.fixture
