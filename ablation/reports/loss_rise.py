@@ -101,7 +101,7 @@ def figure(comparison: Comparison, found: Sequence[Rises]) -> Figure | None:
         return None
     titles = dict(zip((row.key for row in comparison.rows), row_titles(comparison), strict=True))
     panels = {
-        key: [each for each in found if each.row == key]
+        key: [each for split in STYLES for each in found if (each.row, each.split) == (key, split)]
         for key in dict.fromkeys(each.row for each in found)
     }
     labels = [titles[key] for key in panels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,21 @@ def test_the_figure_has_a_panel_per_row_with_its_numbers_in_words(table):
     np.testing.assert_allclose(np.asarray(mean.get_ydata()), 3 * LOSS.reshape(BINS, 4).mean(1))
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["training images"]
     assert figure(table, []) is None
+
+
+def test_training_and_test_images_share_a_panel(tmp_path):
+    train = record(tmp_path / "train.parquet", LOSS, LOSS)
+    test = record(tmp_path / "test.parquet", -LOSS, LOSS, "loss_rise")
+    both = row("both", train)
+    cell = Cell("loss_rise", "correlation", (Sample("seed=0", -1.0, 40, "both-s0", test),),
+                params={**PARAMS, "split": "test"})  # fmt: skip
+    table = comparison(replace(both, cells={"loss_rise": cell, **both.cells}))
+    drawn = figure(table, rises(table))
+    assert drawn is not None
+    (axes,) = drawn.axes
+    assert axes.get_title() == "BOTH\ntrain r 1.00, 100%\ntest r \u22121.00, 0%"
+    names = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert names == ["training images", "test images"]
 
 
 def test_losses_over_decades_are_on_a_logarithmic_axis(tmp_path):
