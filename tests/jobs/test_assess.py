@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import shutil
+import sys
+
+import pandas as pd
 import pytest
 import yaml
 
@@ -77,6 +83,40 @@ def test_several_runs_are_evaluated_in_turn(runs):
         assert evaluate.check(container) == []
         assert evaluate.run(container) == DONE
         assert all(len(list(path.glob("evaluations/*.json"))) == 1 for path in runs)
+
+
+def test_workers_share_an_evaluation_and_write_it_once(runs, tmp_path):
+    """Three processes; the result is that of one, in a copy of the run."""
+    alone = tmp_path / runs[0].name
+    shutil.copytree(runs[0], alone)
+    texts = ("evaluation=quick", "evaluation.n=60", "evaluation.batch_size=7")
+    assert evaluate.run(request([alone], f"run={alone}", *texts)) == DONE
+    containers = [request(runs, f"run={runs[0]}", *texts, f"worker={k}") for k in range(3)]
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=lambda each: sys.exit(evaluate.run(each)), args=(container,))
+        for container in containers
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [DONE] * 3
+    (record,) = alone.glob("evaluations/*.json")
+    together = runs[0] / "evaluations" / record.name
+    one, other = (json.loads(path.read_text()) for path in (record, together))
+    for each in (one, other):
+        del each["meta"]["seconds"]
+    assert one == other
+    tables = [pd.read_parquet(path.with_suffix(".parquet")) for path in (record, together)]
+    assert tables[0].equals(tables[1])
+    assert not list(together.parent.glob("*.partial"))
+    assert evaluate.run(containers[0]) == DONE, "it is there: nothing is done"
+
+
+def test_a_worker_needs_a_run(tmp_path):
+    found = problems(tmp_path, "worker=1")
+    assert any("processes that share run=<run>" in problem for problem in found), found
 
 
 @pytest.mark.parametrize(
