@@ -45,7 +45,7 @@ from ablation.output import lasting_output, say, warn
 from ablation.sweeps.launchers import missing_extra, register_launchers
 from ablation.sweeps.spaces import missing_optuna, search_names
 from ablation.sweeps.tables import table_names
-from ablation.text import one_line
+from ablation.text import did_you_mean, one_line
 
 SWEEPS = ("table=", "search=", "hydra.sweeper.plan=")
 """Beginnings of arguments that ask for a sweep."""
@@ -165,6 +165,8 @@ def preflight(
     overrides = [each for each in overrides if not command_line_problems([each])]
     settings = [str(each.input_line) for each in overrides if sets_hydra(each)]
     with searching(None):
+        if unknown := list(_unknown_launchers(texts)):
+            return problems + unknown
         own = compose(config_name, settings, return_hydra_config=True)
     with searching(given.config_dir):
         loader = GlobalHydra.instance().config_loader()
@@ -189,6 +191,14 @@ def preflight(
             return problems + _composed(name, fixed, own, lambda _: [])
         shown = flags.passive(given)
         return problems + _of_jobs(name, alternatives, own, (lambda _: []) if shown else check)
+
+
+def _unknown_launchers(texts: Sequence[str]) -> Iterator[str]:
+    known = GlobalHydra.instance().config_loader().get_group_options("hydra/launcher")
+    for text in texts:
+        group, _, name = text.partition("=")
+        if group == "hydra/launcher" and name not in known and not missing_extra(name):
+            yield f"{text}: {did_you_mean(name, known)}"
 
 
 @contextmanager

@@ -343,6 +343,7 @@ OPEN = "{_target_: builtins.open, file: %s, mode: w}"
         (["-m", "hydra.sweeper.max_batch_size=0"], "at least 1; null means all"),
         (["-m", "hydra.sweeper.plan=maybe"], "plan='maybe': expected true or false"),
         (["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "expected a whole number"),
+        (["-m", "hydra/launcher=nope"], "hydra/launcher=nope: choose from basic, joblib"),
         (["-m", "hydra/sweeper=basic"], "sweeps have one planner"),
         (["-m", "--cfg", "job"], "--cfg and --multirun: give one of them"),
         (["--cfg", "jobs"], "invalid choice"),

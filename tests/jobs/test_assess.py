@@ -89,6 +89,7 @@ def test_workers_share_an_evaluation_and_write_it_once(runs, tmp_path):
     """Three processes; the result is that of one, in a copy of the run."""
     alone = tmp_path / runs[0].name
     shutil.copytree(runs[0], alone)
+    before = set(alone.glob("evaluations/*.json"))
     texts = ("evaluation=quick", "evaluation.n=60", "evaluation.batch_size=7")
     assert evaluate.run(request([alone], f"run={alone}", *texts)) == DONE
     containers = [request(runs, f"run={runs[0]}", *texts, f"worker={k}") for k in range(3)]
@@ -102,7 +103,7 @@ def test_workers_share_an_evaluation_and_write_it_once(runs, tmp_path):
     for worker in workers:
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [DONE] * 3
-    (record,) = alone.glob("evaluations/*.json")
+    (record,) = set(alone.glob("evaluations/*.json")) - before
     together = runs[0] / "evaluations" / record.name
     one, other = (json.loads(path.read_text()) for path in (record, together))
     for each in (one, other):
