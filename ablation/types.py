@@ -62,6 +62,8 @@ class Crafted:
 class Clock:
     """Progress of training. Epochs are 0-based and count within the phase; steps never restart.
 
+    Both parts of a phase that was split count as one (``Phase.counts_from``).
+
     Attributes:
         epoch: of the phase.
         step: of the run.

@@ -66,7 +66,7 @@ class MarginWeightedEpsilon(Component):
         arranged: list[Phase] = []
         for phase, first in zip(phases, first_epochs(self.start, phases), strict=True):
             budget = phase.method.budget
-            if not isinstance(budget, MarginWeighted):
+            if not isinstance(budget, MarginWeighted) or not phase.method.crafters:  # a burn-in
                 arranged.append(phase)
             elif self.before == "own" or first == 0:
                 arranged.append(_with_budget(phase, replace(budget, start=first)))
@@ -75,7 +75,8 @@ class MarginWeightedEpsilon(Component):
                 plain = _plain(phase.method, budget.first)
                 arranged.append(replace(phase, name=FIRST, epochs=early, method=plain))
                 if late:
-                    arranged.append(replace(_with_budget(phase, budget), epochs=late, optim="keep"))
+                    weighted = replace(_with_budget(phase, budget), epochs=late, optim="keep")
+                    arranged.append(replace(weighted, counts_from=first))
         return tuple(arranged)
 
 

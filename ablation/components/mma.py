@@ -10,7 +10,7 @@ from ablation.components.attacks import ADVERSARIAL, replaced_pgd
 from ablation.crafters import Ascended, AttackSoftMargin, Bisection
 from ablation.crafters.bisection import RADIUS
 from ablation.terms import CrossEntropy
-from ablation.training.method import CLEAN, Component, Method, Pass, Slot
+from ablation.training.method import CLEAN, STEP, Component, Method, Pass, Slot
 from ablation.types import AttackMode, Fraction
 from ablation.weights import Counted
 
@@ -105,6 +105,7 @@ class Mma(Component):
 def _passes(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
     """The clean pass first, which tells the correct examples; both crafters in the attack's."""
     clean, attack = Pass("view", CLEAN), Pass("craft", ADVERSARIAL)
-    kept = [entry for entry in passes if entry != clean]
+    step = passes.index(STEP) if STEP in passes else len(passes)  # behind it for BatchNorm alone
+    kept = [entry for entry in passes[:step] if entry != clean] + [*passes[step:]]
     place = kept.index(attack)
     return (clean, *kept[:place], Pass("craft", DIRECTION), *kept[place:])

@@ -21,7 +21,10 @@ def check_share(start: float) -> None:
 
 
 def first_epochs(start: float, phases: Sequence[Phase]) -> list[int]:
-    """Find for each phase the epoch, 0-based in it, at which the share ``start`` of all is over."""
+    """Find for each phase the epoch, 0-based in it, at which the share ``start`` of all is over.
+
+    At least 0; beyond the phase where that is later.
+    """
     first = math.floor(start * sum(phase.epochs for phase in phases) + 1e-9)
     firsts = []
     for phase in phases:
@@ -34,8 +37,9 @@ def weighing_from(start: float, phases: Sequence[Phase], kind: type[Weight]) -> 
     """Let the weights of a kind, which have a field ``start``, set in at a share of the epochs."""
     arranged = []
     for phase, first in zip(phases, first_epochs(start, phases), strict=True):
+        start_at = phase.counts_from + first
         terms = {
-            name: replace(slot, weight=replace(slot.weight, start=first))  # type: ignore[type-var]
+            name: replace(slot, weight=replace(slot.weight, start=start_at))  # type: ignore[type-var]
             if isinstance(slot.weight, kind)
             else slot
             for name, slot in phase.method.terms.items()

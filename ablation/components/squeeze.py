@@ -43,6 +43,11 @@ class Squeeze(Component):
         pgd = replaced_pgd(method, "squeeze")
         if pgd.bn != "eval":
             raise ValueError(f"attack.bn={pgd.bn}: set component.squeeze.bn instead")
+        if pgd.start == "clean" and pgd.steps:
+            raise ValueError(
+                "attack.start=clean: the three points are one, between which nothing diverges; set "
+                "attack.start=gaussian or uniform"
+            )
         attack = crafters.Squeeze(
             pgd.steps,
             pgd.step_size,

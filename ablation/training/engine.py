@@ -322,7 +322,8 @@ class Engine:
             lr, momentum = self._rates(place.step_in_epoch)
             for group in self._optimizer.param_groups:
                 group["lr"], group["momentum"] = lr, momentum
-            clock = Clock(place.epoch, place.step, phase.name, lr / peak(phase, self.recipe.lr))
+            epoch, decay = phase.counts_from + place.epoch, lr / peak(phase, self.recipe.lr)
+            clock = Clock(epoch, place.step, phase.name, decay)
             log, views = train_step(
                 phase.method,
                 self.net,

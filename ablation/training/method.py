@@ -328,6 +328,8 @@ class Phase:
         lr: its own peak learning rate; ``None`` means the run's.
         schedule: its own schedule; ``None`` means the run's.
         clip: its own largest gradient norm, inf for none; ``None`` means the run's.
+        counts_from: number of its first epoch on the clock: the second part of a phase that was
+            split goes on counting.
     """
 
     name: str
@@ -338,6 +340,7 @@ class Phase:
     lr: float | None = None
     schedule: Schedule | None = None
     clip: float | None = None
+    counts_from: int = 0
 
 
 class Component(Protocol):

@@ -222,7 +222,8 @@ def _facts(views: StepViews) -> dict[str, Tensor]:
 def _recorded(method: Method, views: StepViews, eps: Tensor) -> dict[str, Tensor]:
     """Gather what budget and crafters record of each sample; two may not use one name."""
     budget = method.budget
-    individual = isinstance(budget, Individual) and budget.individual
+    attacked = bool(views.all_crafted())  # a burn-in has no radii
+    individual = attacked and isinstance(budget, Individual) and budget.individual
     sources = {"the budget": {"radius": eps} if individual else {}}
     sources |= {
         f"the crafter {name}": dict(crafted.recorded)

@@ -678,11 +678,61 @@ def test_plain_adversarial_training_may_come_first():
     assert late.method.budget.start == 0
     weight = late.method.terms["kl"].weight
     assert isinstance(weight, ProbabilisticMargin)
-    assert weight.start == 10
+    assert weight.start == 90, "the second part goes on counting"
+    assert late.counts_from == 80
     assert (
         early.method.crafters["adv"]
         == compose_config("method=at", "eps=8/255").phases[0].method.crafters["adv"]
     )
+
+
+def test_awp_after_plain_adversarial_training_sets_in_at_its_epoch():
+    """Counted in the second part alone, epoch 90 of 110 would be beyond its 30."""
+    before = (
+        "component.margin_weighted_epsilon.before=at",
+        "component.margin_weighted_epsilon.start=1/2",
+    )
+    arm = (
+        "method=at",
+        f"{MWPB}=enabled",
+        *before,
+        "component/awp=enabled",
+        "component.awp.start=3",
+    )
+    _, late = compose_config(*arm, "epochs=4").phases
+    ascent = late.method.ascent
+    assert ascent is not None
+    moved = []
+    for epoch in range(late.epochs):
+        net = small_net()
+        clock = Clock(late.counts_from + epoch, 0)
+
+        def closure(net: nn.Module, terms: object = None) -> tuple[Tensor, dict[str, Tensor]]:
+            batch = small_batch()
+            return F.cross_entropy(net(batch.x), batch.y), {}
+
+        with ascent(net, closure, clock):
+            moved.append(largest_difference(net, small_net()) > 0)
+    assert moved == [False, True]
+
+
+def test_plain_adversarial_training_comes_after_a_burn_in():
+    before = "component.margin_weighted_epsilon.before=at"
+    burn_in = ("component/burn_in=enabled", "component.burn_in.epochs=10")
+    phases = compose_config(
+        "method=trades", f"{MWPB}=trades", before, "epochs=100", *burn_in
+    ).phases
+    assert [(phase.name, phase.epochs) for phase in phases] == [
+        ("burn_in", 10), ("small_radius", 70), ("main", 30),
+    ]  # fmt: skip
+    assert [phase.optim for phase in phases] == ["keep", "fresh", "keep"]
+    assert not phases[0].method.crafters
+
+
+def test_clean_passes_after_the_step_stay_beside_mma():
+    method = composed("method=mma", "method.passes=[craft:adv,nat,adv,step,nat]")
+    passes = [str(entry) for entry in method.passes]
+    assert passes == ["nat", "craft:direction", "craft:adv", "adv", "step", "nat"]
 
 
 @pytest.mark.parametrize(
@@ -729,6 +779,7 @@ REFUSED = {
     ("method=standard", "component/wat=enabled"): "set method=at, trades or mart",
     ("method=standard", "component/mma=enabled"): "set method=at, trades or mart",
     ("method=st_at", "attack.bn=train"): "set component.squeeze.bn instead",
+    ("method=st_at", "attack.start=clean"): "attack.start=gaussian",
     ("method=gairat", "attack.steps=0"): "there is no step to count",
     ("method=gairat", "component.gairat.start=60"): "a share of the epochs in",
     ("method=mma", "component.mma.clean=1"): "a share in [0, 1)",

@@ -316,6 +316,21 @@ def test_on_a_cpu_a_run_stops_at_the_first_step_that_is_not_finite():
     assert steps == [0, 1]
 
 
+def test_the_second_part_of_a_split_phase_goes_on_counting_epochs():
+    """For all that begins at an epoch: ascents, gates, averages."""
+    seen: list[int] = []
+
+    def budget(views: Views) -> Tensor:
+        seen.append(views.clock.epoch)
+        return Fixed(0.3)(views)
+
+    method = replace(at(), budget=budget)
+    trained(
+        phases=(Phase("early", 2, method), Phase("main", 2, method, counts_from=2)), batch_size=12
+    )
+    assert seen == [0, 1, 2, 3]
+
+
 def told(eps: float = 0.3) -> Method:
     return replace(at(), budget=Told(eps))
 

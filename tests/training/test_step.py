@@ -449,6 +449,13 @@ def test_radii_that_are_not_individual_are_not_recorded(budget):
     assert log.recorded == {}
 
 
+def test_a_burn_in_records_no_radii():
+    """It attacks nothing: zeros would be no radii of anybody."""
+    terms = {"ce": Slot(CrossEntropy("nat"))}
+    burn_in = at(crafters={}, budget=Told(0.1), passes=CLEAN_ONLY, terms=terms)
+    assert step(burn_in)[1].recorded == {}
+
+
 def test_two_parts_that_record_one_name_are_refused():
     with pytest.raises(ValueError, match="radius is recorded by the budget and by the crafter b"):
         step(at(budget=Told(0.1)).with_crafter("b", Recording()))
