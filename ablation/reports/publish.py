@@ -87,7 +87,8 @@ UNDRAWN: Mapping[str, str] = {
         "adversarial examples fall into"
     ),
     "loss_rise": (
-        "no row has the rise of the loss (ablation-evaluate run=... evaluation=mwpb_diagnostics)"
+        "no row has the rise of the loss (ablation-evaluate run=... evaluation=mwpb_diagnostics "
+        "eps=8/255 norm=linf)"
     ),
     "margin_quantiles": (
         "no run measured margins (monitor.enabled=true), or only runs at chance level"
