@@ -96,7 +96,8 @@ UNDRAWN: Mapping[str, str] = {
         "adversarial examples fall into"
     ),
     "loss_rise": (
-        "no row has the rise of the loss (ablation-evaluate run=... evaluation=mwpb_diagnostics)"
+        "no row has the rise of the loss (ablation-evaluate run=... evaluation=mwpb_diagnostics "
+        "eps=8/255 norm=linf)"
     ),
     "transfer_matrix": (
         "no run was attacked by another's examples (ablation-evaluate run=... attack_from=...)"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ablation.errors import NonFiniteError
 from ablation.evaluation import LossRise, Pgd, Request, describe, evaluate
 from ablation.reports.deviations import IMMATERIAL, mismatches
+from ablation.reports.publish import UNDRAWN
 from tests.support.configs import compose_config
 
 EPS = 8 / 255
@@ -169,3 +170,8 @@ def test_the_preset_measures_training_and_test_images_at_the_radius_of_training(
     facts = test.describe(0.05, 10)
     assert (facts["eps"], facts["steps"], facts["start"]) == (0.2, 10, "clean")
     assert facts["step_size"] == pytest.approx(2 / 255)
+
+
+def test_the_report_tells_a_command_that_runs():
+    """``ablation-evaluate`` refuses the preset without a radius and a norm."""
+    assert "evaluation=mwpb_diagnostics eps=8/255 norm=linf" in UNDRAWN["loss_rise"]
