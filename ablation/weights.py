@@ -191,7 +191,8 @@ class Geometry:
         survived = views.crafted(self.view).aux["survived"]
         if views.clock.epoch < self.start:
             return torch.ones_like(survived)
-        weight = (1 + torch.tanh(self.shift + 5 * (1 - 2 * survived))) / 2
+        # (1 + tanh v) / 2 is sigmoid(2 v), which does not round to 0 where tanh is near -1.
+        weight = torch.sigmoid(2 * (self.shift + 5 * (1 - 2 * survived)))
         return weight * (len(weight) / weight.sum())
 
 

@@ -122,6 +122,11 @@ class Partner:
     of: str = "adv"
     bn: AttackMode = "eval"
 
+    @property
+    def steps(self) -> int:
+        """Gradients with respect to the input, for estimates of time: none."""
+        return 0
+
     def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
         """Hand out the points."""
         return Crafted(views.crafted(self.of).aux[PARTNER])

@@ -177,6 +177,12 @@ def test_t10_1_and_t10_2_geometry():
     assert normalised == pytest.approx([2.680368, 0.319615, 0.0000165], abs=1e-6)
 
 
+def test_weights_do_not_vanish_where_every_example_withstands_the_attack():
+    views = survived([10, 10])
+    views.add("adv", Crafted(views.batch.x, aux={"survived": torch.ones(2)}))
+    assert Geometry(-5)(views).tolist() == [1, 1]
+
+
 def test_t10_3_gairat_on_the_fixture():
     method = composed("method=gairat", "component.gairat.start=0")
     assert total_loss(method, survived([10, 2]))[0].item() == pytest.approx(1.180265, abs=1e-5)
