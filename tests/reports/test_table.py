@@ -16,6 +16,7 @@ from ablation.reports.comparison import Interval
 from ablation.reports.groups import compare_runs
 from ablation.reports.statistics import cell_interval, contrasts, difference, interval
 from ablation.reports.table import compare_table
+from ablation.reports.transfer import matrices
 from ablation.runs.launches import Launch
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.published import Published, PublishedTable
@@ -487,3 +488,20 @@ def test_a_published_number_of_another_quantity_is_shown_and_not_compared(world)
     assert difference(cell(found, "at", "pgd20")) is None
     assert difference(cell(found, "at", "clean")) == 30
     assert cell(found, "at", "pgd20").published == odd
+
+
+def test_transferred_attacks_are_in_a_matrix_and_in_no_column(world):
+    world.train(simple())
+    before = world.report(simple())
+    configs = [planned.config for planned in world.jobs(simple())]
+    for config in configs:
+        for other in configs:
+            if other.seed == config.seed and other is not config:
+                fake_evaluation(config, {"pgd20": 70, "clean": 90}, source=other.run_name)
+    after = world.report(simple())
+    assert after.columns == before.columns
+    assert cell(after, "at", "pgd20").samples == cell(before, "at", "pgd20").samples
+    (matrix,) = [each for each in matrices(after) if each.column == "pgd20"]
+    assert matrix.rows == matrix.sources == {"at": "at", "trades": "TRADES"}
+    assert matrix.values == {("at", "trades"): [70, 70], ("trades", "at"): [70, 70]}
+    assert matrix.own == {"at": [40, 40], "trades": [40, 40]}
