@@ -62,7 +62,8 @@ class Mma(Component):
         if robust is None or method.roles.get("classify") != robust:
             raise ValueError(
                 "the method's adversarial term does not classify (TRADES has a KL there), so "
-                "boundary points have no label to learn; set method=at or mart"
+                "boundary points have no label to learn; set method=at or mart, or "
+                "component/mma=disabled"
             )
         if not isinstance(method.budget, Fixed):
             raise ValueError(

@@ -44,8 +44,12 @@ DROPS = {  # epochs that begin at a tenth of the rate, counted from 0
     "mwpb": (79, 89),
     "mwpb_svhn": (79, 89),
 }
-STARTS = {(name, "trades"): ("attack.start=gaussian",) for name in ("emr_mlp", "emr_cnn")}
-"""EMR attacks from the image, where the KL divergence of TRADES has no gradient; it is refused."""
+STARTS = {
+    (name, method): ("attack.start=gaussian",)
+    for name in ("emr_mlp", "emr_cnn")
+    for method in ("trades", "st_at")
+}
+"""EMR attacks from the image, where the divergences of TRADES and ST-AT have no gradient."""
 OWN_DECAY = {(name, "pmhr_at"): ("optim.weight_decay=0",) for name in RECIPES}
 """PMHR has a penalty on the weights of its own; a second one is refused."""
 REFUSED = {**STARTS, **OWN_DECAY}

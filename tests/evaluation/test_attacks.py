@@ -392,7 +392,7 @@ CONTRACT = {
     *("clean", "fgsm", "pgd10", "pgd20", "pgd100", "pgd20_eps6", "pgd20_eps10", "pgd20_eps12"),
     *("cw", "aa", "aa_l2", "apgd_ce", "apgd_t", "square", "spsa", "fab"),
     *("margin_train", "margin_test", "margin_adv_train", "pgd10_uniform"),
-    *("loss_rise", "loss_rise_train"),
+    *("loss_rise", "loss_rise_train", "radius_clean_images"),
     *(f"aa_eps{pixels}" for pixels in range(2, 17, 2)),
 }
 

@@ -15,6 +15,7 @@ import yaml
 from ablation.config.validation import load
 from ablation.errors import DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.evaluation import evaluate
+from ablation.evaluation.judge import Judge
 from ablation.jobs import evaluate as assess
 from ablation.jobs import setup
 from ablation.jobs import train as job
@@ -283,17 +284,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
     job.train(container)
     whole = plain(tmp_path, "epochs=1", "evaluation=standard", "~evaluation.attacks.pgd100")
     attacked: list[str] = []
-    from ablation.evaluation import evaluate as module
+    original = Judge._attacked
 
-    session: Any = module.__globals__["_Session"]
-    original = session._batches
+    def judged(self: Judge, title: str, *rest: Any) -> Any:
+        if not title.startswith("checks/"):
+            attacked.append(title)
+        return original(self, title, *rest)
 
-    def batches(self: Any, name: str, rows: torch.Tensor) -> Any:
-        if name != "clean" and not name.startswith("checks/") and len(rows) > 0:
-            attacked.append(name)
-        return original(self, name, rows)
-
-    monkeypatch.setattr(session, "_batches", batches)
+    monkeypatch.setattr(Judge, "_attacked", judged)
     stop = {"after": 3}
     monkeypatch.setattr(
         "ablation.jobs.attack.AttackProgress.__call__",
@@ -304,10 +302,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatc
         patch.setattr("ablation.runs.signals.Stop.requested", requested, raising=False)
         assert job.train(whole) == INTERRUPTED
     run = run_of(container)
-    assert attacked == ["fgsm", "pgd20", "cw"]  # the third was stopped before its first batch
+    assert attacked == ["fgsm", "pgd20"]
     assert run.result() is None
     assert job.train(whole) == DONE
-    assert attacked == ["fgsm", "pgd20", "cw", "cw", "apgd_ce"]
+    assert attacked == ["fgsm", "pgd20", "cw", "apgd_ce"]
     resumed = (run.result() or {})["entries"]
     assert not list(run.evaluations.glob("*.partial"))
 
