@@ -86,6 +86,10 @@ UNDRAWN: Mapping[str, str] = {
         "against=<row of a network trained without attacks> ranks the classes that other rows' "
         "adversarial examples fall into"
     ),
+    "broken_by": (
+        "no run recorded which part of AutoAttack broke an image "
+        "(ablation-evaluate run=... evaluation=autoattack)"
+    ),
     "loss_rise": (
         "no row has the rise of the loss (ablation-evaluate run=... evaluation=mwpb_diagnostics)"
     ),
@@ -105,7 +109,7 @@ def _draw(
     comparison: Comparison, config: ReportConfig, folder: Path
 ) -> tuple[list[Path], list[str]]:
     """Write the plots that there is data for; earlier ones without go, and it is said why."""
-    from ablation.reports import class_ranks, curves, loss_rise, plots, radii
+    from ablation.reports import broken_by, class_ranks, curves, loss_rise, plots, radii
     from ablation.reports.style import save
 
     robust = plots.choose_robust_metric(comparison)
@@ -118,6 +122,7 @@ def _draw(
         "measured_against_published": plots.measured_against_published(comparison, config.strict),
         "clean_against_robust": None,
         "robust_over_eps": plots.robust_over_eps(comparison, _sweeps(comparison), config.strict),
+        "broken_by": broken_by.broken_by(comparison, broken_by.shares(comparison, config.strict)),
         "loss_rise": loss_rise.figure(comparison, loss_rise.rises(comparison, config.strict)),
         "margin_quantiles": curves.margin_quantiles(comparison, histories),
         "effective_margins": curves.effective_margins(comparison, histories),
