@@ -211,8 +211,8 @@ def _draw(
     for part, colour in colours.items():
         width = np.array([bar.parts.get(part, 0.0) for bar in bars])
         axes.barh(
-            places, width, 0.78 * _height(""), left=left, color=colour, edgecolor="0.15", linewidth=0.4,
-            hatch="////" if part == CLEAN else None, label=NAMES.get(part, part),
+            places, width, 0.78 * _height(""), left=left, color=colour, edgecolor="0.15",
+            linewidth=0.4, hatch="////" if part == CLEAN else None,
         )  # fmt: skip
         for place, start, value in zip(places, left, width, strict=True):
             if value >= WRITTEN:

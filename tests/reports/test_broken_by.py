@@ -42,7 +42,7 @@ def test_every_image_is_in_one_part(tmp_path):
 def test_images_that_were_not_attacked_do_not_count(tmp_path):
     file = record(tmp_path / "a", FATES)
     frame = pd.read_parquet(file)
-    frame["aa_robust"] = frame["aa_robust"].astype("boolean").where([*[True] * 5, *[False] * 3])
+    frame["aa_robust"] = pd.array([*frame["aa_robust"][:5], None, None, None], dtype="boolean")
     frame.to_parquet(file)
     (found,) = shares(table(row("AT", file)))
     assert found.parts == {ROBUST: 20.0, "square": 20.0, "apgd_ce": 40.0, CLEAN: 20.0}
@@ -103,11 +103,9 @@ def test_a_collapsed_row_is_named_and_has_no_bar(tmp_path):
 def test_attacks_without_room_are_named(tmp_path):
     columns = ("aa", "aa_eps2")
     files = {name: record(tmp_path / name, FATES, name) for name in columns}
-    rows = [
-        Row(f"M{i}", f"M{i}", "a", {name: Cell(name, samples=(Sample("seed=0", 50.0, 8, "r", file),))
-                                    for name, file in files.items()})
-        for i in range(MOST)
-    ]  # fmt: skip
+    cells = {name: Cell(name, samples=(Sample("seed=0", 50.0, 8, "r", file),))
+             for name, file in files.items()}  # fmt: skip
+    rows = [Row(f"M{i}", f"M{i}", "a", cells) for i in range(MOST)]
     for count, panels in ((MOST // 2, 2), (MOST // 2 + 1, 1)):
         comparison = table(*rows[:count], columns=columns)
         figure = broken_by(comparison, shares(comparison))
@@ -129,6 +127,7 @@ def test_labels_and_numbers_do_not_overlap(count, label, tmp_path):
     again = broken_by(comparison, shares(comparison))
     assert again is not None
     assert [path.read_bytes() for path in save(again, tmp_path / "g")] == first
+    figure.draw_without_rendering()  # at the figure's own resolution again
     (axes,) = figure.axes
     boxes = [text.get_window_extent() for text in [*axes.texts, *axes.get_yticklabels()]]
     boxes += [text.get_window_extent() for text in figure.legends[0].get_texts()]
