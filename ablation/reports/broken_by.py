@@ -197,7 +197,7 @@ def _colours(parts: Sequence[str]) -> dict[str, Any]:
     from matplotlib import colormaps
 
     broken = [part for part in parts if part not in (ROBUST, CLEAN)]
-    shades = colormaps["viridis"](np.linspace(0.28, 1.0, len(broken))) if broken else []
+    shades: Any = colormaps["viridis"](np.linspace(0.28, 1.0, len(broken))) if broken else []
     return {ROBUST: "#2B0B3F", **dict(zip(broken, shades, strict=True)), CLEAN: "#F2F2F2"}
 
 

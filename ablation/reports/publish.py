@@ -16,6 +16,7 @@ from ablation.sweeps.tables import Extra
 if TYPE_CHECKING:
     from ablation.reports.comparison import Comparison, Row
     from ablation.reports.curves import History
+    from ablation.reports.examples import Examples
     from ablation.reports.plots import Sweep
 
 
@@ -29,6 +30,8 @@ class ReportConfig:
     runs: list[str] | str | None
     by: list[str] | str
     against: str | None
+    examples: list[str] | str | None
+    metric: str | None
     strict: bool
     extra: list[Extra] | Extra
     plots: bool
@@ -46,11 +49,12 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    from ablation.reports import statistics
+    from ablation.reports import examples, statistics
     from ablation.reports import text_tables as render
     from ablation.reports.latex import latex
 
     pairs = statistics.contrasts(comparison, config.against) if config.against else ()
+    compared = _compared(comparison, config)
     say(render.terminal(comparison, config.strict, pairs))
     folder = Path(config.out).expanduser() / comparison.name
     texts = {
@@ -58,11 +62,17 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
         "table.md": render.markdown(comparison, config.strict, pairs),
         "table.tex": latex(comparison, config.strict, pairs),
     }
+    if compared is not None:
+        say(f"\n{examples.told(compared)}")
+        texts["examples.csv"] = examples.as_csv(compared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
         images, left_out = _draw(comparison, config, folder) if config.plots else ([], [])
+        if config.plots and compared is not None:
+            more, why = _draw_examples(comparison, compared, folder)
+            images, left_out = images + more, left_out + why
     except OSError as error:
         raise InputError(
             f"out={config.out}: {folder} cannot be written ({error.strerror or error}); "
@@ -74,6 +84,32 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
         say(f"not drawn: {reason}")
     pictures = {path.name: path for path in images if path.suffix == ".png"}
     _mirror(comparison, config, folder, pictures)
+
+
+def _compared(comparison: Comparison, config: ReportConfig) -> Examples | None:
+    """Two rows' images, if asked for."""
+    from ablation.reports.examples import compare_examples
+
+    if config.examples is None:
+        return None
+    given = config.examples
+    names = given if isinstance(given, list) else given.split(",")
+    return compare_examples(comparison, [name.strip() for name in names], config.metric)
+
+
+def _draw_examples(
+    comparison: Comparison, compared: Examples, folder: Path
+) -> tuple[list[Path], list[str]]:
+    """The images that one of two rows keeps; or why they are not drawn."""
+    from ablation.reports import examples
+    from ablation.reports.style import save
+
+    figure, why = examples.figure(comparison, compared)
+    if figure is None:
+        for kind in ("pdf", "png"):
+            (folder / f"examples.{kind}").unlink(missing_ok=True)
+        return [], [f"examples: {why}"]
+    return list(save(figure, folder / "examples")), []
 
 
 UNDRAWN: Mapping[str, str] = {
