@@ -150,8 +150,8 @@ def compare_examples(
         )
     column = _column(comparison, rows, given, metric)
     cells = [row.cells[column] for row in rows]
-    apart = mismatches(cells[1].params, cells[0].params)
-    apart += mismatches(cells[0].params, cells[1].params) if not apart else []
+    ways = ((cells[1], cells[0]), (cells[0], cells[1]))
+    apart = next((found for one, two in ways if (found := mismatches(one.params, two.params))), ())
     if apart:
         raise InputError(
             f"{given}: {column} is another attack on {other.key} than on {first.key}: "
