@@ -67,8 +67,8 @@ def sheet(examples: Sequence[Adversarial], names: Sequence[str] = ()) -> bytes:
     ]
     width, height = columns[0][0].size
     step = max(width, TILE) + GAP
-    top, block = 2 * LINE + GAP, height + LINE + GAP
-    whole = (MARGIN + step * len(examples), top + 3 * block)
+    top, block = LINE + GAP, height + LINE + GAP
+    whole = (MARGIN + step * len(examples), top + 3 * block - LINE)
     picture = Image.new("RGB", whole, "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(LETTER)
 
@@ -77,8 +77,8 @@ def sheet(examples: Sequence[Adversarial], names: Sequence[str] = ()) -> bytes:
 
     rows = ("image", "adversarial", f"perturbation\nx {factor:.3g}")
     for place, text in enumerate(rows):
-        write(0, top + place * block + height // 2 - LINE, text)
-    write(0, LINE // 4, "class")
+        write(GAP, top + place * block + height // 2 - LINE, text)
+    write(GAP, LINE // 4, "class")
     for turn, (each, tiles) in enumerate(zip(examples, columns, strict=True)):
         x = MARGIN + turn * step
         write(x, LINE // 4, _name(each.label, names))

@@ -32,7 +32,7 @@ def pixels(found, names=()):
 
 def tile(picture, column, place, side):
     """The tile of an example in one of the three rows."""
-    x, y = MARGIN + column * (max(side, TILE) + GAP), 2 * LINE + GAP + place * (side + LINE + GAP)
+    x, y = MARGIN + column * (max(side, TILE) + GAP), LINE + GAP + place * (side + LINE + GAP)
     return picture[y : y + side, x : x + side]
 
 
