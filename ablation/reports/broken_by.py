@@ -41,6 +41,13 @@ NAMES: Mapping[str, str] = {
 }
 """Parts of a bar from its left end: the last part of AutoAttack beside what it left robust."""
 
+SHADES: Mapping[str, float] = {
+    "square": 0.28, "fab_t": 0.52, "apgd_t": 0.76, "apgd_dlr": 0.76, "apgd_ce": 1.0
+}  # fmt: skip
+"""Places on the colour map viridis, whose lightness rises evenly: APGD-DLR stands in for APGD-T."""
+
+FIXED: Mapping[str, str] = {ROBUST: "#2B0B3F", CLEAN: "#F2F2F2"}
+
 MOST = 24
 """Bars of a figure; attacks whose bars come on top are named instead."""
 
@@ -193,12 +200,13 @@ def _height(label: str) -> float:
 
 
 def _colours(parts: Sequence[str]) -> dict[str, Any]:
-    """A colour per part: lightness rises evenly from the robust to the misclassified."""
+    """The same colour for a part in every figure, lighter from the robust to the misclassified."""
     from matplotlib import colormaps
 
-    broken = [part for part in parts if part not in (ROBUST, CLEAN)]
-    shades: Any = colormaps["viridis"](np.linspace(0.28, 1.0, len(broken))) if broken else []
-    return {ROBUST: "#2B0B3F", **dict(zip(broken, shades, strict=True)), CLEAN: "#F2F2F2"}
+    return {
+        part: colormaps["viridis"](SHADES[part]) if part in SHADES else FIXED.get(part, "0.8")
+        for part in parts
+    }
 
 
 def _draw(
@@ -244,5 +252,4 @@ def _handles(parts: Sequence[str]) -> list[Any]:
             hatch="////" if part == CLEAN else None,
         )
         for part, colour in _colours(parts).items()
-        if part in parts
     ]  # fmt: skip

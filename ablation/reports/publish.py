@@ -63,7 +63,7 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
         "table.tex": latex(comparison, config.strict, pairs),
     }
     if compared is not None:
-        say(f"\n{examples.told(compared)}")
+        say(examples.told(compared))
         texts["examples.csv"] = examples.as_csv(compared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
