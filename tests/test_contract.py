@@ -84,7 +84,7 @@ def test_every_method_trains_with_every_component_and_repeats_its_bits(method, c
     group, _, variant = component.partition("=")
     name = group.removeprefix("component/")
     if name in REFUSED.get(method, ()) and variant != "outer":
-        with pytest.raises(ConfigError, match=f"component.{name}: .*({REASON})"):
+        with pytest.raises(ConfigError, match=REASON):
             compose_config(*overrides)
         return
     composed = compose_config(*overrides).phases[-1].method

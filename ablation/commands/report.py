@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 OWN = (
     *("table", "search", "row", "runs", "by", "against", "strict", "plots", "out", "dashboard"),
+    *("examples", "metric"),
     *("extra", "runs_dir", "tables_dir", "overrides", "tracking", "hydra"),
 )
 """Keys of ``conf/report.yaml``; every other one belongs to the runs."""
 PLAIN = re.compile(r"[\w./~-]+")
 """Paths that Hydra's grammar takes without quotes."""
-LISTS = ("row", "runs", "by", "extra")
+LISTS = ("row", "runs", "by", "extra", "examples")
 """Of these, the ones that may be given as ``a,b``, which Hydra would take for a sweep."""
 
 
@@ -50,6 +51,12 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
         problems.append(f"{' and '.join(f'{key}=' for key in given)}: give one of them")
     if found.search is not None and (missing := missing_optuna()):
         problems.append(missing)
+    if found.examples is not None and len(_listed(found.examples)) != 2:
+        problems.append("examples=: give two rows, as examples=at,trades")
+    if found.search is not None and found.examples is not None:
+        problems.append("examples=: not with search=, whose trials see no test images")
+    if found.metric is not None and found.examples is None:
+        problems.append("metric=: only with examples=<row>,<row>, whose attack it is")
     if found.dashboard and found.table is None:
         problems.append("dashboard=true: only with table=; W&B finds the runs by the table's tag")
     if found.runs is not None and found.overrides:

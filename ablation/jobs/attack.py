@@ -15,6 +15,7 @@ from ablation.config.experiment import CheckpointName, Config, EvaluationConfig,
 from ablation.data import ImageSet, to_float
 from ablation.errors import InterruptedRunError
 from ablation.evaluation import Evaluation, Pgd, Request, Source, evaluate
+from ablation.jobs.pictures import Adversarial, sheet
 from ablation.jobs.setup import Images, build_net
 from ablation.jobs.transfer import Origin, transfer_check
 from ablation.models import Net
@@ -23,7 +24,7 @@ from ablation.output import say
 from ablation.random import generator
 from ablation.runs.columns import Column, named
 from ablation.runs.directory import Run
-from ablation.runs.files import discard
+from ablation.runs.files import atomic_write_bytes, discard
 from ablation.runs.launches import recorded_launches
 from ablation.runs.progress import AttackProgress
 from ablation.runs.state_dicts import load_into
@@ -32,6 +33,8 @@ from ablation.types import Norm
 
 WORKER_PATIENCE = 60.0
 """Seconds that a worker waits for another one to write its results."""
+PICTURED = 8
+"""Images in ``adversarial.png``."""
 
 
 class Tempered(nn.Module):
@@ -245,10 +248,30 @@ def summary_of(found: Evaluation) -> dict[str, Any]:
 def show_examples(
     config: Config, run: Run, images: Images, device: torch.device, tracker: Tracker
 ) -> None:
-    """A few adversarial images of the selected weights, for the dashboard; never test images."""
-    count = config.tracking.images
-    if config.tracking.mode == "disabled" or count == 0:
+    """A few adversarial images of the selected weights, never test images.
+
+    As ``adversarial.png`` in the run's folder, unless that is there, and for the dashboard.
+    """
+    tracked = 0 if config.tracking.mode == "disabled" else config.tracking.images
+    drawn = run.picture_path.is_file()
+    if drawn and tracked == 0:
         return
+    found = _adversarial(config, run, images, device, max(tracked, PICTURED))
+    if not drawn:
+        extent = config.data.source.extent(config.data_root)
+        names = extent.names if extent else ()
+        atomic_write_bytes(run.picture_path, sheet(found[:PICTURED], names))
+    panels = [
+        Panel(each.clean, each.adversarial, f"label {each.label}: {each.before} -> {each.after}")
+        for each in found[:tracked]
+    ]
+    tracker.images("adversarial", panels)
+
+
+def _adversarial(
+    config: Config, run: Run, images: Images, device: torch.device, count: int
+) -> list[Adversarial]:
+    """The first validation (or training) images under PGD-20: the same at every call."""
     net = build_net(config, images.train, config.phases[-1].method, device)
     averaged = config.average is not None
     load_into(net, run.checkpoints.load_weights(config.selected, averaged), config.selected)
@@ -260,10 +283,7 @@ def show_examples(
         rng = generator(config.seed, "panels", 0, device)
         x_adv = attack(net, x, y, config.eps, config.norm, rng)
         before, after = net(x).argmax(1).tolist(), net(x_adv).argmax(1).tolist()
-    panels = [
-        Panel(clean.cpu(), adversarial.cpu(), f"label {label}: {was} -> {became}")
-        for clean, adversarial, label, was, became in zip(
-            x, x_adv, y.tolist(), before, after, strict=True
-        )
+    return [
+        Adversarial(*values)
+        for values in zip(x.cpu(), x_adv.cpu(), y.tolist(), before, after, strict=True)
     ]
-    tracker.images("adversarial", panels)

@@ -20,15 +20,18 @@ from ablation.reports.style import (
     LEGEND_LINE,
     MARKERS,
     NORMS,
+    NOTE_LINE,
     STEPS,
     Array,
     add_legend,
+    add_note,
     error_bars,
     fences,
     legend_line,
     legend_marker,
     look,
     new_figure,
+    note_lines,
     paper_name,
 )
 
@@ -184,9 +187,9 @@ def robust_over_eps(
 ) -> Figure | None:
     """Accuracy over the attack's radius, a line per row, with 95% intervals (EMR, Figure 3).
 
-    Every attack has a panel; clean accuracy, if it is of as many images, is radius 0. Rows with a
-    single radius are left out, and with them attacks that are left without a row: ``None`` if that
-    leaves nothing. Faint points depart from the table's recipe.
+    Every attack has a panel; clean accuracy, if it is of as many images, is radius 0. Measured rows
+    without two radii are named in a note; attacks that are left without a row have no panel:
+    ``None`` if that leaves nothing. Faint points depart from the table's recipe.
 
     Args:
         comparison: the table.
@@ -204,8 +207,9 @@ def robust_over_eps(
     handles = [
         legend_line(place, textwrap.fill(titles[key], 56)) for place, key in enumerate(drawn)
     ]
+    note = _without_line(comparison, panels)
     height = 0.4 + 1.9 * len(panels) + LEGEND_LINE * -(-len(drawn) // columns)
-    with new_figure(comparison, height) as figure:
+    with new_figure(comparison, height + NOTE_LINE * len(note_lines(note))) as figure:
         grid = figure.subplots(len(panels), 1, squeeze=False).ravel()
         for axes, (sweep, lines) in zip(grid, panels, strict=True):
             _draw_sweep(axes, sweep, {drawn.index(key): line for key, line in lines.items()})
@@ -214,7 +218,25 @@ def robust_over_eps(
         legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns)
         for text in legend.get_texts():
             text.set_parse_math(False)
+        add_note(figure, note)
     return figure
+
+
+def _without_line(
+    comparison: Comparison, panels: Sequence[tuple[Sweep, Mapping[str, Sequence[_Dot]]]]
+) -> str:
+    """Which measured rows each panel lacks."""
+    measured = {
+        row.key: title
+        for title, row in zip(row_titles(comparison), comparison.rows, strict=True)
+        if any(cell.samples for cell in row.cells.values())
+    }
+    texts = []
+    for sweep, lines in panels:
+        absent = [title for key, title in measured.items() if key not in lines]
+        if absent:
+            texts.append(f"{paper_name(sweep.metric)} not at two radii: {', '.join(absent)}")
+    return "; ".join(texts)
 
 
 def row_titles(comparison: Comparison) -> list[str]:

@@ -16,6 +16,7 @@ from ablation.sweeps.tables import Extra
 if TYPE_CHECKING:
     from ablation.reports.comparison import Comparison, Row
     from ablation.reports.curves import History
+    from ablation.reports.examples import Examples
     from ablation.reports.plots import Sweep
     from ablation.reports.transfer import Matrix
 
@@ -30,6 +31,8 @@ class ReportConfig:
     runs: list[str] | str | None
     by: list[str] | str
     against: str | None
+    examples: list[str] | str | None
+    metric: str | None
     strict: bool
     extra: list[Extra] | Extra
     plots: bool
@@ -47,12 +50,13 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    from ablation.reports import statistics
+    from ablation.reports import examples, statistics
     from ablation.reports import text_tables as render
     from ablation.reports.latex import latex
     from ablation.reports.transfer import csv, matrices
 
     pairs = statistics.contrasts(comparison, config.against) if config.against else ()
+    compared = _compared(comparison, config)
     say(render.terminal(comparison, config.strict, pairs))
     transferred = matrices(comparison)
     for each in transferred:
@@ -65,6 +69,9 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
     }
     if transferred:
         texts["transfer_matrix.csv"] = csv(transferred)
+    if compared is not None:
+        say(examples.told(compared))
+        texts["examples.csv"] = examples.as_csv(compared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "transfer_matrix.csv").unlink(missing_ok=True)
@@ -72,6 +79,9 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
             (folder / name).write_text(text, "utf-8")
         drawn = _draw(comparison, config, folder, transferred) if config.plots else ([], [])
         images, left_out = drawn
+        if config.plots and compared is not None:
+            more, why = _draw_examples(comparison, compared, folder)
+            images, left_out = images + more, left_out + why
     except OSError as error:
         raise InputError(
             f"out={config.out}: {folder} cannot be written ({error.strerror or error}); "
@@ -85,6 +95,32 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
     _mirror(comparison, config, folder, pictures)
 
 
+def _compared(comparison: Comparison, config: ReportConfig) -> Examples | None:
+    """Two rows' images, if asked for."""
+    from ablation.reports.examples import compare_examples
+
+    if config.examples is None:
+        return None
+    given = config.examples
+    names = given if isinstance(given, list) else given.split(",")
+    return compare_examples(comparison, [name.strip() for name in names], config.metric)
+
+
+def _draw_examples(
+    comparison: Comparison, compared: Examples, folder: Path
+) -> tuple[list[Path], list[str]]:
+    """The images that one of two rows keeps; or why they are not drawn."""
+    from ablation.reports import examples
+    from ablation.reports.style import save
+
+    figure, why = examples.figure(comparison, compared)
+    if figure is None:
+        for kind in ("pdf", "png"):
+            (folder / f"examples.{kind}").unlink(missing_ok=True)
+        return [], [f"examples: {why}"]
+    return list(save(figure, folder / "examples")), []
+
+
 UNDRAWN: Mapping[str, str] = {
     "measured_against_published": "no measured number has a published one of the same attack",
     "clean_against_robust": "no run has a clean accuracy and one under attack",
@@ -94,6 +130,10 @@ UNDRAWN: Mapping[str, str] = {
     "class_ranks": (
         "against=<row of a network trained without attacks> ranks the classes that other rows' "
         "adversarial examples fall into"
+    ),
+    "broken_by": (
+        "no run recorded which part of AutoAttack broke an image "
+        "(ablation-evaluate run=... evaluation=autoattack)"
     ),
     "loss_rise": (
         "no row has the rise of the loss (ablation-evaluate run=... evaluation=mwpb_diagnostics "
@@ -118,7 +158,7 @@ def _draw(
     comparison: Comparison, config: ReportConfig, folder: Path, transferred: Sequence[Matrix]
 ) -> tuple[list[Path], list[str]]:
     """Write the plots that there is data for; earlier ones without go, and it is said why."""
-    from ablation.reports import class_ranks, curves, loss_rise, plots, radii, transfer
+    from ablation.reports import broken_by, class_ranks, curves, loss_rise, plots, radii, transfer
     from ablation.reports.style import save
 
     robust = plots.choose_robust_metric(comparison)
@@ -132,6 +172,7 @@ def _draw(
         "measured_against_published": plots.measured_against_published(comparison, config.strict),
         "clean_against_robust": None,
         "robust_over_eps": plots.robust_over_eps(comparison, _sweeps(comparison), config.strict),
+        "broken_by": broken_by.broken_by(comparison, broken_by.shares(comparison, config.strict)),
         "loss_rise": loss_rise.figure(comparison, loss_rise.rises(comparison, config.strict)),
         "margin_quantiles": curves.margin_quantiles(comparison, histories),
         "effective_margins": curves.effective_margins(comparison, histories),

@@ -93,6 +93,11 @@ class Run(RunStatus, EvaluationRecords):
         """The train and validation indices."""
         return self.path / "split.npz"
 
+    @property
+    def picture_path(self) -> Path:
+        """A few adversarial examples."""
+        return self.path / "adversarial.png"
+
     def keep_classes(self, names: Sequence[str]) -> None:
         """Write ``classes.json``: what each class number stands for in the user's images."""
         atomic_write_text(self.path / "classes.json", json.dumps(list(names), ensure_ascii=False))

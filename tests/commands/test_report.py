@@ -296,6 +296,46 @@ def test_any_runs_side_by_side(go, runs, tmp_path, capsys):
     assert "50.0 ±0.0 (3)" in out
 
 
+def test_images_that_one_arm_keeps_are_listed(go, runs, tmp_path, capsys):
+    arguments = (f"runs_dir={runs}", f"out={tmp_path}/out", "examples=at,trades")
+    assert go("table=demo", *arguments) == DONE
+    out = capsys.readouterr().out
+    assert "images that at and trades keep under APGD-CE, of 200 test images" in out
+    assert "only trades keeps (seed=0): 80, 81, 82" in out
+    assert "only at keeps (seed=0): none" in out
+    assert "examples.pdf" in out
+    assert (tmp_path / "out/demo/examples.png").stat().st_size > 1000
+    with (tmp_path / "out/demo/examples.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 20 + 18 + 16  # 50% against 40%, 41% and 42% of 200 images
+    assert {(line["column"], line["kept_by"]) for line in lines} == {("apgd_ce", "trades")}
+    assert go("table=demo", *arguments, "metric=clean") == DONE
+    out = capsys.readouterr().out
+    assert "not drawn: examples: no image is kept by one of them alone" in out
+    assert not (tmp_path / "out/demo/examples.png").exists()
+    assert go(f"runs={runs}", "by=method", *arguments[1:], "plots=false") == DONE
+    assert "only trades keeps (seed=2): 84, 85" in capsys.readouterr().out
+
+
+def test_which_part_of_autoattack_broke_what_is_drawn(go, runs, tmp_path, capsys):
+    arguments = (f"runs={runs}", "by=method", f"out={tmp_path}/out")
+    assert go(*arguments) == DONE
+    reason = "not drawn: broken_by: no run recorded which part of AutoAttack broke an image"
+    assert reason in capsys.readouterr().out
+    run = next(run for run in find_runs(runs) if "trades" in run.path.name)
+    attack = AutoAttack(version="custom", n_iter=2, queries=2)
+    node = replace(compose_config("evaluation=none").evaluation, attacks={"aa": attack})
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (40, 1, 3, 3), generator=rng, dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(40) % 10)
+    net: Any = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 10))
+    with run.reopen():
+        Subject("best_robust", "raw", 0.1, "linf", node).record(run, net, images, lambda: False)
+    assert go(*arguments) == DONE
+    assert "broken_by.pdf" in capsys.readouterr().out
+    assert (tmp_path / "out/runs/broken_by.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -310,6 +350,13 @@ def test_any_runs_side_by_side(go, runs, tmp_path, capsys):
         (["runs=x", "dashboard=true"], "dashboard=true: only with table="),
         (["table=demo", "epoch=4"], "epoch=4: unknown key; did you mean epochs?"),
         (["table=demo", "against=nope"], "nope"),
+        (["table=demo", "examples=at"], "examples=: give two rows, as examples=at,trades"),
+        (["table=demo", "metric=aa"], "metric=: only with examples=<row>,<row>"),
+        (["search=lma", "examples=at,trades"], "examples=: not with search="),
+        (
+            ["table=demo", "examples=at,tardes"],
+            "examples=tardes: no row of the table; did you mean trades?",
+        ),
         (["table=demo", "strict=maybe"], "strict='maybe': expected true or false"),
     ],
 )

@@ -485,12 +485,18 @@ def test_every_attack_has_a_panel_and_a_row_one_look():
 def test_without_two_radii_there_is_no_line():
     single = swept("one", [80.0], [50.0])
     unmeasured = swept("none", [80.0], [], [])
-    assert over_eps(single, unmeasured) is None
+    planned = swept("planned", [], [], [])
+    assert over_eps(single, unmeasured, planned) is None
     assert over_eps(MAIL, sweeps=[]) is None
     assert over_eps() is None
-    figure = over_eps(single, EMR)
+    figure = over_eps(single, EMR, unmeasured, planned)
     assert figure is not None
     assert legend(figure) == ["MAIL + EMR"]
+    notes = [each.get_title().get_text() for each in figure.legends[1:]]
+    assert notes == ["AutoAttack not at two radii: one, none"]
+    whole = over_eps(MAIL, EMR)
+    assert whole is not None
+    assert len(whole.legends) == 1
     repeated = plots.Sweep("aa", "linf", {("MAIL", f"aa_eps{k}"): 0.1 for k in (2, 4, 6)})
     assert over_eps(MAIL, sweeps=[repeated]) is None
 
