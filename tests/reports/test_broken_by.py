@@ -48,6 +48,15 @@ def test_images_that_were_not_attacked_do_not_count(tmp_path):
     assert found.parts == {ROBUST: 20.0, "square": 20.0, "apgd_ce": 40.0, CLEAN: 20.0}
 
 
+def test_an_image_that_no_part_broke_and_that_is_not_robust_was_misclassified(tmp_path):
+    file = record(tmp_path / "a", FATES)
+    frame = pd.read_parquet(file)
+    frame["aa_broken_by"] = frame["aa_broken_by"].replace({"clean": None})
+    frame.to_parquet(file)
+    (found,) = shares(table(row("AT", file)))
+    assert found.parts[CLEAN] == 12.5
+
+
 def test_runs_are_averaged(tmp_path):
     one, other = record(tmp_path / "a", FATES), record(tmp_path / "b", [None, "fab_t"])
     (found,) = shares(table(row("AT", one, other)))
