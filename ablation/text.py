@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Sequence
 
 
@@ -17,6 +18,11 @@ def show_fraction(value: float) -> str:
 def printable(text: str, keep: str = "") -> str:
     """Show characters that are no print, as a terminal would obey them; but for those to keep."""
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def class_name(label: int, names: Sequence[str], width: int, placeholder: str) -> str:
+    """A class' name in so many characters; without names its number."""
+    return textwrap.shorten(names[label], width, placeholder=placeholder) if names else str(label)
 
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ from torch import Tensor
 from ablation.numerics.functional import (
     Constants,
     kl_divergence,
-    margin,
     probability_margin,
     true_value,
 )
@@ -55,7 +54,7 @@ class ProbabilisticMargin:
         z = views.logits(self.view).detach()
         if views.clock.epoch < self.start:
             return z.new_ones(len(z))
-        probabilistic = margin(F.softmax(z, 1), views.y(self.view))
+        probabilistic = probability_margin(z, views.y(self.view))
         weight = (self.slope * (self.bias - probabilistic)).sigmoid()
         return 3 * weight if self.normalize == "constant" else weight / weight.mean()
 

@@ -10,22 +10,14 @@ processor time, with the smallest and the largest, so that other work on the mac
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
-import time
 from dataclasses import replace
-from pathlib import Path
-
-import torch
 
 from ablation.components import Awp, Gairat, Mail, MarginWeightedEpsilon, Mma, Squeeze, Wat
-from ablation.random import generator
 from ablation.terms import CrossEntropy
 from ablation.training.method import Component, Method, Slot, parse_passes
-from ablation.types import Batch
-from benchmarks.lma import Step, clean_pass, step_of
+from benchmarks.steps import asked, clean_pass, machine, random_batch, step_of, timed
 from benchmarks.train_step import method
 
 COMPONENTS: dict[str, tuple[Component, ...]] = {
@@ -60,17 +52,6 @@ def methods() -> dict[str, Method]:
     return arms
 
 
-def timed(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of each step, round by round; the first round warms up."""
-    times: dict[str, list[float]] = {label: [] for label in steps}
-    for _ in range(rounds + 1):
-        for label, step in steps.items():
-            begin = time.process_time()
-            step()
-            times[label].append(time.process_time() - begin)
-    return {label: values[1:] for label, values in times.items()}
-
-
 def ratio(times: dict[str, list[float]], label: str, of: str) -> list[float]:
     """Median, smallest and largest of the paired ratios."""
     pairs = [a / b for a, b in zip(times[label], times[of], strict=True)]
@@ -79,16 +60,8 @@ def ratio(times: dict[str, list[float]], label: str, of: str) -> list[float]:
 
 def main() -> None:
     """Print the ratios; optionally write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
-    rng = generator(0, "benchmark")
-    x = torch.rand(options.batch_size, 3, 32, 32, generator=rng)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.randint(10, (options.batch_size,), generator=rng)
-    batch = Batch(x, y, torch.arange(len(y)))
+    options = asked(__doc__)
+    batch = random_batch(options.batch_size)
     steps = {label: step_of(arm, batch) for label, arm in methods().items()}
     times = timed({**steps, "clean pass": clean_pass(batch)}, options.rounds)
     bases = {"MWPB-TRADES": "TRADES", "MWPB-MART": "MART", "MWPB-AWP": "AWP"}
@@ -102,11 +75,7 @@ def main() -> None:
         for label in (*COMPONENTS, *bases)
     }
     facts = {
-        "torch": torch.__version__,
-        "device": platform.processor(),
-        "threads": torch.get_num_threads(),
-        "batch": options.batch_size,
-        "rounds": options.rounds,
+        **machine(options),
         "of_a_step_of_at": {label: ratio(times, label, "AT") for label in steps if label != "AT"},
         "of_a_step_without_mwpb": {label: ratio(times, label, of) for label, of in bases.items()},
         "more_in_clean_forward_and_backward_passes": {

@@ -45,3 +45,16 @@ def replaced_pgd(method: Method, component: str) -> Pgd:
             f"component/{name}={remedy.get(name, 'disabled')} or component/{component}=disabled"
         )
     return pgd
+
+
+def check_adversarial(method: Method, component: str) -> None:
+    """Check that a method has adversarial images to compare the clean ones with.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if ADVERSARIAL not in method.crafters:
+        raise ValueError(
+            "the method crafts no adversarial images to compare the clean ones with; set "
+            f"method=at, trades or mart, or component/{component}=disabled"
+        )

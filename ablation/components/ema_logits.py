@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ablation import terms
+from ablation.components.attacks import ADVERSARIAL, check_adversarial
 from ablation.components.emr import check_coef
 from ablation.training.method import CLEAN, Component, Method, Slot
 from ablation.types import Fraction
 
 TERM = "ema_logits"
 """Name of the loss term."""
-ADVERSARIAL = "adv"
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,3 @@ def check_alpha(alpha: float) -> None:
     """
     if alpha <= 0:
         raise ValueError(f"alpha={alpha:g} must be positive; the paper has 1.345 to 9.345")
-
-
-def check_adversarial(method: Method, component: str) -> None:
-    """Check that a method has adversarial images to compare the clean ones with.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if ADVERSARIAL not in method.crafters:
-        raise ValueError(
-            "the method crafts no adversarial images to compare the clean ones with; set "
-            f"method=at, trades or mart, or component/{component}=disabled"
-        )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ablation import terms
-from ablation.components.ema_logits import ADVERSARIAL, check_adversarial, check_alpha
+from ablation.components.attacks import ADVERSARIAL, check_adversarial
+from ablation.components.ema_logits import check_alpha
 from ablation.components.emr import check_coef
 from ablation.training.method import CLEAN, Component, Method, Slot
 from ablation.types import Fraction

@@ -90,9 +90,9 @@ class Squeeze:
         with torch.enable_grad():
             leaves = (clean, col.requires_grad_(True), adv.requires_grad_(True))
             z = torch.stack([z_clean, views.forward(col), views.forward(adv)])
-            total = squeeze_divergence(z, y).sum()
+            upper, lower = upper_and_lower(z, y)
+            total = squeeze_divergence(select_point(z, upper), select_point(z, lower)).sum()
             gradients = torch.stack(torch.autograd.grad(total, leaves, retain_graph=True))
-        upper, lower = upper_and_lower(z, y)
         points = torch.stack([leaf.detach() for leaf in leaves])
         chosen = [select_point(points, upper), select_point(points, lower)]
         if self.reassigns == "with_clean":

@@ -6,7 +6,6 @@ evaluation. The same examples give the same bytes.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from ablation.text import class_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,8 +25,8 @@ TILE = 96
 LETTER, LINE, MARGIN, GAP = 13, 17, 104, 6
 """Pixels: height of a letter and of a line, width of the names of the rows, between tiles."""
 
-CHARACTERS = 13
-"""Of a caption that fits a tile."""
+NAME = 10
+"""Characters of a class' name, so that ``as <name>`` fits a tile."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def sheet(examples: Sequence[Adversarial], names: Sequence[str] = ()) -> bytes:
     write(GAP, LINE // 4, "class")
     for turn, (each, tiles) in enumerate(zip(examples, columns, strict=True)):
         x = MARGIN + turn * step
-        write(x, LINE // 4, _name(each.label, names))
+        write(x, LINE // 4, class_name(each.label, names, NAME, ".."))
         for place, tile in enumerate(tiles):
             picture.paste(tile, (x, top + place * block))
         for place, seen in enumerate((each.before, each.after)):
-            write(x, top + place * block + height, f"as {_name(seen, names)}")
+            write(x, top + place * block + height, f"as {class_name(seen, names, NAME, '..')}")
     buffer = BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
@@ -101,7 +102,3 @@ def _tile(pixels: Tensor) -> Image.Image:
     scale = max(1, TILE // image.height)
     size = (image.width * scale, image.height * scale)
     return image.resize(size, Image.Resampling.NEAREST)
-
-
-def _name(label: int, names: Sequence[str]) -> str:
-    return textwrap.shorten(names[label], CHARACTERS - 3, placeholder="..") if names else str(label)

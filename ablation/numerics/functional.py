@@ -214,16 +214,11 @@ def select_point(points: Tensor, which: Tensor) -> Tensor:
     return points[which, torch.arange(len(which), device=which.device)]
 
 
-def squeeze_divergence(z: Tensor, y: Tensor) -> Tensor:
-    """[KL(low || up) + KL(up || low)] / 2 between upper and lower predictions, shape [N] (ST-AT).
+def squeeze_divergence(upper: Tensor, lower: Tensor) -> Tensor:
+    """[KL(low || up) + KL(up || low)] / 2 of logits [N, K], shape [N] (ST-AT).
 
     The first argument of each KL is constant, as in losses.py.
-
-    Args:
-        z: logits of V points of each sample, [V, N, K].
-        y: labels [N].
     """
-    upper, lower = (select_point(z, which) for which in upper_and_lower(z, y))
     one, other = kl_divergence(lower.detach(), upper), kl_divergence(upper.detach(), lower)
     return (one + other) / 2
 

@@ -102,8 +102,7 @@ def shares(comparison: Comparison, strict: bool = False) -> list[Shares]:
 
 def _runs(cell: Cell) -> list[dict[str, float]]:
     """Percent by part of each run that has a line per example."""
-    files = [sample.examples for sample in cell.samples if sample.examples is not None]
-    return [parts for file in files if (parts := _read(file, cell.column))]
+    return [parts for file in cell.example_files if (parts := _read(file, cell.column))]
 
 
 def _read(file: Path, column: str) -> dict[str, float]:

@@ -66,6 +66,11 @@ class Cell:
     mismatch: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def example_files(self) -> list[Path]:
+        """The Parquet files of the samples that have one."""
+        return [each.examples for each in self.samples if each.examples is not None]
+
 
 @dataclass(frozen=True)
 class Row:

@@ -205,11 +205,10 @@ def summary_keys(comparison: Comparison, column: str) -> list[str]:
 def checkpoints(comparison: Comparison) -> list[str]:
     """The weights that the table shows, most frequent first: its Parquet files are named so."""
     counts = Counter(
-        sample.examples.name.partition("-")[0]
+        file.name.partition("-")[0]
         for row in comparison.rows
         for cell in row.cells.values()
-        for sample in cell.samples
-        if sample.examples is not None
+        for file in cell.example_files
     )
     return [name for name, _ in counts.most_common()] or ["best_robust"]
 

@@ -22,9 +22,9 @@ from ablation.reports.deviations import mismatches
 from ablation.reports.plots import choose_robust_metric
 from ablation.reports.statistics import row_of
 from ablation.reports.style import add_note, new_figure, paper_name
-from ablation.runs.columns import Column, verdict_column
+from ablation.runs.columns import recorded_metric, verdict_column
 from ablation.runs.directory import Run
-from ablation.text import did_you_mean, summary_table
+from ablation.text import class_name, did_you_mean, summary_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +38,9 @@ LISTED = 20
 
 SHOWN, ACROSS = 8, 4
 """Images of each kind in the figure, and in a line of it."""
+
+NAME = 11
+"""Characters of a class' name above an image."""
 
 LARGEST = 500_000_000
 """Bytes of pixels of a data set that is read for a figure: CIFAR and SVHN, not Tiny ImageNet."""
@@ -261,9 +264,7 @@ def _read(file: Path, column: str) -> dict[int, Fate] | None:
     try:
         table = parquet.ParquetFile(file)
         present = set(table.schema_arrow.names)
-        metric = next(
-            (m for m in Column.parse(column).metrics if verdict_column(m) in present), None
-        )
+        metric = recorded_metric(column, present, verdict_column)
         if metric is None:
             return None
         robust, became = verdict_column(metric), f"{metric}_class"
@@ -427,9 +428,5 @@ def _caption(examples: Examples, place: int, index: int, names: Sequence[str]) -
     """Index, class, and what the image is taken for in the first repetition that loses it."""
     pair = next(pair for pair in examples.pairs if index in _alone(pair, place))
     fate = (pair.first if place else pair.other)[index]
-    became = "" if fate.became is None else f"\nas {_name(fate.became, names)}"
-    return f"{index}: {_name(fate.label, names)}{became}"
-
-
-def _name(label: int, names: Sequence[str]) -> str:
-    return textwrap.shorten(names[label], 11, placeholder="…") if names else str(label)
+    became = "" if fate.became is None else f"\nas {class_name(fate.became, names, NAME, '…')}"
+    return f"{index}: {class_name(fate.label, names, NAME, '…')}{became}"

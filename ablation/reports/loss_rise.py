@@ -22,7 +22,7 @@ from ablation.reports.curves import (
 )
 from ablation.reports.plots import row_titles
 from ablation.reports.style import COLOURS, STEPS, Array, add_note, new_figure
-from ablation.runs.columns import Column
+from ablation.runs.columns import recorded_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,7 +127,7 @@ def figure(comparison: Comparison, found: Sequence[Rises]) -> Figure | None:
 
 def _runs(column: str, cell: Cell) -> list[tuple[Array, Array]]:
     """Clean losses and rises of each run, [N] both; without runs whose record lacks them."""
-    every = [_read(sample.examples, column) for sample in cell.samples if sample.examples]
+    every = [_read(file, column) for file in cell.example_files]
     return [each for each in every if each is not None]
 
 
@@ -135,10 +135,10 @@ def _read(path: Path, column: str) -> tuple[Array, Array] | None:
     import pyarrow.parquet as parquet  # most reports do without
 
     file = parquet.ParquetFile(path)
-    names = [name for name in Column.parse(column).metrics if name in file.schema_arrow.names]
-    if not names:
+    metric = recorded_metric(column, file.schema_arrow.names)
+    if metric is None:
         return None
-    table = file.read(columns=[f"{names[0]}_clean_loss", names[0]]).to_pandas().dropna()
+    table = file.read(columns=[f"{metric}_clean_loss", metric]).to_pandas().dropna()
     return table.iloc[:, 0].to_numpy(), table.iloc[:, 1].to_numpy()
 
 

@@ -70,9 +70,8 @@ def radii_of(comparison: Comparison, strict: bool = False) -> list[Radii]:
         cell = row.cells.get(COLUMN)
         if cell is None or (strict and cell.tags):
             continue
-        files = [sample.examples for sample in cell.samples if sample.examples is not None]
-        if files:
-            runs = tuple(_read(file) for file in files)
+        runs = tuple(_read(file) for file in cell.example_files)
+        if runs:
             found.append(Radii(title, float(cell.params["eps"]), runs))
     return found
 

@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 
 from ablation.errors import InputError
 from ablation.reports.comparison import Cell, Comparison, Contrast, Interval, Row, Sample
-from ablation.runs.columns import Column, verdict_column
+from ablation.runs.columns import recorded_metric, verdict_column
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,6 +169,5 @@ def _verdict(examples: Path, column: str) -> str | None:
     import pyarrow.parquet as parquet
 
     present = parquet.read_schema(examples).names
-    metrics = Column.parse(column).metrics
-    names = [verdict_column(metric) for metric in metrics]
-    return next((name for name in names if name in present), None)
+    metric = recorded_metric(column, present, verdict_column)
+    return None if metric is None else verdict_column(metric)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,3 +75,16 @@ def named(metric: str, params: Mapping[str, Any]) -> str:
 def verdict_column(metric: str) -> str:
     """Name the column of an evaluation's Parquet file that says which examples are correct."""
     return "clean_correct" if metric == "clean" else f"{metric}_robust"
+
+
+def recorded_metric(
+    column: str, present: Collection[str], name: Callable[[str], str] = str
+) -> str | None:
+    """What a record calls the metric of a table's column; ``None`` if it lacks it.
+
+    Args:
+        column: of the table.
+        present: columns of the record's Parquet file.
+        name: of the column that a metric is looked for by; its own name unless said otherwise.
+    """
+    return next((m for m in Column.parse(column).metrics if name(m) in present), None)

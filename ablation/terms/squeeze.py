@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ablation.numerics.functional import squeeze_divergence
+from ablation.numerics.functional import select_point, squeeze_divergence, upper_and_lower
 from ablation.types import Views
 
 
@@ -40,4 +40,5 @@ class Squeeze:
     def __call__(self, views: Views) -> Tensor:
         """Compute the loss per sample [N]."""
         z = torch.stack([views.logits(name) for name in self.needs])
-        return squeeze_divergence(z, views.batch.y)
+        upper, lower = (select_point(z, which) for which in upper_and_lower(z, views.batch.y))
+        return squeeze_divergence(upper, lower)

@@ -140,17 +140,8 @@ def train_step(
     if any(entry.kind == "craft" for entry in passes):  # a burn-in has no use for radii
         with torch.no_grad():
             eps = method.budget(views)
-    marked = ASCENT in passes
     first = before_views(passes)
-    for entry in passes[:first]:
-        if entry.kind == "craft":
-            craft(method, views, entry.view, eps, seed, folded)
-        elif marked or method.ascent is None:
-            _pass(views, entry, passes)
-        else:  # the crafter needs it now; the closure makes it again, and that one counts
-            statistics = buffers(net)
-            _pass(views, entry, passes)
-            restore_buffers(net, statistics)
+    _craft_all(method, views, eps, seed, folded)
     latest = views
 
     def closure(
@@ -186,6 +177,23 @@ def train_step(
         _recorded(method, views, eps),
     )
     return log, latest
+
+
+def _craft_all(
+    method: Method, views: StepViews, eps: Tensor, seed: int, folded: Folded | None
+) -> None:
+    """Run the crafters, and the passes that stand before them."""
+    passes = method.training_passes
+    counts = ASCENT in passes or method.ascent is None
+    for entry in passes[: before_views(passes)]:
+        if entry.kind == "craft":
+            craft(method, views, entry.view, eps, seed, folded)
+        elif counts:
+            _pass(views, entry, passes)
+        else:  # the crafter needs it now; the closure makes it again, and that one counts
+            statistics = buffers(views.net)
+            _pass(views, entry, passes)
+            restore_buffers(views.net, statistics)
 
 
 def _pass(views: StepViews, entry: Pass, passes: Sequence[Pass]) -> None:

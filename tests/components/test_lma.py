@@ -25,7 +25,14 @@ from ablation.types import Clock
 from tests.support.configs import compose_config, compose_plain
 from tests.support.jobs import finish_interrupted, metrics, plain, run_of, weights
 from tests.support.logits import Z_ADV, Y, Z, given
-from tests.support.parts import largest_difference, memories_of, sgd, small_batch, small_net
+from tests.support.parts import (
+    largest_difference,
+    memories_of,
+    sgd,
+    small_batch,
+    small_net,
+    train_steps,
+)
 
 OURS = ("component/margin_loss=both", "component/ema_logits=enabled")
 BCE = "component/boosted_cross_entropy"
@@ -265,12 +272,8 @@ def test_three_steps_are_those_of_a_plain_loop(arm):
 
 
 def steps(method: Method, number: int = 3) -> nn.Module:
-    net, memories = small_net(), memories_of(method)
-    optimizer = sgd(net)
-    for step in range(number):
-        batch, clock = small_batch(step), Clock(0, step)
-        _, views = train_step(method, net, optimizer, batch, clock, seed=0, memories=memories)
-        memories.commit(remembering(method), views)
+    net = small_net()
+    train_steps(method, net, number)
     return net
 
 

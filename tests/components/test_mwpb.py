@@ -21,10 +21,9 @@ from ablation.crafters import Ascended, AttackCrossEntropy, Bisection, Pgd, Sque
 from ablation.errors import DONE, ConfigError
 from ablation.jobs import train as job
 from ablation.models.net import Net
-from ablation.numerics.functional import bisect, soft_margin_loss, squeeze_divergence
+from ablation.numerics.functional import bisect, soft_margin_loss
 from ablation.numerics.modes import buffers
 from ablation.random import generator
-from ablation.training.memory import remembering
 from ablation.training.method import Method
 from ablation.training.step import total_loss, train_step
 from ablation.training.views import StepViews
@@ -33,7 +32,14 @@ from ablation.weights import Counted, Geometry, NegativeMargin, ProbabilisticMar
 from tests.support.configs import compose_config, compose_plain
 from tests.support.jobs import finish_interrupted, metrics, plain, run_of, weights
 from tests.support.logits import LATE, Z_ADV, Y, Z, given
-from tests.support.parts import largest_difference, memories_of, sgd, small_batch, small_net
+from tests.support.parts import (
+    largest_difference,
+    memories_of,
+    sgd,
+    small_batch,
+    small_net,
+    train_steps,
+)
 
 MWPB = "component/margin_weighted_epsilon"
 NOW = "component.margin_weighted_epsilon.start=0"
@@ -327,7 +333,8 @@ def test_t12_1_and_t12_2_st_at_on_the_fixture():
 
 def test_three_equal_points_have_nothing_to_squeeze():
     z = Z.clone().requires_grad_()
-    divergence = squeeze_divergence(torch.stack([z, z, z]), Y)
+    views = squeezed(z, z)
+    divergence = composed("method=st_at").terms["squeeze"].term(views)
     assert divergence.tolist() == pytest.approx([0, 0], abs=1e-15)
 
 
@@ -562,12 +569,8 @@ def awp(net: nn.Module, x_adv: Tensor, y: Tensor) -> Iterator[None]:
 def trained(
     method: Method, steps: int = 3, start: Callable[[], Net] = sure_net
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    net, memories = start(), memories_of(method)
-    optimizer = sgd(net)
-    for step in range(steps):
-        batch, clock = small_batch(step), Clock(0, step)
-        _, views = train_step(method, net, optimizer, batch, clock, seed=0, memories=memories)
-        memories.commit(remembering(method), views)
+    net = start()
+    _, memories = train_steps(method, net, steps)
     return net, memories.state_dict()
 
 

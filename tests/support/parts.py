@@ -12,9 +12,10 @@ from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 from ablation.numerics.functional import cross_entropy, per_sample
 from ablation.random import generator
-from ablation.training.memory import Memories
+from ablation.training.memory import Memories, remembering
 from ablation.training.method import Component, Method, Phase, Slot, parse_passes
-from ablation.types import AttackMode, Batch, Crafted, MemorySpec, Views
+from ablation.training.step import StepLog, train_step
+from ablation.types import AttackMode, Batch, Clock, Crafted, MemorySpec, Views
 
 
 class Body(nn.Module):
@@ -191,6 +192,17 @@ class Prelude(Component):
             {"ce": Slot(CrossEntropy("nat"))},
         )
         return (Phase("prelude", self.epochs, plain, "keep", selectable=False), *phases)
+
+
+def train_steps(method: Method, net: Net, number: int) -> tuple[list[StepLog], Memories]:
+    """Train a small network by steps of a method; what it remembers is committed as in a run."""
+    optimizer, memories, logs = sgd(net), memories_of(method), []
+    for step in range(number):
+        batch, clock = small_batch(step), Clock(0, step)
+        log, views = train_step(method, net, optimizer, batch, clock, seed=0, memories=memories)
+        memories.commit(remembering(method), views)
+        logs.append(log)
+    return logs, memories
 
 
 def sgd(net: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
