@@ -147,7 +147,7 @@ def _measurements(row: Row) -> Iterator[Measurement]:
         except InputError:  # told where the table is made
             continue
         for number in read(path).measurements:
-            if (number.checkpoint, number.weights) == place and number.unit == "percent":
+            if number.is_of(*place) and number.unit == "percent":
                 yield number
 
 
