@@ -208,11 +208,23 @@ class _Request:
         Raises:
             ConfigError: it has problems.
         """
-        place = f"++runs_dir={quoted(str(self.runs_dir))}"
-        plan = Planner(table, [*texts, place], rows, check=False).plan()
+        places = [f"++runs_dir={quoted(str(self.runs_dir))}", *self.data_dir()]
+        plan = Planner(table, [*texts, *places], rows, check=False).plan()
         if plan.problems:
             raise ConfigError(plan.problems)
         return plan
+
+    def data_dir(self) -> list[str]:
+        """Where the images are, as an override: own images tell their classes, mean and deviation.
+
+        That of the command line, or else of the runs that are shown.
+        """
+        given = [text for text in self.cli if key_of(text) == "data_dir"]
+        served = self.launched.get(tuple(self.variant), {}).values()
+        saved = (value_at(_saved(run), "data_dir") for run, _ in served)
+        first = next((place for place in saved if isinstance(place, str)), None)
+        recorded = [] if first is None else [f"++data_dir={quoted(first)}"]
+        return given[-1:] or recorded
 
 
 def _saved(run: Run) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from hydra import initialize_config_dir
 
 from ablation.config import evaluations, folders
+from ablation.config.overrides import variant
 from ablation.errors import InputError
 from ablation.reports.comparison import Interval
 from ablation.reports.groups import compare_runs
@@ -21,6 +22,7 @@ from ablation.runs.launches import Launch
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.published import Published, PublishedTable
 from ablation.sweeps.tables import Arm, RowSpec, Select, Table
+from tests.support.data_files import image_folder
 from tests.support.fake_runs import fake_evaluation, fake_run
 
 COLUMNS = ("pgd20", "clean_val", "clean")
@@ -64,7 +66,7 @@ def world(tmp_path):
             for planned in self.jobs(table, *cli):
                 point = planned.points[0]
                 given = values(point) if values else {"pgd20": 40, "clean": 90, "clean_val": 88}
-                changed = sorted(text for text in cli if not text.startswith("seed="))
+                changed = variant(cli, ("seed",))
                 launch = Launch(planned.config.train_id, name, [point.arm], changed)
                 fake_run(planned.config, given, launch=launch, **kwargs)
 
@@ -231,6 +233,21 @@ def test_an_evaluation_of_training_images_has_train_columns(world):
     other = compare_runs(sorted(world.path.glob("digits-*")), ["method"])
     assert set(other.columns) == set(found.columns)
     assert [s.value for s in cell(other, "trades", "pgd20_train").samples] == [70, 70]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_own_images_are_found_where_the_runs_found_them(world, repeated):
+    """Their mean comes from the images: the report plans the runs with the same ``data_dir``."""
+    place = f"data_dir={image_folder(world.path / 'pets')}"
+    table = simple()
+    world.train(table, "data=image_folder", place)
+    found = world.report(table, "data=image_folder", *([place] if repeated else []))
+    measured = cell_interval(cell(found, "at", "pgd20"))
+    assert measured is not None
+    assert (measured.mean, measured.n) == (40, 2)
+    moved = f"data_dir={world.path / 'nowhere'}"
+    with pytest.raises(InputError, match="nowhere/train is missing"):
+        world.report(table, "data=image_folder", moved)
 
 
 def test_of_two_evaluations_the_tables_own_is_used(world):
