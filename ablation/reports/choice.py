@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,7 @@ class _Request:
         """Values of the axes that the table does not have, but runs of it do."""
         given = {key_of(text) for text in self.given_axes()}
         open_axes = {key: own for key, own in self.table.axes.items() if key not in given}
-        launched = self.launched.get(tuple(self.variant), {}) if open_axes else {}
-        configs = [config for run, _ in launched.values() if (config := _saved(run))]
+        configs = list(self.saved()) if open_axes else []
         beyond = {}
         for key, own in open_axes.items():
             seen = {value_at(config, key) for config in configs}
@@ -220,11 +219,17 @@ class _Request:
         That of the command line, or else of the runs that are shown.
         """
         given = [text for text in self.cli if key_of(text) == "data_dir"]
-        served = self.launched.get(tuple(self.variant), {}).values()
-        saved = (value_at(_saved(run), "data_dir") for run, _ in served)
-        first = next((place for place in saved if isinstance(place, str)), None)
-        recorded = [] if first is None else [f"++data_dir={quoted(first)}"]
-        return given[-1:] or recorded
+        if given:
+            return given[-1:]
+        places = (value_at(config, "data_dir") for config in self.saved())
+        first = next((place for place in places if isinstance(place, str)), None)
+        return [] if first is None else [f"++data_dir={quoted(first)}"]
+
+    def saved(self) -> Iterator[Mapping[str, Any]]:
+        """Read the configs of the runs that are shown, as far as they can be read."""
+        for run, _ in self.launched.get(tuple(self.variant), {}).values():
+            if config := _saved(run):
+                yield config
 
 
 def _saved(run: Run) -> Mapping[str, Any]:
