@@ -6,20 +6,25 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError, out_of_memory
-from ablation.evaluation.attacks import Attack, RandomStart, check_points
+from ablation.evaluation.attacks import Attack, Frugal, Predict, RandomStart, check_points
 from ablation.evaluation.autoattack import LOGGER
 from ablation.evaluation.resume import Judged, Memo
 from ablation.evaluation.warnings import distinct, warnings_of
-from ablation.random import generator
+from ablation.models.folding import search_copy
+from ablation.random import generator, key
 from ablation.types import Norm
 
 PATIENCE = 0.5
 """Seconds between two looks at what other processes judge."""
+SAME = 1e-3
+"""By how much of the largest logit a cheaper copy of a network may differ from it: rounding of fp32
+through hundreds of layers stays far below, another function far above."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the metric (and part), examples done and examples to attack."""
@@ -68,6 +73,11 @@ class Subject:
         z: Tensor = self.net(x.to(self.dtype))
         return z
 
+    @cached_property
+    def cheaper(self) -> _SearchCopy:
+        """What computes the same at less cost; made when it is asked for."""
+        return _SearchCopy(self)
+
     def twin(self, net: nn.Module) -> Subject:
         """Return another network with the same images."""
         device, dtype = place(net, self.images)
@@ -80,6 +90,35 @@ class Subject:
         x = self.images[rows.to(self.images.device)].to(self.device)
         x = x.to(self.dtype) if x.is_floating_point() else x.to(self.dtype) / 255
         return x, self.labels[rows.to(self.labels.device)].to(self.device)
+
+
+class _SearchCopy:
+    """A cheaper copy of a subject's network, if it computes the same."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._chosen: Predict | None = None
+
+    def __call__(self, x: Tensor) -> Predict:
+        """Return what to search on, having compared the two on images [N, C, H, W] once."""
+        if self._chosen is None:
+            self._chosen = self._choose(x)
+        return self._chosen
+
+    @torch.no_grad()
+    def _choose(self, x: Tensor) -> Predict:
+        own = self._subject.predict
+        copied = search_copy(self._subject.net)
+        if copied is self._subject.net:
+            return own
+
+        def searched(points: Tensor) -> Tensor:
+            z: Tensor = copied(points)
+            return z
+
+        wanted, found = own(x), searched(x)
+        same = torch.allclose(found, wanted, rtol=0, atol=SAME * wanted.abs().amax().item())
+        return searched if same else own
 
 
 class Judge:
@@ -209,6 +248,10 @@ class Judge:
         rng = torch.Generator(x.device).manual_seed(seed)
         if isinstance(attack, RandomStart):
             x_adv = attack(predict, x, y, eps, norm, rng, self._starts(attack, x, rows, eps, norm))
+        elif isinstance(attack, Frugal):
+            streams = [key(seed, "evaluation/search", index) for index in rows.tolist()]
+            searched = self._searched.cheaper(x)
+            x_adv = attack.hunt(predict, searched, x, y, eps, norm, streams)
         else:
             x_adv = attack(predict, x, y, eps, norm, rng)
         x_adv = x_adv.detach().to(x.dtype)
