@@ -54,7 +54,11 @@ class _Draws:
     numbers: Tensor
 
     def place(self, which: int, room: int) -> Tensor:
-        """Turn a column into integers below ``room`` (0 if there is no room), [n]."""
+        """Turn a column into integers below ``room``, or 0 without room, [n].
+
+        As in the reference, a square thus reaches the last row and column only if it is as large
+        as the image; elsewhere they keep what they started with.
+        """
         return (self.numbers[:, which] * room).long()
 
     def signs(self, first: int, channels: int, dtype: torch.dtype) -> Tensor:
