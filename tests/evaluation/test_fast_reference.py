@@ -310,7 +310,7 @@ def test_a_copy_that_computes_something_else_is_not_used(monkeypatch):
     net, (x, _) = narrow(), patterns(20, 2)
     y = net(x).argmax(1)
     request = settings(attacks={"apgd_ce": FastApgdCe(5)}, eps=0.07)
-    module = sys.modules["ablation.evaluation.evaluate"]
+    module = sys.modules["ablation.evaluation.judge"]
     monkeypatch.setattr(module, "search_copy", lambda net: net)
     wanted = evaluate(net, x, y, request).examples
     other = Counting(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
