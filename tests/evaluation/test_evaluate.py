@@ -37,6 +37,7 @@ from ablation.numerics.functional import pgd
 from ablation.numerics.modes import frozen_parameters
 from ablation.random import generator
 from tests.support.attacks import attacked
+from tests.support.counting import Counting
 
 EPS = 0.05
 SIDE, CLASSES = 6, 10
@@ -576,6 +577,21 @@ def test_stopping_between_batches(trained, data):
     request = Request({"fgsm": Fgsm()}, EPS, batch_size=30)
     with pytest.raises(InterruptedRunError, match=r"\(fgsm, \d+ of \d+ images\)"):
         evaluate(trained, data[0], data[1], request, should_stop=stop)
+
+
+@pytest.mark.parametrize("part", [Pgd(50, 1 / 4), Square(5000), FabT(50), EffectiveMargin()])
+def test_stopping_within_a_batch(trained, data, part, tmp_path):
+    asked = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) > 20
+
+    counted = Counting(trained)
+    request = Request({"part": part}, EPS, batch_size=len(data[0]), diagnose=False)
+    with pytest.raises(InterruptedRunError, match=r"\(part, 0 of \d+ images\)"):
+        evaluate(counted, data[0], data[1], request, should_stop=stop)
+    assert counted.forwards < 25
 
 
 def test_progress_counts_the_images_of_every_part(trained, data):
