@@ -65,7 +65,7 @@ def test_pgd_of_foolbox_finds_the_same_points(net, loss):
     foolbox, eagerpy = library("foolbox"), library("eagerpy")
     (x, y), eps = correct(net), RADII["linf"]
 
-    class Margin(foolbox.attacks.LinfPGD):
+    class Margin(foolbox.attacks.LinfPGD):  # type: ignore[name-defined,misc]
         """The loop is theirs, Carlini and Wagner's loss is this."""
 
         def get_loss_fn(self, model, labels):
@@ -87,17 +87,17 @@ def test_verdicts_are_those_of_torchattacks(net, name):
         "APGD": {"steps": 100},
         "FAB": {"steps": 100, "multi_targeted": True},
     }[name]
-    both = {
+    pairs: dict[str, tuple[Attack, Attack]] = {
         "Square": (Square(600), FastSquare(600)),
         "APGD": (ApgdCe(), FastApgdCe()),
         "FAB": (FabT(), FastFabT()),
-    }[name]
+    }
     theirs = [
         net(getattr(torchattacks, name)(net, eps=eps, seed=seed, **settings)(x, y)).argmax(1) != y
         for seed in (0, 1)
     ]
     chance = int((theirs[0] != theirs[1]).sum())
-    for attack in both:
+    for attack in pairs[name]:
         wrong = net(ours(net, attack, x, y)).argmax(1) != y
         assert int((wrong != theirs[0]).sum()) <= chance + 2
     assert 0 < int(theirs[0].sum()) < len(x)
