@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ablation.numerics.functional import margin, probability_margin
-from ablation.types import Fraction, Views
+from ablation.types import Budget, Fraction, Views
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,40 @@ class MarginWeighted:
         z = views.eval("nat").output.logits.detach()
         d = probability_margin(z, y) if self.margin == "probability" else margin(z, y)
         return (self.eps * torch.exp(self.alpha * d)).clamp_max(math.sqrt(x[0].numel())).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Ramped:
+    """Another budget's radii times a factor that rises with the epochs, linearly and then 1.
+
+    Epoch e, 0-based in its phase, has begin + (1 - begin) min(1, (before + e + 1) / over).
+
+    Args:
+        budget: what is ramped.
+        over: epochs until the factor is 1; a fraction is allowed, 0 means no ramp.
+        before: epochs of earlier phases that count.
+        begin: where the line starts, in [0, 1].
+
+    Raises:
+        ValueError: over is negative, or begin outside [0, 1].
+    """
+
+    individual: ClassVar[bool] = True  # so that every epoch records its radii
+
+    budget: Budget
+    over: float
+    before: int = 0
+    begin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.over < 0 or not 0 <= self.begin <= 1:
+            raise ValueError(f"over={self.over:g}: at least 0; begin={self.begin:g}: in [0, 1]")
+
+    def __call__(self, views: Views) -> Tensor:
+        """Give the perturbation radii [N] of a batch."""
+        done = self.before + views.clock.epoch + 1
+        share = min(1.0, done / self.over) if self.over else 1.0
+        return self.budget(views) * (self.begin + (1 - self.begin) * share)
 
 
 @dataclass(frozen=True)

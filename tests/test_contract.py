@@ -44,17 +44,26 @@ NO_ATTACK = dict.fromkeys(
     ("standard", "elsayed", "dyart"),
     (
         *("ema_logits", "gairat", "mail", "margin_loss", "margin_weighted_epsilon"),
-        *("mma", "pmhr", "squeeze", "wat"),
+        *("mma", "pmhr", "squeeze", "wat", "eps_ramp"),
     ),
 )
 REFUSED = {
     **NO_ATTACK,
-    "mart": ("boosted_cross_entropy",),
+    "mart": ("boosted_cross_entropy", "label_smoothing"),
     "trades": ("mma",),
-    "lma_at": ("mma", "squeeze"),
+    "lma_at": ("label_smoothing", "mma", "squeeze"),
+    "pmhr_at": ("label_smoothing",),
     "gairat": ("mail", "mma", "squeeze", "wat"),
     "wat": ("gairat", "mail", "mma", "squeeze"),
-    "mma": ("gairat", "mail", "margin_loss", "margin_weighted_epsilon", "squeeze", "wat"),
+    "mma": (
+        "eps_ramp",
+        "gairat",
+        "mail",
+        "margin_loss",
+        "margin_weighted_epsilon",
+        "squeeze",
+        "wat",
+    ),
     "st_at": ("gairat", "margin_loss", "mma", "wat"),
 }
 """Components that a method refuses: it has no adversarial images, or has them already, or weighs or

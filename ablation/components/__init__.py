@@ -6,11 +6,13 @@ from ablation.components.burn_in import BurnIn
 from ablation.components.closed_form_gradient import ClosedFormGradient
 from ablation.components.ema_logits import EmaLogits
 from ablation.components.emr import Emr, EmrApproximate, EmrProbe
+from ablation.components.eps_ramp import EpsRamp
 from ablation.components.exponential_loss import ExponentialLoss
 from ablation.components.fab_margin import FabMargin
 from ablation.components.gairat import Gairat
 from ablation.components.hypersphere import Hypersphere
 from ablation.components.igr import Igr
+from ablation.components.label_smoothing import LabelSmoothing
 from ablation.components.large_margin_softmax import LargeMarginSoftmax
 from ablation.components.mail import Mail
 from ablation.components.margin_loss import MarginLoss
@@ -31,11 +33,13 @@ __all__ = [
     "Emr",
     "EmrApproximate",
     "EmrProbe",
+    "EpsRamp",
     "ExponentialLoss",
     "FabMargin",
     "Gairat",
     "Hypersphere",
     "Igr",
+    "LabelSmoothing",
     "LargeMarginSoftmax",
     "Mail",
     "MarginLoss",

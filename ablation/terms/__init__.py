@@ -2,7 +2,7 @@
 
 from ablation.terms.boosted_cross_entropy import BoostedCrossEntropy
 from ablation.terms.boundary_point_margin import BoundaryPointMargin
-from ablation.terms.cross_entropy import CrossEntropy
+from ablation.terms.cross_entropy import CrossEntropy, SmoothedCrossEntropy
 from ablation.terms.effective_margin import (
     ApproximateNorm,
     EffectiveWeightNorm,
@@ -37,6 +37,7 @@ __all__ = [
     "MarginTerm",
     "ProbedNorm",
     "SearchedMargin",
+    "SmoothedCrossEntropy",
     "Squeeze",
     "TaylorMargin",
     "WeightNorm",
