@@ -1,10 +1,10 @@
-"""``ablation-report``: a table's measured numbers beside the published ones, or any runs."""
+"""``ablation-report``: tables beside the published numbers, verdicts on claims, an overview."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,26 +14,29 @@ from hydra.core.global_hydra import GlobalHydra
 
 from ablation.commands import cli
 from ablation.config.folders import conf_dir, register_components
+from ablation.config.overrides import bare, key_of
 from ablation.config.parser import Parser
 from ablation.errors import DONE, ConfigError, InputError
 from ablation.reports.publish import ReportConfig, publish
 from ablation.sweeps.published import load_published, published_path
 from ablation.sweeps.spaces import missing_optuna
 from ablation.sweeps.tables import table_path
+from ablation.text import did_you_mean
 
 if TYPE_CHECKING:
     from ablation.reports.comparison import Comparison
 
 
 OWN = (
-    *("table", "search", "row", "runs", "by", "against", "strict", "plots", "out", "dashboard"),
+    *("table", "claims", "search", "row", "runs", "by", "against", "strict", "plots", "out"),
+    "dashboard",
     *("examples", "metric"),
     *("extra", "runs_dir", "tables_dir", "overrides", "tracking", "hydra"),
 )
 """Keys of ``conf/report.yaml``; every other one belongs to the runs."""
 PLAIN = re.compile(r"[\w./~-]+")
 """Paths that Hydra's grammar takes without quotes."""
-LISTS = ("row", "runs", "by", "extra", "examples")
+LISTS = ("row", "runs", "by", "extra", "examples", "claims")
 """Of these, the ones that may be given as ``a,b``, which Hydra would take for a sweep."""
 
 
@@ -43,10 +46,12 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
     found = parser.parse(ReportConfig, dict(container), "")
     if not isinstance(found, ReportConfig):
         return None, parser.problems
-    problems = []
+    problems: list[str] = []
     given = [key for key in ("table", "search", "runs") if getattr(found, key) is not None]
-    if not given:
-        problems.append("give table=<name>, search=<name>, or runs=<folder>")
+    if not given and found.claims is None:
+        problems += _beside_the_overview(found)
+    if found.claims is not None:
+        problems += _beside_claims(found)
     if len(given) > 1:
         problems.append(f"{' and '.join(f'{key}=' for key in given)}: give one of them")
     if found.search is not None and (missing := missing_optuna()):
@@ -66,6 +71,29 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
     return found, problems
 
 
+def _beside_the_overview(found: ReportConfig) -> Iterator[str]:
+    """What was given without saying of which runs."""
+    for text in found.overrides:
+        remedy = did_you_mean(key_of(text), OWN)
+        yield f"{bare(text)}: only with table=, claims= or search=; {remedy}"
+    for key in ("row", "against", "examples"):
+        if getattr(found, key) is not None:
+            yield f"{key}=: only with table=<name> or runs=<folder>"
+    if found.strict:
+        yield "strict=true: only with table=<name> or claims=<paper>"
+
+
+def _beside_claims(found: ReportConfig) -> Iterator[str]:
+    """What does not go with claims, which name their rows and tables themselves."""
+    for key in ("search", "runs", "row", "against", "examples"):
+        if getattr(found, key) is not None:
+            yield f"{key}=: not with claims=, which name their rows themselves"
+    if found.dashboard:
+        yield "dashboard=true: not with claims="
+    if found.table is not None and _listed(found.claims) == ["all"]:
+        yield "claims=all: not with table=, on which one paper's claims rest; claims=<paper>"
+
+
 def check(container: Mapping[str, Any]) -> list[str]:
     """Problems of a composed request."""
     return parse(container)[1]
@@ -82,6 +110,12 @@ def run(container: Mapping[str, Any]) -> int:
         raise ConfigError(problems)
     if config.search is not None:
         _report_search(config, config.search)
+        return DONE
+    if config.claims is not None:
+        _report_claims(config)
+        return DONE
+    if config.table is None and config.runs is None:
+        _report_overview(config)
         return DONE
     from ablation.reports.seconds import with_extra
 
@@ -124,6 +158,32 @@ def _of_table(config: ReportConfig) -> Comparison:
         published = load_published(source) if source else None
         place = Path(config.runs_dir).expanduser()
         return compare_table(name, table, published, place, config.overrides, rows)
+
+
+def _report_claims(config: ReportConfig) -> None:
+    from ablation.reports.claims import publish_claims
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        register_components()
+        publish_claims(
+            _listed(config.claims),
+            config.table,
+            Path(config.runs_dir).expanduser(),
+            config.out,
+            config.overrides,
+            config.tables_dir,
+            config.strict,
+        )
+
+
+def _report_overview(config: ReportConfig) -> None:
+    from ablation.reports.overview import publish_overview
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        register_components()
+        publish_overview(Path(config.runs_dir).expanduser(), config.out, config.tables_dir)
 
 
 def _report_search(config: ReportConfig, name: str) -> None:

@@ -62,10 +62,10 @@ def latex(comparison: Comparison, strict: bool = False, contrasts: Sequence[Cont
     """
     caption = rf"\textbf{{{SMOKE}.}} " if comparison.scale == "smoke" else ""
     tables = tables_of(comparison, strict, contrasts)
-    return between_banners(comparison, [_latex(table, caption) for table in tables], f"% {SMOKE}")
+    return between_banners(comparison, [as_latex(table, caption) for table in tables], f"% {SMOKE}")
 
 
-def _latex(table: Table, warning: str) -> str:
+def as_latex(table: Table, warning: str) -> str:
     """One float, or several with the same number if the blocks are too many for a page."""
     label = re.sub(r"[^\w:.+-]", "-", table.label, flags=re.ASCII)
     blocks = [_tabular([table.stub, *block]) for block in in_blocks(table, LATEX_WIDTH)]
@@ -79,7 +79,7 @@ def _latex(table: Table, warning: str) -> str:
                 r"\begin{table}[tbp]",
                 r"\centering",
                 r"\addtocounter{table}{-1}" if at else "",
-                rf"\caption{{{warning}{_latex_text(f'{table.title} ({legend}).')}}}",
+                rf"\caption{{{warning}{latex_text(f'{table.title} ({legend}).')}}}",
                 "" if at else rf"\label{{tab:{label}}}",
                 r"\scriptsize\setlength{\tabcolsep}{2.5pt}",
                 body,
@@ -92,10 +92,10 @@ def _latex(table: Table, warning: str) -> str:
 
 def _latex_notes(table: Table) -> str:
     notes = [
-        rf"\textsuperscript{{{letter}}} {_latex_text(text)}"
+        rf"\textsuperscript{{{letter}}} {latex_text(text)}"
         for letter, text in table.footnotes.items()
     ]
-    notes += map(_latex_text, table.notes)
+    notes += map(latex_text, table.notes)
     return "\n\n".join([r"\begin{flushleft}", *notes, r"\end{flushleft}"]) if notes else ""
 
 
@@ -119,14 +119,14 @@ def _latex_header(groups: Sequence[Group]) -> list[str]:
     """One line; or two, with a rule below each metric that has several columns."""
     metrics = groups[1:]
     if all(len(group.names) == 1 for group in metrics):
-        names = [_latex_text(name) for group in groups for name in group.header]
+        names = [latex_text(name) for group in groups for name in group.header]
         return [rf"{' & '.join(names)} \\"]
-    below = [_latex_text(name) for name in groups[0].header]
+    below = [latex_text(name) for name in groups[0].header]
     above, rules, at = [""] * len(below), [], len(below) + 1
     for group in metrics:
         span = len(group.names)
-        above.append(rf"\multicolumn{{{span}}}{{c}}{{{_latex_text(group.heading)}}}")
-        below += map(_latex_text, group.names)
+        above.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_text(group.heading)}}}")
+        below += map(latex_text, group.names)
         if span > 1:
             rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
         at += span
@@ -135,9 +135,9 @@ def _latex_header(groups: Sequence[Group]) -> list[str]:
 
 def _latex_cell(cell: Text) -> str:
     mark = rf"\textsuperscript{{{cell.marks}}}" if cell.marks else ""
-    return _latex_text(cell.text) + mark
+    return latex_text(cell.text) + mark
 
 
-def _latex_text(text: str) -> str:
+def latex_text(text: str) -> str:
     """Escaped; the hyphen of a negative number becomes a minus."""
     return re.sub(r"(?<![\w)])-(?=\d)", "$-$", " ".join(text.split()).translate(LATEX))

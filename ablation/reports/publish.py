@@ -26,6 +26,7 @@ class ReportConfig:
     """The keys of ``conf/report.yaml``; see there."""
 
     table: str | None
+    claims: list[str] | str | None
     search: str | None
     row: list[str] | str | None
     runs: list[str] | str | None

@@ -85,7 +85,7 @@ def terminal(
     """
     width = shutil.get_terminal_size(fallback=(120, 24)).columns
     tables = tables_of(comparison, strict, contrasts)
-    return between_banners(comparison, [_terminal(table, width) for table in tables], SMOKE)
+    return between_banners(comparison, [as_terminal(table, width) for table in tables], SMOKE)
 
 
 def markdown(
@@ -99,7 +99,7 @@ def markdown(
         contrasts: of its rows; a second table.
     """
     tables = tables_of(comparison, strict, contrasts)
-    return between_banners(comparison, [_markdown(table) for table in tables], f"**{SMOKE}**")
+    return between_banners(comparison, [as_markdown(table) for table in tables], f"**{SMOKE}**")
 
 
 def frame(comparison: Comparison, strict: bool = False) -> pd.DataFrame:
@@ -155,7 +155,7 @@ def _line(comparison: Comparison, row: Row, cell: Cell, strict: bool) -> dict[st
         "difference": difference(cell) if measured else None,
         "tags": "; ".join(cell.tags),
         "mismatch": "; ".join(cell.mismatch),
-        "absent": _reasons(cell),
+        "absent": reasons(cell),
         "scale": comparison.scale,
         "flags": "; ".join(row.flags),
     }
@@ -219,7 +219,7 @@ def tables_of(comparison: Comparison, strict: bool, contrasts: Sequence[Contrast
 def _main_table(comparison: Comparison, strict: bool) -> Table:
     rows = comparison.rows
     cells = [[row.cells.get(column, Cell(column)) for row in rows] for column in comparison.columns]
-    marks = _footnotes(
+    marks = footnotes(
         remark
         for line in zip(*cells, strict=True)
         for cell in line
@@ -241,14 +241,14 @@ def _main_table(comparison: Comparison, strict: bool) -> Table:
         groups,
         {letter: text for text, letter in marks.items()},
         (
-            *(f"warning: {row.label}: {flag}" for row in rows for flag in _alike(row.flags)),
+            *(f"warning: {row.label}: {flag}" for row in rows for flag in alike(row.flags)),
             *(f"{row.label}: {row.note}" for row in rows if row.note),
             *comparison.notes,
         ),
     )
 
 
-def _alike(flags: Sequence[str]) -> list[str]:
+def alike(flags: Sequence[str]) -> list[str]:
     """Of warnings that differ in numbers only the first: seeds and splits mostly say the same."""
     groups: dict[str, list[str]] = {}
     for flag in flags:
@@ -260,7 +260,7 @@ def _alike(flags: Sequence[str]) -> list[str]:
 def _metric(cells: Sequence[Cell], strict: bool, marks: Mapping[str, str]) -> Group:
     """A metric's columns; measured numbers alone if the paper prints none."""
     measured = [
-        Text(_measured(cell, strict), _letters(_remarks(cell, strict), marks)) for cell in cells
+        Text(measured_text(cell, strict), letters(_remarks(cell, strict), marks)) for cell in cells
     ]
     heading = f"{cells[0].column} (s)" if cells[0].unit == "s" else cells[0].column
     if not any(cell.published for cell in cells):
@@ -272,33 +272,36 @@ def _metric(cells: Sequence[Cell], strict: bool, marks: Mapping[str, str]) -> Gr
     return Group(heading, ("measured", "pub.", "diff"), rows)
 
 
-def _measured(cell: Cell, strict: bool) -> str:
+def measured_text(cell: Cell, strict: bool) -> str:
+    """A measured number, or why there is none."""
     mean = cell_interval(cell)
     if mean is None:
-        return _reasons(cell) or "-"
+        return reasons(cell) or "-"
     if _hidden(cell, strict):
         return HIDDEN
     planned = _planned(cell)
     runs = str(mean.n) if mean.n == planned else f"{mean.n}/{planned}"
-    return _interval(mean, _decimals(cell), runs)
+    return interval_text(mean, decimals_of(cell), runs)
 
 
 def _published(cell: Cell, marks: Mapping[str, str]) -> Text:
     printed = cell.published.printed if cell.published else "-"
-    return Text(printed, _letters(_published_remarks(cell), marks))
+    return Text(printed, letters(_published_remarks(cell), marks))
 
 
 def _signed_difference(cell: Cell, strict: bool) -> str:
     value = None if _hidden(cell, strict) else difference(cell)
-    return "-" if value is None else f"{value:+z.{_decimals(cell)}f}"
+    return "-" if value is None else f"{value:+z.{decimals_of(cell)}f}"
 
 
-def _interval(interval: Interval, decimals: int, runs: str, sign: str = "") -> str:
+def interval_text(interval: Interval, decimals: int, runs: str, sign: str = "") -> str:
+    """``85.34 ±0.41 (3)``; with ``sign="+"`` as a difference."""
     half = "" if interval.half is None else f" ±{interval.half:.{decimals}f}"
     return f"{interval.mean:{sign}z.{decimals}f}{half} ({runs})"
 
 
-def _decimals(cell: Cell) -> int:
+def decimals_of(cell: Cell) -> int:
+    """Decimals of a cell's numbers; see the top of the file."""
     if cell.unit == "percent":
         return 2 if all(sample.n >= FINE for sample in cell.samples) else 1
     if cell.unit == "radius":
@@ -319,7 +322,7 @@ def _planned(cell: Cell) -> int:
     return len(cell.samples) + sum(cell.absent.values())
 
 
-def _reasons(cell: Cell) -> str:
+def reasons(cell: Cell) -> str:
     """``failed``, ``running 2``, ``failed, pending 2``; a single run's reason goes without 1."""
     return ", ".join(
         reason if count == 1 else f"{reason} {count}"
@@ -335,7 +338,7 @@ def _remarks(cell: Cell, strict: bool) -> list[str]:
         return remarks
     n, planned = len(cell.samples), _planned(cell)
     if n < planned:
-        remarks.append(f"{n} of {planned} planned runs; the others: {_reasons(cell)}")
+        remarks.append(f"{n} of {planned} planned runs; the others: {reasons(cell)}")
     if cell.mismatch:
         remarks.append(f"not compared, the attack differs: {'; '.join(cell.mismatch)}")
     return remarks
@@ -346,7 +349,7 @@ def _published_remarks(cell: Cell) -> list[str]:
     return [f"published: {published.note}"] if published and published.note else []
 
 
-def _footnotes(remarks: Iterable[str]) -> dict[str, str]:
+def footnotes(remarks: Iterable[str]) -> dict[str, str]:
     """A letter for each distinct text, in the order of the first use."""
     return {text: _letter(number) for number, text in enumerate(dict.fromkeys(remarks))}
 
@@ -357,7 +360,8 @@ def _letter(number: int) -> str:
     return (_letter(more - 1) if more else "") + chr(ord("a") + rest)
 
 
-def _letters(remarks: Iterable[str], marks: Mapping[str, str]) -> str:
+def letters(remarks: Iterable[str], marks: Mapping[str, str]) -> str:
+    """The letters of some footnotes: ``a,c``."""
     return ",".join(marks[remark] for remark in remarks)
 
 
@@ -366,10 +370,10 @@ def _contrast_table(
 ) -> Table:
     rows = {row.key: row for row in comparison.rows}
     pairs = [(rows[c.key], rows[against], c) for c in contrasts]
-    remarks = [_pair_remarks(row, base, contrast.column) for row, base, contrast in pairs]
-    marks = _footnotes(remark for found in remarks for remark in found)
+    remarks = [pair_remarks(row, base, contrast.column) for row, base, contrast in pairs]
+    marks = footnotes(remark for found in remarks for remark in found)
     stub = tuple(
-        (Text(row.label), Text(contrast.column, _letters(found, marks)))
+        (Text(row.label), Text(contrast.column, letters(found, marks)))
         for (row, _, contrast), found in zip(pairs, remarks, strict=True)
     )
     by_seed = tuple((_contrast(*pair, pair[2].by_seed, strict),) for pair in pairs)
@@ -392,12 +396,12 @@ def _contrast(
         return Text(HIDDEN)
     if interval is None:
         return Text("-")
-    decimals = min(_decimals(ours), _decimals(theirs))
+    decimals = min(decimals_of(ours), decimals_of(theirs))
     apart = interval.half is not None and abs(interval.mean) > interval.half
-    return Text(_interval(interval, decimals, str(interval.n), "+") + (" *" if apart else ""))
+    return Text(interval_text(interval, decimals, str(interval.n), "+") + (" *" if apart else ""))
 
 
-def _pair_remarks(row: Row, base: Row, column: str) -> list[str]:
+def pair_remarks(row: Row, base: Row, column: str) -> list[str]:
     """Tags of both cells, with the row's label unless they are the same; why there is no number."""
     ours, theirs = row.cells[column], base.cells[column]
     if ours.tags == theirs.tags:
@@ -457,7 +461,8 @@ def _on_points(column: Sequence[str]) -> list[str]:
     ]
 
 
-def _terminal(table: Table, width: int) -> str:
+def as_terminal(table: Table, width: int) -> str:
+    """Aligned plain text, in blocks of so many characters."""
     blocks: list[str] = []
     between = Group("", ("",), ((Text(""),),) * len(table.stub.rows), words=True)
     for block in in_blocks(table, width):
@@ -474,24 +479,26 @@ def across(parts: Iterable[Sequence[tuple[T, ...]]]) -> list[tuple[T, ...]]:
     return [tuple(chain.from_iterable(row)) for row in zip(*parts, strict=True)]
 
 
-def _markdown(table: Table) -> str:
+def as_markdown(table: Table) -> str:
+    """GitHub's Markdown, in one block."""
     groups = [table.stub, *table.groups]
-    header = [_markdown_text(name) for group in groups for name in group.header]
+    header = [markdown_text(name) for group in groups for name in group.header]
     rule = ["---" if group.words else "---:" for group in groups for _ in group.names]
     rows = [map(_markdown_cell, row) for row in across(group.rows for group in groups)]
     lines = [f"| {' | '.join(line)} |" for line in (header, rule, *rows)]
     notes = [
-        f"<sup>{letter}</sup> {_markdown_text(text)}" for letter, text in table.footnotes.items()
+        f"<sup>{letter}</sup> {markdown_text(text)}" for letter, text in table.footnotes.items()
     ]
-    notes += [_markdown_text(note) for note in table.notes]
-    below = [f"- {note}" for note in (_markdown_text(table.legend), *notes)]
-    return "\n".join([f"### {_markdown_text(table.title)}", "", *lines, "", *below])
+    notes += [markdown_text(note) for note in table.notes]
+    below = [f"- {note}" for note in (markdown_text(table.legend), *notes)]
+    return "\n".join([f"### {markdown_text(table.title)}", "", *lines, "", *below])
 
 
 def _markdown_cell(cell: Text) -> str:
     mark = f" <sup>{cell.marks}</sup>" if cell.marks else ""
-    return _markdown_text(cell.text) + mark
+    return markdown_text(cell.text) + mark
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Escaped; one line."""
     return re.sub(r"([\\`*|<\[\]~])", r"\\\1", " ".join(text.split()))
