@@ -183,7 +183,7 @@ def _report_overview(config: ReportConfig) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         register_components()
-        publish_overview(Path(config.runs_dir).expanduser(), config.out, config.tables_dir)
+        publish_overview(Path(config.runs_dir).expanduser(), config.tables_dir)
 
 
 def _report_search(config: ReportConfig, name: str) -> None:

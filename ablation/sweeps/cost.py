@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -60,6 +60,10 @@ STRENGTHS = ("coef", "gamma")
 """Settings that change it only by being zero."""
 
 
+Pace = Callable[[Config, Extent, torch.device, Precision], float]
+"""Seconds of a forward pass per image, of a config's network on images of an extent."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What one job costs, from scratch.
@@ -96,28 +100,41 @@ def estimate(
         InputError: ``runs_dir`` is no folder, or cannot be read.
     """
     measured, networks = Measured(configs, runs_dir, device), Networks()
-    jobs = []
-    for config in configs:
-        train, basis = measured.training(config), "measured"
-        if train is None:
-            pace = networks.pace(config, config.runtime.precision)
-            train = training_passes(config, networks.split(config)) * (pace or 0.0)
-            basis = "unknown" if pace is None else "rough"
-        evaluation, evaluation_basis = evaluation_seconds(config, measured, networks)
-        here, there = setup.pick_device(config.runtime.device).type, job_device(config, device)
-        probed = {basis, evaluation_basis} & {"rough", "partly measured"}
-        place = f"this machine's {here} in place of the jobs' {there}"
-        jobs.append(
-            Estimate(
-                train,
-                evaluation,
-                disk(config, networks),
-                basis,
-                evaluation_basis,
-                place if probed and here != there else there,
-            )
-        )
-    return jobs
+    return [_estimated(config, measured, networks, device) for config in configs]
+
+
+def estimate_elsewhere(configs: Sequence[Config], pace: Pace, device: str) -> list[Estimate]:
+    """Estimate each job on another machine, from passes through the network alone.
+
+    Args:
+        configs: validated jobs.
+        pace: that machine's.
+        device: type of its device, ``cpu`` or ``cuda``.
+    """
+    measured, networks = Measured((), None, device), Networks(pace)
+    return [_estimated(config, measured, networks, device) for config in configs]
+
+
+def _estimated(
+    config: Config, measured: Measured, networks: Networks, device: str | None
+) -> Estimate:
+    train, basis = measured.training(config), "measured"
+    if train is None:
+        pace = networks.pace(config, config.runtime.precision)
+        train = training_passes(config, networks.split(config)) * (pace or 0.0)
+        basis = "unknown" if pace is None else "rough"
+    evaluation, evaluation_basis = evaluation_seconds(config, measured, networks)
+    here, there = setup.pick_device(config.runtime.device).type, job_device(config, device)
+    probed = {basis, evaluation_basis} & {"rough", "partly measured"}
+    place = f"this machine's {here} in place of the jobs' {there}"
+    return Estimate(
+        train,
+        evaluation,
+        disk(config, networks),
+        basis,
+        evaluation_basis,
+        place if probed and here != there else there,
+    )
 
 
 def job_device(config: Config, device: str | None) -> str:
@@ -145,7 +162,7 @@ def describe_total(estimates: Sequence[Estimate], jobs: int) -> str:
         f"about {spoken(train + attack)} of compute{f' on {devices}' if devices else ''}: "
         f"training {spoken(train)}{_bases([entry.basis for entry in estimates])}, "
         f"evaluation {spoken(attack)}{_bases([entry.evaluation_basis for entry in estimates])}; "
-        f"{_size(sum(entry.bytes for entry in estimates))} on disk"
+        f"{size(sum(entry.bytes for entry in estimates))} on disk"
     )
     if jobs < 2 or len(estimates) < 2:
         return text
@@ -174,7 +191,8 @@ def spoken(seconds: float) -> str:
     return f"{hours // 24} d" + (f" {hours % 24} h" if hours % 24 else "")
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Say a number of bytes: ``1.2 GB``."""
     power = 3 if count >= 1e9 else 2 if count >= 1e6 else 1
     number = count / 1000**power
     return f"{number:.{0 if number >= 10 else 1}f} {('kB', 'MB', 'GB')[power - 1]}"
@@ -254,9 +272,14 @@ def evaluation_seconds(config: Config, measured: Measured, networks: Networks) -
 
 
 class Networks:
-    """Sizes of data and networks, and seconds per pass; each is found out once."""
+    """Sizes of data and networks, and seconds per pass; each is found out once.
 
-    def __init__(self) -> None:
+    Args:
+        pace: how the seconds of a pass are found out; ``None`` means a probe on this machine.
+    """
+
+    def __init__(self, pace: Pace | None = None) -> None:
+        self._pace = pace or _probe
         self._extents: dict[str, Extent] = {}
         self._bytes: dict[str, tuple[int, int]] = {}
         self._paces: dict[tuple[object, ...], float | None] = {}
@@ -281,18 +304,18 @@ class Networks:
         if key not in self._bytes:
             self._bytes[key] = 0, 0
             with contextlib.suppress(InputError), torch.device("meta"):
-                net = _build(config, self.extent(config))
+                net = build(config, self.extent(config))
                 self._bytes[key] = _bytes(net.state_dict().values()), _bytes(net.parameters())
         return self._bytes[key]
 
     def pace(self, config: Config, precision: Precision) -> float | None:
-        """Probe the seconds of a forward pass per image; ``None`` if the network does not run."""
+        """Seconds of a forward pass per image; ``None`` if the network does not run."""
         extent, device = self.extent(config), setup.pick_device(config.runtime.device)
         key = self._key(config), device, precision, config.runtime.channels_last
         if key not in self._paces:
             self._paces[key] = None
             with contextlib.suppress(Exception):  # too large for the device, or no such device
-                self._paces[key] = _probe(config, extent, device, precision)
+                self._paces[key] = self._pace(config, extent, device, precision)
         return self._paces[key]
 
     def _key(self, config: Config) -> str:
@@ -302,7 +325,8 @@ class Networks:
         return f"{config.model!r} {head!r} {data.classes} {data.mean} {shape}"
 
 
-def _build(config: Config, extent: Extent) -> Net:
+def build(config: Config, extent: Extent) -> Net:
+    """A config's network, for images of an extent."""
     node, data = config.model, config.data
     return build_model(
         node.spec,
@@ -317,7 +341,7 @@ def _build(config: Config, extent: Extent) -> Net:
 
 def _probe(config: Config, extent: Extent, device: torch.device, precision: Precision) -> float:
     """Time forward and backward of noise images; seconds per forward pass and image."""
-    net = _build(config, extent).to(device).eval()
+    net = build(config, extent).to(device).eval()
     if config.runtime.channels_last:
         net = net.to(memory_format=torch.channels_last)
     shape = (config.batch_size, extent.channels, *extent.size)
@@ -370,7 +394,7 @@ class Measured:
 
     Args:
         configs: the planned runs; runs on other data or models are not read.
-        runs_dir: where runs are.
+        runs_dir: where runs are; ``None`` means that none is looked at.
         device: see ``estimate``.
 
     Raises:
@@ -378,7 +402,7 @@ class Measured:
     """
 
     def __init__(
-        self, configs: Sequence[Config], runs_dir: Path, device: str | None = None
+        self, configs: Sequence[Config], runs_dir: Path | None, device: str | None = None
     ) -> None:
         self._device = device
         self._epochs: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -386,7 +410,7 @@ class Measured:
         self._rates = defaultdict(list)
         self._keys: dict[int, tuple[str, str]] = {}
         wanted = tuple({f"{config.data.name}-{config.model.name}-" for config in configs})
-        for run in find_runs(runs_dir.expanduser()):
+        for run in [] if runs_dir is None else find_runs(runs_dir.expanduser()):
             if run.path.name.startswith(wanted):
                 with contextlib.suppress(Exception):  # damaged, or of another version
                     self._read(run)
