@@ -112,7 +112,8 @@ def estimate_elsewhere(configs: Sequence[Config], pace: Pace, device: str) -> li
         device: type of its device, ``cpu`` or ``cuda``.
     """
     measured, networks = Measured((), None, device), Networks(pace)
-    return [_estimated(config, measured, networks, device) for config in configs]
+    found = [_estimated(config, measured, networks, device) for config in configs]
+    return [replace(each, device=device) for each in found]
 
 
 def _estimated(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -339,7 +340,21 @@ def test_which_part_of_autoattack_broke_what_is_drawn(go, runs, tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give table=<name>, search=<name>, or runs=<folder>"),
+        (["against=at"], "against=: only with table=<name> or runs=<folder>"),
+        (["strict=true"], "strict=true: only with table=<name> or claims=<paper>"),
+        (["clams=dose"], "clams=dose: only with table=, claims= or search=; did you mean claims?"),
+        (["claims=dos"], "claims=dos: did you mean dose?"),
+        (["claims=nobody"], "claims=nobody: choose from dose, emr, lma, mwpb, all"),
+        (["claims=dose,emrr"], "claims=emrr: did you mean emr?"),
+        (["claims=mwpb", "table=mwpb"], "table=mwpb: no claim of mwpb rests on it; choose from"),
+        (["claims=all", "table=emr_table1"], "claims=all: not with table="),
+        (["claims=dose", "runs=x"], "runs=: not with claims="),
+        (["claims=dose", "search=lma"], "search=: not with claims="),
+        (["claims=dose", "table=dose_table1", "row=dyart"], "row=: not with claims="),
+        (
+            ["claims=dose", "table=dose_table1", "dashboard=true"],
+            "dashboard=true: not with claims=",
+        ),
         (["search=lma", "table=demo"], "table= and search=: give one of them"),
         (["search=lmaa"], "search=lmaa: did you mean lma?"),
         (["table=demo", "runs=x"], "table= and runs=: give one of them"),
@@ -364,6 +379,23 @@ def test_mistakes_are_named(go, arguments, message, tmp_path):
     with pytest.raises(InputError) as caught:
         go(*arguments, f"out={tmp_path}/out")
     assert message in str(caught.value)
+
+
+def test_claims_are_judged_and_written(go, tmp_path, capsys):
+    assert go("claims=dose,mwpb", f"runs_dir={tmp_path}/runs", f"out={tmp_path}/out") == DONE
+    out = capsys.readouterr().out
+    assert "dose_D1: untested (missing)" in out
+    assert "dose_D8: not decidable (confounded: burn-in and lambda (25, 1000) change too" in out
+    assert "in miniature: ablation-report claims=mwpb table=mwpb_small" in out
+    for paper in ("dose", "mwpb"):
+        files = {path.name for path in (tmp_path / f"out/claims_{paper}").iterdir()}
+        assert files == {"claims.md", "claims.tex", "claims.json"}
+
+
+def test_without_a_key_all_tables_are_listed(go, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ablation.reports.overview.table_names", lambda _: ["demo"])
+    assert go(f"runs_dir={tmp_path}/runs") == DONE
+    assert re.search(r"^demo +18 +0 +0 +0 +0 ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_folder_that_cannot_be_written_is_named(go, runs, tmp_path):
