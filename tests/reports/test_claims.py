@@ -92,10 +92,9 @@ def test_a_miniature_has_the_rows_and_the_data_that_are_said(paper, name):
 
 # Verdicts ----------------------------------------------------------------------------------------
 
-PAIR = {"table": "t", "arm": "a", "against": "b", "metric": "aa"}
-HIGHER, LOWER = Pair(**PAIR, direction="higher"), Pair(**PAIR, direction="lower")
-EQUAL = Pair(**PAIR, direction="equal", within=1)
-LITTLE = Pair(**PAIR, direction="lower", within=2)
+HIGHER, LOWER = Pair("t", "a", "b", "aa", "higher"), Pair("t", "a", "b", "aa", "lower")
+EQUAL = Pair("t", "a", "b", "aa", "equal", within=1)
+LITTLE = Pair("t", "a", "b", "aa", "lower", within=2)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +170,8 @@ def measured(tmp_path):
     def make(values, seeds=(0, 1), examples=True, tags=(), flags=(), **more) -> Comparison:
         rows = []
         for arm in ARMS:
-            given, samples = values.get(arm, {}), {}
-            for column, value in given.items():
+            samples: dict[str, list[Sample]] = {}
+            for column, value in values.get(arm, {}).items():
                 for seed in seeds:
                     mine = value[seed] if isinstance(value, tuple) else value
                     file = tmp_path / f"{arm}-{seed}-{column}.parquet"
