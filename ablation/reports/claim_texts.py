@@ -183,7 +183,7 @@ def _pair_record(judged: JudgedPair) -> dict[str, Any]:
             "by_example": _interval_record(judged.by_example),
         },
         "verdict": judged.verdict,
-        "why": judged.why,
+        "why": list(judged.why),
         "remarks": list(judged.remarks),
     }
 

@@ -52,7 +52,7 @@ class JudgedPair:
         cells: the arm's and the other's measured ones; ``None`` where no run is.
         contrast: the paired difference; ``None`` where it cannot be taken.
         verdict: of this pair alone.
-        why: what the verdict rests on where that is no interval, or empty.
+        why: what the verdict rests on where that is no interval.
         remarks: tags and warnings of the measured numbers.
     """
 
@@ -62,7 +62,7 @@ class JudgedPair:
     cells: tuple[Cell | None, Cell | None]
     contrast: Contrast | None
     verdict: Verdict
-    why: str = ""
+    why: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
     @property
@@ -111,10 +111,9 @@ class JudgedClaim:
     def why(self) -> str:
         """What the verdict rests on, where that is not an interval of all pairs."""
         deciding = [each for each in self.pairs if each.verdict == self.verdict]
-        found = list(unique([each.why] for each in deciding if each.why))
-        if len(self.pairs) > 1 and self.verdict != "holds":
-            found.insert(0, f"{len(deciding)} of {len(self.pairs)} pairs")
-        return "; ".join(found)
+        several = len(self.pairs) > 1 and self.verdict != "holds"
+        count = [f"{len(deciding)} of {len(self.pairs)} pairs"] if several else []
+        return "; ".join([*count, *unique(each.why for each in deciding)])
 
 
 def borne_out(pair: Pair, difference: float) -> bool:
@@ -242,7 +241,7 @@ def _judged_pair(
 ) -> JudgedPair:
     if comparison is None:
         confounded = _confounded(pair)
-        verdict, why = confounded or ("untested", "missing")
+        verdict, why = confounded or ("untested", ("missing",))
         return JudgedPair(pair, source, printed, (None, None), None, verdict, why)
     arm, against = (row_of(comparison.rows, row) for row in (pair.arm, pair.against))
     cells = arm.cells.get(pair.metric), against.cells.get(pair.metric)
@@ -265,34 +264,35 @@ def _verdict(
     rows: tuple[Row, Row],
     contrast: Contrast | None,
     strict: bool,
-) -> tuple[Verdict, str]:
+) -> tuple[Verdict, tuple[str, ...]]:
     if confounded := _confounded(pair):
         return confounded
     if comparison.scale == "smoke":
-        return "untested", "smoke runs only"
+        return "untested", ("smoke runs only",)
     if lacking := _lacking(rows, pair.metric, strict):
         return "untested", lacking
     if contrast is None or contrast.by_seed is None:
-        return "untested", "no two runs that can be paired"
+        return "untested", ("no two runs that can be paired",)
     if masked := _masked(pair, rows):
-        return "not decidable", masked
+        return "not decidable", (masked,)
     intervals = [each for each in (contrast.by_seed, contrast.by_example) if _has_width(each)]
     if not intervals:
-        return "undecided", "a single pair of runs and no record per example: no interval"
+        return "undecided", ("a single pair of runs and no record per example: no interval",)
     sides = {side(pair, each) for each in intervals if each is not None}
-    return (sides.pop() if len(sides) == 1 else "undecided"), ""
+    return (sides.pop() if len(sides) == 1 else "undecided"), ()
 
 
-def _confounded(pair: Pair) -> tuple[Verdict, str] | None:
-    return ("not decidable", f"confounded: {pair.confounded}") if pair.confounded else None
+def _confounded(pair: Pair) -> tuple[Verdict, tuple[str, ...]] | None:
+    why = (f"confounded: {pair.confounded}",)
+    return ("not decidable", why) if pair.confounded else None
 
 
 def _has_width(interval: Interval | None) -> bool:
     return interval is not None and interval.half is not None
 
 
-def _lacking(rows: Sequence[Row], metric: str, strict: bool) -> str:
-    """Which of the rows has no number, and why; empty if both have."""
+def _lacking(rows: Sequence[Row], metric: str, strict: bool) -> tuple[str, ...]:
+    """Which of the rows has no number, and why; nothing if both have."""
     found = []
     for row in rows:
         cell = row.cells.get(metric)
@@ -301,7 +301,7 @@ def _lacking(rows: Sequence[Row], metric: str, strict: bool) -> str:
             found.append(f"{row.label}: {why or 'not available'}")
         elif strict and cell.tags:
             found.append(f"{row.label}: hidden ({'; '.join(cell.tags)})")
-    return ", ".join(found)
+    return tuple(found)
 
 
 def _masked(pair: Pair, rows: Sequence[Row]) -> str:

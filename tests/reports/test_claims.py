@@ -257,7 +257,7 @@ def test_numbers_off_the_recipe_are_tagged_and_hidden_by_strict(measured):
     found = measured({"at": {"aa": 40}, "trades": {"aa": 60}}, tags=("n=100",))
     (claim,) = record([{}], found)
     assert (claim["verdict"], claim["pairs"][0]["remarks"]) == ("holds", ["n=100"])
-    expected = ("untested", "trades: hidden (n=100), at: hidden (n=100)")
+    expected = ("untested", "trades: hidden (n=100); at: hidden (n=100)")
     assert verdict(found, strict=True) == expected
 
 
