@@ -21,7 +21,7 @@ from ablation.training.step import craft
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Crafted
 from tests.support.configs import compose_config
-from tests.support.options import COMPONENTS, CONF, completed, options
+from tests.support.options import COMPONENTS, CONF, completed, options, refused
 from tests.support.parts import (
     largest_difference,
     memories_of,
@@ -40,34 +40,6 @@ TOYS = {  # what lets a preset find points on toy images, in any norm, whatever 
 }
 KNOWN = ("data.classes=3", "data.mean=[0.5]", "data.std=[0.5]")
 """What the images of these options would say."""
-NO_ATTACK = dict.fromkeys(
-    ("standard", "elsayed", "dyart"),
-    (
-        *("ema_logits", "gairat", "mail", "margin_loss", "margin_weighted_epsilon"),
-        *("mma", "pmhr", "squeeze", "wat", "eps_ramp"),
-    ),
-)
-REFUSED = {
-    **NO_ATTACK,
-    "mart": ("boosted_cross_entropy", "label_smoothing"),
-    "trades": ("mma",),
-    "lma_at": ("label_smoothing", "mma", "squeeze"),
-    "pmhr_at": ("label_smoothing",),
-    "gairat": ("mail", "mma", "squeeze", "wat"),
-    "wat": ("gairat", "mail", "mma", "squeeze"),
-    "mma": (
-        "eps_ramp",
-        "gairat",
-        "mail",
-        "margin_loss",
-        "margin_weighted_epsilon",
-        "squeeze",
-        "wat",
-    ),
-    "st_at": ("gairat", "margin_loss", "mma", "wat"),
-}
-"""Components that a method refuses: it has no adversarial images, or has them already, or weighs or
-makes them in another way."""
 REASON = "=disabled|has a weight already|no term in the role"
 
 
@@ -95,9 +67,7 @@ def test_every_data_option_validates(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_with_every_component_and_repeats_its_bits(method, component):
     overrides = [f"method={method}", *([] if component == "none" else completed(component))]
-    group, _, variant = component.partition("=")
-    name = group.removeprefix("component/")
-    if name in REFUSED.get(method, ()) and variant != "outer":
+    if refused(method, component):
         with pytest.raises(ConfigError, match=REASON):
             compose_config(*overrides)
         return

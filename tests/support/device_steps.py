@@ -1,0 +1,96 @@
+"""Training steps and runs on the pretended device: what they wait for and launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from hydra import initialize_config_dir
+
+from ablation.averages import Ema
+from ablation.config.compose import Composer
+from ablation.config.experiment import Config
+from ablation.config.folders import conf_dir, register_components
+from ablation.config.validation import load
+from ablation.models.folding import Folded
+from ablation.models.net import Net
+from ablation.numerics.precision import precision_context
+from ablation.training.memory import Memories, remembering
+from ablation.training.step import StepLog, train_step
+from ablation.types import Batch, Clock
+from tests.support.pretended_cuda import CUDA, Wait, pretending
+
+
+@contextmanager
+def composing() -> Iterator[Any]:
+    """Yield what composes a config of overrides; Hydra is asked once for each choice of groups."""
+    register_components()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        composer = Composer()
+        plain = cache(lambda *overrides: composer.plain(list(overrides)))
+        yield lambda *overrides: load(plain(*overrides))
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a training step did.
+
+    Attributes:
+        log: its measurements, on the device.
+        waits: of the host.
+        launches: number of operations that are no views, averaging left out.
+    """
+
+    log: StepLog
+    waits: list[Wait]
+    launches: int
+
+
+def stepped(config: Config, net: Net, batch: Batch, precision: str = "fp32") -> Stepped:
+    """Make a training step of a config, and one of an EMA, on the pretended device.
+
+    Args:
+        config: its method, in the last phase, and its optimiser.
+        net: on the CPU; with the method's head.
+        batch: on the CPU.
+        precision: of training forwards.
+    """
+    method = config.phases[-1].method
+    classes = net.head.linear.out_features if hasattr(net.head, "linear") else 3
+    with pretending() as log:
+        net = net.to("cuda")
+        there = Batch(*(each.to("cuda") for each in (batch.x, batch.y, batch.index)))
+        folded, average, optimizer = Folded(net), Ema().attach(net), config.optim.build(net, 0.01)
+        memories = Memories(
+            [method], n_train=100, batch_size=len(batch.y), classes=classes, device=CUDA
+        )
+        net.train()
+        log.clear()
+        measured, views = train_step(
+            method,
+            net,
+            optimizer,
+            there,
+            Clock(1, 0),
+            seed=0,
+            precision=precision_context(precision, CUDA),  # type: ignore[arg-type]
+            clip=config.optim.clip,
+            folded=folded,
+            memories=memories,
+        )
+        memories.commit(remembering(method), views)
+        launches = log.launched
+        average.update(net, Clock(1, 0))
+        return Stepped(measured, list(log.waits), launches)
+
+
+def on_device(log: StepLog) -> bool:
+    """Whether all that a step measured lies on the device."""
+    values = [log.loss, log.grad_norm]
+    for group in (log.parts, log.correct, log.facts, log.logits, log.recorded):
+        values += group.values()
+    return all(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in values)
