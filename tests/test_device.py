@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from ablation.types import Batch
 from tests.support.device_steps import composing, on_device, stepped
@@ -17,12 +16,11 @@ METHODS = options("method")
 WAITS = {"crafters/boundary.py": "a size"}
 """Waits of a training step that are known: the boundary points that were found are a batch of
 their own, whose size only the device knows."""
-FEW = ("attack.steps=2",)
 
 
 @pytest.fixture(scope="module")
 def configs() -> Iterator[Any]:
-    with composing() as config:
+    with composing("scale=smoke") as config:
         yield config
 
 
@@ -42,8 +40,7 @@ def batch() -> Batch:
 def test_a_step_mixes_no_devices_and_does_not_wait(configs, method, component):
     if refused(method, component):
         pytest.skip("the method refuses it")
-    more = () if component == "none" else completed(component)
-    config = configs(f"method={method}", *more, *FEW)
+    config = configs(method, () if component == "none" else completed(component))
     done = stepped(config, small(config), batch(), "bf16")
     assert on_device(done.log)
     unknown = [w for w in done.waits if WAITS.get(w.place.partition(":")[0]) != w.reason]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from hydra import initialize_config_dir
@@ -26,13 +25,29 @@ from tests.support.pretended_cuda import CUDA, Wait, pretending
 
 
 @contextmanager
-def composing() -> Iterator[Any]:
-    """Yield what composes a config of overrides; Hydra is asked once for each choice of groups."""
+def composing(*shared: str) -> Iterator[Callable[[str, Sequence[str]], Config]]:
+    """Yield what makes the config of a method and overrides that enable components.
+
+    Hydra composes every method once, and every component: together they are put by hand.
+
+    Args:
+        *shared: overrides of all these configs.
+    """
     register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         composer = Composer()
-        plain = cache(lambda *overrides: composer.plain(list(overrides)))
-        yield lambda *overrides: load(plain(*overrides))
+        plain = cache(lambda *overrides: composer.plain([*overrides, *shared]))
+
+        def config(method: str, component: Sequence[str] = ()) -> Config:
+            base, more = plain(f"method={method}"), plain("method=at", *component)
+            switched = {
+                name: node for name, node in more["component"].items() if node.get("_target_")
+            }
+            decay = min(each["optim"]["weight_decay"] for each in (base, more))
+            optim = base["optim"] | {"weight_decay": decay}
+            return load({**base, "component": base["component"] | switched, "optim": optim})
+
+        yield config
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,9 @@ class Stepped:
     launches: int
 
 
-def stepped(config: Config, net: Net, batch: Batch, precision: str = "fp32") -> Stepped:
+def stepped(
+    config: Config, net: Net, batch: Batch, precision: str = "fp32", classes: int = 3
+) -> Stepped:
     """Make a training step of a config, and one of an EMA, on the pretended device.
 
     Args:
@@ -58,9 +75,9 @@ def stepped(config: Config, net: Net, batch: Batch, precision: str = "fp32") -> 
         net: on the CPU; with the method's head.
         batch: on the CPU.
         precision: of training forwards.
+        classes: of the images.
     """
     method = config.phases[-1].method
-    classes = net.head.linear.out_features if hasattr(net.head, "linear") else 3
     with pretending() as log:
         net = net.to("cuda")
         there = Batch(*(each.to("cuda") for each in (batch.x, batch.y, batch.index)))

@@ -1,4 +1,4 @@
-"""A pretended CUDA device: real numbers on the CPU under the rules of a GPU, and a count of its cost.
+"""A pretended CUDA device: real numbers of the CPU, the rules of a GPU, a count of its costs.
 
 Within ``pretending()`` the device ``cuda`` is there. Its tensors are wrappers around CPU tensors,
 so that whole trainings and attacks run to the end. Every operation on one of them
@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
 
 import ablation
 
@@ -37,22 +36,27 @@ HOST, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NAME = "Pretended GPU"
 PACKAGE = str(Path(ablation.__file__).parent)
 
-VIEWS = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+VIEWS = _names(
     "view _unsafe_view reshape _reshape_alias t transpose permute expand select slice unsqueeze "
-    "squeeze detach alias as_strided unbind split split_with_sizes unfold diagonal lift_fresh".split()
+    "squeeze detach alias as_strided unbind split split_with_sizes unfold diagonal lift_fresh"
 )
 """Operations that launch nothing."""
-READS = frozenset(
+READS = _names(
     "_local_scalar_dense nonzero masked_select unique_dim _unique2 unique_consecutive equal "
-    "repeat_interleave bincount multinomial is_nonzero".split()
+    "repeat_interleave bincount multinomial is_nonzero"
 )
 """Operations whose result, or its size, the host waits for."""
-INDEXING = frozenset("index index_put _index_put_impl _unsafe_index".split())
+INDEXING = _names("index index_put _index_put_impl _unsafe_index")
 """Operations that a boolean mask makes wait, and that take whole numbers of the host."""
-TAKES_SCALARS = frozenset(
-    "add sub rsub mul div true_divide floor_divide pow maximum minimum where lerp eq ne lt le gt ge "
-    "bitwise_and bitwise_or logical_and logical_or addcmul addcdiv atan2 remainder fmod fill "
-    "masked_fill clamp clamp_min clamp_max index_put _index_put_impl copy".split()
+TAKES_SCALARS = _names(
+    "add sub rsub mul div true_divide floor_divide pow maximum minimum where lerp eq ne lt le gt "
+    "ge bitwise_and bitwise_or logical_and logical_or addcmul addcdiv atan2 remainder fmod fill "
+    "masked_fill clamp clamp_min clamp_max index_put _index_put_impl copy"
 )
 """Operations, in place or not, that take a number of the host beside tensors of the device."""
 COPIES = frozenset(("_to_copy", "copy_"))
@@ -123,7 +127,7 @@ class OnDevice(Tensor):
     @staticmethod
     def __new__(cls, raw: Tensor) -> OnDevice:
         raw = raw.detach()
-        made: OnDevice = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: OnDevice = Tensor._make_wrapper_subclass(
             cls,
             raw.size(),
             strides=raw.stride(),
@@ -135,16 +139,17 @@ class OnDevice(Tensor):
         made.raw = raw
         return made
 
-    device = property(lambda self: CUDA)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         return OnDevice(self.raw)
 
     @data.setter
-    def data(self, value: OnDevice) -> None:
+    def data(self, value: Tensor) -> None:
+        assert isinstance(value, OnDevice)
         Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.raw = value.raw
 
@@ -177,7 +182,7 @@ class PlacedGenerator(torch.Generator):
         made.placed = torch.device(device)
         return made
 
-    device = property(lambda self: self.placed)  # type: ignore[assignment]
+    device = property(lambda self: self.placed)
 
 
 class _Autocast(torch.autocast):
@@ -199,7 +204,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], to: torch.device | None =
         to: where a copy goes; ``None`` where C++ asks, which takes all devices for the CPU.
     """
     name = func.overloadpacket.__name__
-    tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
+    tensors = _tensors(args) + _tensors(kwargs.values())
     mine = [each for each in tensors if isinstance(each, OnDevice)]
     _check_arrived(name, tensors)
     if mine and name not in COPIES:
@@ -217,18 +222,42 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], to: torch.device | None =
     if "device" in kwargs:
         there = there or _is_cuda(kwargs["device"])
         kwargs = {**kwargs, "device": HOST}
-    raw_args, raw_kwargs = tree_map_only(OnDevice, lambda each: each.raw, (args, kwargs))
-    out = func(*raw_args, **raw_kwargs)
+    out = func(*_raw(args), **_raw(kwargs))
     if name == "_to_copy" and mine and not there and kwargs.get("non_blocking"):
         _log.on_their_way[out.untyped_storage().data_ptr()] = out
     if not there or name == "_local_scalar_dense":
         return _given(func, args, kwargs, out)
     known = {id(each.raw): each for each in mine}
+    return _given(func, args, kwargs, _wrapped(out, known))
 
-    def wrapped(each: Tensor) -> Tensor:
-        return known[id(each)] if id(each) in known else OnDevice(each)
 
-    return _given(func, args, kwargs, tree_map_only(Tensor, wrapped, out))
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors among arguments, in lists too."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found
+
+
+def _raw(value: Any) -> Any:
+    """The CPU tensors behind those of the device, in nested arguments."""
+    if isinstance(value, OnDevice):
+        return value.raw
+    if isinstance(value, (list, tuple)):
+        return type(value)(_raw(each) for each in value)
+    return {k: _raw(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _wrapped(value: Any, known: dict[int, OnDevice]) -> Any:
+    """Results on the device; those that are arguments, in place, are the same again."""
+    if isinstance(value, Tensor):
+        return known[id(value)] if id(value) in known else OnDevice(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_wrapped(each, known) for each in value)
+    return value
 
 
 def _given(func: Any, args: Any, kwargs: Any, out: Any) -> Any:
@@ -278,25 +307,23 @@ def _note_reads(name: str, args: Any) -> None:
 def _note_copy(name: str, source: Tensor, there: bool, unhurried: bool) -> None:
     if isinstance(source, OnDevice) and not there and not unhurried:
         _log.wait("a copy to the host", name)
-    if not isinstance(source, OnDevice) and there and source.numel() > 0:
-        if not (unhurried and getattr(source, "pinned", False)):
-            _log.wait("a copy from unpinned memory", name)
+    pinned = unhurried and getattr(source, "pinned", False)
+    if not isinstance(source, OnDevice) and there and source.numel() > 0 and not pinned:
+        _log.wait("a copy from unpinned memory", name)
 
 
 class _Dispatch(TorchDispatchMode):
     """Operations without a tensor of the device that make one."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         backward = torch._C._current_graph_task_id() != -1  # its zeros go where C++ sees a CPU
         if _is_cuda(kwargs.get("device")) or (backward and kwargs.get("device") is not None):
             return _run(func, args, {**kwargs, "device": CUDA})
-        if any(isinstance(each, OnDevice) for each in tree_iter((args, kwargs))):
+        tensors = _tensors(args) + _tensors(kwargs.values())
+        if any(isinstance(each, OnDevice) for each in tensors):
             return _run(func, args, kwargs)
-        if _log.on_their_way:
-            _check_arrived(
-                str(func), [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
-            )
+        _check_arrived(str(func), tensors)
         return func(*args, **kwargs)
 
 
@@ -319,7 +346,7 @@ def _copied(x: Tensor, to: torch.device, options: dict[str, Any]) -> Any:
 class _Function(TorchFunctionMode):
     """Calls of Python that C++ would answer as for a CPU tensor."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         self._check_generator(func, args, kwargs)
         special = self.SPECIAL.get(func)
@@ -343,7 +370,7 @@ class _Function(TorchFunctionMode):
         first, *rest = args
         rest = [v for a in rest for v in ((a.device, a.dtype) if isinstance(a, Tensor) else (a,))]
         device, dtype, non_blocking, layout = torch._C._nn._parse_to(*rest, **kwargs)
-        options = {} if dtype is None else {"dtype": dtype}
+        options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
         options |= {} if layout is None else {"memory_format": layout}
         if device is None or device.type == first.device.type:
             options |= {"copy": True} if kwargs.get("copy") else {}
@@ -389,7 +416,7 @@ class _Function(TorchFunctionMode):
 
 
 def _grouped(lists: Any, with_indices: bool = False) -> dict[Any, Any]:
-    """torch's grouping of tensors by device and type, which C++ does by the devices that it sees."""
+    """torch's grouping of tensors by device and type; C++ would go by the devices it sees."""
     groups: dict[Any, Any] = {}
     for number, first in enumerate(lists[0]):
         columns, numbers = groups.setdefault((first.device, first.dtype), ([[] for _ in lists], []))
