@@ -185,7 +185,7 @@ def test_faults_in_a_training_step_are_noticed(fault, monkeypatch):
     config, own = compose_config("method=at", "scale=smoke"), small_batch()
     net, batch = small_net().float(), Batch(own.x.float(), own.y, own.index)
     try:
-        found = stepped(config, net, batch).waits
+        found: list[object] = [*stepped(config, net, batch).waits]
     except RefusedError as error:
         found = [error]
     assert found

@@ -68,11 +68,19 @@ class RefusedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Wait:
-    """The host waits for the device: for what, in which operation, at which line of the package."""
+    """The host waits for the device.
+
+    Attributes:
+        reason: what for.
+        operation: of aten.
+        place: the line of the package.
+        stage: what the program was doing, see ``Log.during``.
+    """
 
     reason: str
     operation: str
     place: str
+    stage: str = ""
 
 
 @dataclass
@@ -84,6 +92,9 @@ class Log:
     refused: list[str] = field(default_factory=list)
     on_their_way: dict[int, Tensor] = field(default_factory=dict)
     """Copies to the host that nobody waited for yet, by the place of their memory."""
+    stage: str = ""
+    inside: bool = False
+    """Whether a function of torch works on a tensor of the device."""
 
     def clear(self) -> None:
         """Forget waits and launches so far."""
@@ -96,7 +107,16 @@ class Log:
         return self.launches.total()
 
     def wait(self, reason: str, operation: str) -> None:
-        self.waits.append(Wait(reason, operation, _place()))
+        self.waits.append(Wait(reason, operation, _place(), self.stage))
+
+    @contextlib.contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        """Note a name of what the program is doing with every wait; the innermost one counts."""
+        before, self.stage = self.stage, stage
+        try:
+            yield
+        finally:
+            self.stage = before
 
     def refuse(self, message: str) -> None:
         self.refused.append(f"{message}, at {_place()}")
@@ -317,8 +337,9 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        backward = torch._C._current_graph_task_id() != -1  # its zeros go where C++ sees a CPU
-        if _is_cuda(kwargs.get("device")) or (backward and kwargs.get("device") is not None):
+        # C++ makes its own tensors, within a call or a backward pass, where it sees its inputs.
+        inside = _log.inside or torch._C._current_graph_task_id() != -1
+        if _is_cuda(kwargs.get("device")) or (inside and kwargs.get("device") is not None):
             return _run(func, args, {**kwargs, "device": CUDA})
         tensors = _tensors(args) + _tensors(kwargs.values())
         if any(isinstance(each, OnDevice) for each in tensors):
@@ -355,7 +376,11 @@ class _Function(TorchFunctionMode):
         if func in self.MAKERS and _is_cuda(kwargs.get("device")):
             rest = {key: value for key, value in kwargs.items() if key != "device"}
             return _copied(func(*args, **rest), CUDA, {})
-        return func(*args, **kwargs)
+        there = func is not Tensor.__setitem__ and any(
+            isinstance(each, OnDevice) for each in (*args, *kwargs.values())
+        )
+        with mock.patch.object(_log, "inside", there):
+            return func(*args, **kwargs)
 
     def _check_generator(self, func: Any, args: Any, kwargs: Any) -> None:
         rng = kwargs.get("generator")
@@ -367,13 +392,15 @@ class _Function(TorchFunctionMode):
             _log.refuse(f"{func.__name__}: a generator of {rng.device.type} draws for {device}")
 
     def _to(self, func: Any, args: Any, kwargs: Any) -> Any:
+        kwargs = dict(kwargs)
         first, *rest = args
         rest = [v for a in rest for v in ((a.device, a.dtype) if isinstance(a, Tensor) else (a,))]
+        copied = kwargs.pop("copy", False)
         device, dtype, non_blocking, layout = torch._C._nn._parse_to(*rest, **kwargs)
         options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
         options |= {} if layout is None else {"memory_format": layout}
         if device is None or device.type == first.device.type:
-            options |= {"copy": True} if kwargs.get("copy") else {}
+            options |= {"copy": True} if copied else {}
             return func(first, **{"dtype": first.dtype, **options})
         return self._moved(first, device, {"non_blocking": non_blocking, **options})
 
