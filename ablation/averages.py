@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from ablation.types import Average, Clock
 
@@ -59,11 +58,15 @@ class EmaAverage:
         spec, k = self._spec, self.count
         decay = min(spec.decay, (1 + k) / (10 + k)) if spec.warmup else spec.decay
         torch._foreach_lerp_(list(self._model.parameters()), list(net.parameters()), 1 - decay)
-        for averaged, current in zip(self._model.buffers(), net.buffers(), strict=True):
-            if spec.buffers == "average" and averaged.is_floating_point():
-                averaged.lerp_(current, 1 - decay)
-            else:
-                averaged.copy_(current)
+        for floating in (True, False):  # a list of one type is one launch
+            averaged, current = (
+                [each for each in module.buffers() if each.is_floating_point() == floating]
+                for module in (self._model, net)
+            )
+            if averaged and floating and spec.buffers == "average":
+                torch._foreach_lerp_(averaged, current, 1 - decay)
+            elif averaged:
+                torch._foreach_copy_(averaged, current)
         self.count += 1
 
     def prepare(self, batches: Callable[[], Iterable[Tensor]]) -> None:
@@ -110,4 +113,29 @@ class SwaAverage:
 
     def prepare(self, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Estimate the BatchNorm statistics of the averaged weights on training images."""
-        update_bn(batches(), self._model)
+        estimate_statistics(self._model, batches())
+
+
+@torch.no_grad()
+def estimate_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Estimate BatchNorm's running statistics anew: means over batches [N, C, H, W].
+
+    The numbers are those of torch's ``update_bn``, which reads how many batches there were from
+    the device, in every layer and batch.
+    """
+    layers = [each for each in net.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return
+    training, momenta = net.training, [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+    net.train()
+    try:
+        for number, images in enumerate(batches, 1):
+            for layer in layers:
+                layer.momentum = 1 / number
+            net(images)
+    finally:
+        net.train(training)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

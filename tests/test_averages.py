@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablation.averages import Ema, Swa
+from ablation.averages import Ema, Swa, estimate_statistics
 from ablation.types import Average, Clock
 
 VALUES = (3.0, -1.0, 4.0, 1.5)
@@ -148,3 +148,18 @@ def test_a_decay_outside_its_range_is_refused(decay):
 def test_defaults_are_those_of_the_dyart_and_rade_code():
     assert (Ema().decay, Ema().warmup, Ema().buffers) == (0.995, True, "copy")
     assert Swa().start == 0
+
+
+def test_swa_statistics_have_the_bits_of_torchs_update_bn():
+    g = torch.Generator().manual_seed(0)
+    batches = [torch.randn(5, 3, 4, 4, generator=g) for _ in range(3)]
+    first, second = nn.BatchNorm2d(4), nn.BatchNorm2d(4, momentum=0.3)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), first, nn.ReLU(), second).eval()
+    expected = copy.deepcopy(net)
+    torch.optim.swa_utils.update_bn(batches, expected)
+    estimate_statistics(net, iter(batches))
+    pairs = zip(net.state_dict().items(), expected.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+    assert (net.training, first.momentum, second.momentum) == (False, 0.1, 0.3)
+    assert first.num_batches_tracked is not None
+    assert first.num_batches_tracked.item() == 3

@@ -45,6 +45,7 @@ WAITS = {
         "cuda", non_blocking=True
     ),
     "a tensor of numbers": lambda a: torch.tensor([1.0, 2.0], device="cuda"),
+    "a tensor of numbers like another": lambda a: a.new_tensor([1.0, 2.0]) * a[:2],
     "the end of all work": lambda a: torch.cuda.synchronize(),
 }
 FREE = {

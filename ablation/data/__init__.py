@@ -9,6 +9,7 @@ from ablation.data.images import (
     Source,
     check_labels,
     label_problems,
+    sent,
     to_float,
 )
 from ablation.data.loader import Augment, DeviceLoader, check_batch_size, crop_flip
@@ -41,6 +42,7 @@ __all__ = [
     "encode_split",
     "label_problems",
     "load_split",
+    "sent",
     "statistics",
     "stratified_split",
     "to_float",

@@ -138,6 +138,13 @@ def to_float(
     return images.to(dtype=dtype, memory_format=layout, copy=True).div_(full)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device; from pinned memory, so that nothing waits."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def check_labels(data: ImageSet, classes: int) -> None:
     """Check that no label of a set, which need not hold all classes, is ``classes`` or more.
 

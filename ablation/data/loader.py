@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.data.images import ImageSet, to_float
+from ablation.data.images import ImageSet, sent, to_float
 from ablation.errors import InputError
 from ablation.random import generator
 from ablation.types import Batch
@@ -124,7 +124,7 @@ class DeviceLoader:
         """
         n = len(self._index)
         order = torch.randperm(n, generator=generator(self._seed, "order", epoch))
-        index = self._send(self._index[order])
+        index = sent(self._index[order], self._device)
         draws = self._draws(n, epoch) if self._augment == "crop_flip" else None
         for step in range(start, len(self)):
             rows = slice(step * self._batch_size, (step + 1) * self._batch_size)
@@ -139,10 +139,4 @@ class DeviceLoader:
         rng = generator(self._seed, "augment", epoch)
         offsets = torch.randint(0, 2 * PAD + 1, (n, 2), generator=rng)
         flip = torch.randint(0, 2, (n,), generator=rng).bool()
-        return self._send(offsets), self._send(flip)
-
-    def _send(self, tensor: Tensor) -> Tensor:
-        """Copy to the device; from pinned memory, so that the host does not wait for a GPU."""
-        if self._device.type != "cuda":
-            return tensor.to(self._device)
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+        return sent(offsets, self._device), sent(flip, self._device)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ablation.data import ImageSet, to_float
+from ablation.data import ImageSet, sent, to_float
 from ablation.errors import InterruptedRunError
 from ablation.evaluation import Pgd
 from ablation.evaluation.judge import never
@@ -23,6 +23,7 @@ from ablation.numerics.margins import Survey, effective_margin, summarise, surve
 from ablation.numerics.modes import evaluating
 from ablation.numerics.precision import exact_arithmetic
 from ablation.random import generator
+from ablation.runs.state_dicts import on_host
 from ablation.types import Norm
 
 
@@ -46,19 +47,12 @@ class Curves:
     seed: int
     stop: Callable[[], bool] = never
 
-    def __call__(self, net: nn.Module, device: torch.device) -> dict[str, float]:
-        """``curve_<split>_clean`` and ``_robust`` in percent, ``_robust_loss`` in nats."""
-        row: dict[str, float] = {}
+    def sums(self, net: nn.Module, device: torch.device) -> dict[str, Tensor]:
+        """Sum over each split: right, right also under attack, the loss there; [3], in fp64."""
         with evaluating(net):
-            for split, images in self.images.items():
-                clean, robust, loss = self._measure(net, images, device)
-                row |= {f"curve_{split}_clean": clean, f"curve_{split}_robust": robust}
-                row[f"curve_{split}_robust_loss"] = loss
-        return row
+            return {split: self._sums(net, images, device) for split, images in self.images.items()}
 
-    def _measure(
-        self, net: nn.Module, images: ImageSet, device: torch.device
-    ) -> tuple[float, float, float]:
+    def _sums(self, net: nn.Module, images: ImageSet, device: torch.device) -> Tensor:
         rng = generator(self.seed, "curves", 0, device)
         sums = torch.zeros(3, dtype=torch.double, device=device)
         for x, y in _batches(images, device, self.stop):
@@ -69,8 +63,16 @@ class Curves:
             sums += torch.stack(
                 [right.sum(), robust.sum(), cross_entropy(logits, y).double().sum()]
             )
-        clean, robust_share, loss = (sums / len(images)).tolist()
-        return 100 * clean, 100 * robust_share, loss
+        return sums
+
+    def row(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """``curve_<split>_clean`` and ``_robust`` in percent, ``_robust_loss`` in nats."""
+        row: dict[str, float] = {}
+        for split, images in self.images.items():
+            clean, robust, loss = (sums[split] / len(images)).tolist()
+            row |= {f"curve_{split}_clean": 100 * clean, f"curve_{split}_robust": 100 * robust}
+            row[f"curve_{split}_robust_loss"] = loss
+        return row
 
 
 BATCH = 250
@@ -124,28 +126,29 @@ class Monitor:
         net = copy.deepcopy(net)
         device = next(net.parameters()).device
         with exact_arithmetic(device):
-            found = self._survey(net, device)
-            row: dict[str, float | str] = {
-                "margin_split": self.split,
-                "margin_norm": self.norm,
-                **numbers(found),
-            }
+            margins = {"": self._survey(net, device)}
             for split, images in self.effective.items():
-                mean, std = _effective(net, _batches(images, device, self.stop))
-                row |= {f"margin_{split}": mean, f"margin_{split}_std": std}
-            if self.curves is not None:
-                row |= self.curves(net, device)
-        self.margins = found.margin.tolist()
+                margins[split] = _effective(net, _batches(images, device, self.stop))
+            sums = {} if self.curves is None else self.curves.sums(net, device)
+        margins, sums = on_host((margins, sums))  # one wait for the device
+        margin, gap, dead = margins.pop("")
+        row: dict[str, float | str] = {
+            "margin_split": self.split,
+            "margin_norm": self.norm,
+            **numbers(Survey(margin, gap, dead.bool())),
+        }
+        for split, (value, gone) in margins.items():
+            mean, std = summarise(value, (value > 0) & ~gone.bool())
+            row |= {f"margin_{split}": mean, f"margin_{split}_std": std}
+        if self.curves is not None:
+            row |= self.curves.row(sums)
+        self.margins = margin.tolist()
         return row
 
-    def _survey(self, net: nn.Module, device: torch.device) -> Survey:
-        batches = _batches(self.images, device, self.stop)
-        parts = [survey(net, x, y, self.norm) for x, y in batches]
-        return Survey(
-            torch.cat([part.margin for part in parts]),
-            torch.cat([part.logit_gap for part in parts]),
-            torch.cat([part.zero_gradient for part in parts]),
-        )
+    def _survey(self, net: nn.Module, device: torch.device) -> Tensor:
+        """Margins, gaps and vanished gradients, [3, N]."""
+        found = (survey(net, x, y, self.norm) for x, y in _batches(self.images, device, self.stop))
+        return _columns([(each.margin, each.logit_gap, each.zero_gradient) for each in found])
 
 
 def numbers(found: Survey) -> dict[str, float]:
@@ -167,19 +170,22 @@ def fixed_subset(images: ImageSet, n: int | None, seed: int) -> ImageSet:
     return images.subset(order[:n])
 
 
-def _effective(net: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Mean and deviation over the correctly classified images that have a gradient."""
-    parts = [effective_margin(net, x, y) for x, y in batches]
-    value = torch.cat([part.value for part in parts])
-    dead = torch.cat([part.zero_gradient for part in parts])
-    return summarise(value, (value > 0) & ~dead)
+def _effective(net: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """Effective margins and vanished gradients, [2, N]."""
+    found = (effective_margin(net, x, y) for x, y in batches)
+    return _columns([(each.value, each.zero_gradient) for each in found])
+
+
+def _columns(parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """Put numbers of each image, batch by batch, into rows of fp64."""
+    return torch.cat([torch.stack([each.double() for each in part]) for part in parts], 1)
 
 
 def _batches(
     images: ImageSet, device: torch.device, stop: Callable[[], bool]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    for rows in torch.arange(len(images)).split(BATCH):  # type: ignore[no-untyped-call]
+    for start in range(0, len(images), BATCH):
         if stop():
             raise InterruptedRunError("stopped while margins were measured")
-        batch = images.subset(rows)
-        yield to_float(batch.images.to(device)), batch.labels.to(device)
+        rows = slice(start, start + BATCH)
+        yield to_float(sent(images.images[rows], device)), sent(images.labels[rows], device)

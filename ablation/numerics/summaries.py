@@ -17,7 +17,7 @@ def distribution(values: Tensor) -> dict[str, float]:
 
     Waits for the device once. Quantiles between two values are interpolated linearly.
     """
-    values = values.double()
+    values = values.double().cpu()
     levels = values.new_tensor(list(QUANTILES.values()))
     moments = torch.stack([values.mean(), values.amin(), values.amax()])
     found = torch.cat([moments, torch.quantile(values, levels)])

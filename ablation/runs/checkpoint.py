@@ -41,7 +41,7 @@ from ablation.runs.files import (
     write_durably,
 )
 from ablation.runs.provenance import versions
-from ablation.runs.state_dicts import encode, load_weights_file, plain_copy
+from ablation.runs.state_dicts import encode, load_weights_file, on_host, plain_copy
 from ablation.text import first_line
 
 FORMAT = 1
@@ -97,11 +97,12 @@ class Checkpoints:
             InputError: the disk is full or cannot be written; older checkpoints are untouched.
             TypeError: ``snapshot.train`` holds something that is not a tensor or a plain type.
         """
-        files = {WEIGHTS: encode(snapshot.weights, {})}
-        if snapshot.average is not None:
-            files[AVERAGE] = encode(snapshot.average, {})
+        weights, average, train = on_host((snapshot.weights, snapshot.average, snapshot.train))
+        files = {WEIGHTS: encode(weights, {})}
+        if average is not None:
+            files[AVERAGE] = encode(average, {})
         buffer = io.BytesIO()
-        torch.save(plain_copy(snapshot.train, "train"), buffer)
+        torch.save(plain_copy(train, "train"), buffer)
         files[TRAIN] = buffer.getvalue()
         files[MANIFEST] = seal(
             {
@@ -178,6 +179,7 @@ class Checkpoints:
         Raises:
             InputError: the disk is full or cannot be written; the old files are untouched.
         """
+        weights, average, recorded = on_host((weights, average, recorded))
         meta = {**meta, "train_id": self.train_id, "format": str(FORMAT)}
         # The average first: whoever sees new raw weights also finds their average.
         if average is not None:

@@ -201,6 +201,29 @@ def _unwrap(found: object, path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in found.items()}
 
 
+def on_host(value: Any) -> Any:
+    """Nested data with every tensor on the CPU; the host waits for a GPU once, not once a tensor.
+
+    Tensors that are there already are not copied.
+    """
+    devices: set[torch.device] = set()
+
+    def move(entry: Any) -> Any:
+        if isinstance(entry, Tensor) and entry.device.type == "cuda":
+            devices.add(entry.device)
+            return entry.detach().to("cpu", non_blocking=True)
+        if isinstance(entry, Mapping):
+            return {key: move(each) for key, each in entry.items()}
+        if isinstance(entry, (list, tuple)):
+            return type(entry)(move(each) for each in entry)
+        return entry
+
+    moved = move(value)
+    for device in devices:
+        torch.cuda.synchronize(device)  # only then have the copies arrived
+    return moved
+
+
 def plain_copy(value: Any, place: str) -> Any:
     """A copy of nested data that ``weights_only=True`` is sure to accept, tensors on the CPU.
 

@@ -156,7 +156,7 @@ class Guard:
         Raises:
             NonFiniteError: with the name and step of the first value that was not.
         """
-        bad_at = self._bad_at.tolist()
+        bad_at = self._bad_at.tolist() if self.keys else []
         first = min(bad_at, default=math.inf)
         if math.isfinite(first):
             group, name = self.keys[bad_at.index(first)]
@@ -472,8 +472,10 @@ class Engine:
         Raises:
             NonFiniteError: with the name of the first that is not.
         """
-        for name, value in self.net.state_dict().items():
-            if not bool(value.isfinite().all()):
+        state = self.net.state_dict()
+        finite = torch.stack([value.isfinite().all() for value in state.values()])
+        for name, fine in zip(state, finite.tolist(), strict=True):
+            if not fine:
                 raise NonFiniteError("weights", f"{name} after step {self.position.step}")
 
     def _save(self) -> None:

@@ -426,6 +426,10 @@ class _Function(TorchFunctionMode):
     def _tolist(self, func: Any, args: Any, kwargs: Any) -> Any:
         return func(self._moved(args[0].detach(), HOST, {}))
 
+    def _new_tensor(self, func: Any, args: Any, kwargs: Any) -> Any:
+        rest = {"dtype": args[0].dtype, **kwargs}
+        return self._moved(torch.tensor(*args[1:], **rest), args[0].device, {})
+
     def _pin(self, func: Any, args: Any, kwargs: Any) -> Any:
         made = args[0].clone()
         made.pinned = True
@@ -439,6 +443,7 @@ class _Function(TorchFunctionMode):
         Tensor.numpy: _numpy,
         Tensor.tolist: _tolist,
         Tensor.pin_memory: _pin,
+        Tensor.new_tensor: _new_tensor,
     }
 
 
