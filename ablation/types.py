@@ -49,6 +49,8 @@ class Crafted:
         facts: scalars for the log, averaged over an epoch's steps.
         recorded: a number of each sample of the batch by name, [N], as ``radius``: its distribution
             over an epoch is logged, and kept with the weights of the epochs that are kept.
+        counted: samples that count in BatchNorm's statistics of the points' pass, [N], bool;
+            ``None`` means all.
     """
 
     x: Tensor
@@ -56,6 +58,7 @@ class Crafted:
     aux: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Tensor] = field(default_factory=dict)
     recorded: Mapping[str, Tensor] = field(default_factory=dict)
+    counted: Tensor | None = None
 
 
 @dataclass(frozen=True)

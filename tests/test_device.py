@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
-from ablation.types import Batch
+from ablation.config.experiment import RuntimeConfig
+from ablation.jobs.setup import numerics
+from ablation.training.views import StepViews
+from ablation.types import Batch, Clock, Crafted
+from tests.support.configs import compose_config
 from tests.support.device_steps import composing, on_device, stepped
 from tests.support.options import COMPONENTS, completed, options, refused
 from tests.support.parts import small_batch, small_net
+from tests.support.pretended_cuda import pretending
 
 METHODS = options("method")
 WAITS = {"crafters/boundary.py": "a size"}
@@ -46,3 +53,40 @@ def test_a_step_mixes_no_devices_and_does_not_wait(configs, method, component):
     unknown = [w for w in done.waits if WAITS.get(w.place.partition(":")[0]) != w.reason]
     assert unknown == []
     assert len(done.waits) <= 1
+
+
+def test_masked_boundary_points_leave_no_wait():
+    config = compose_config(
+        "method=dyart", "scale=smoke", "component.closed_form_gradient.masked=true"
+    )
+    done = stepped(config, small(config), batch(), "bf16")
+    assert done.waits == []
+    assert on_device(done.log)
+
+
+@pytest.mark.parametrize("penalty", ["igr=enabled", "emr=approximate", "emr=probe"])
+def test_penalties_on_gradients_are_not_rounded_by_tf32(penalty):
+    """Neither in the forward, nor in the backward and double backward, which run later."""
+    config = compose_config("method=at", f"component/{penalty}")
+    name = penalty.partition("=")[0]
+    net, own = small(config), batch()
+    penalise = config.phases[-1].method.terms[name].term
+    runtime = RuntimeConfig("cuda", "tf32", False, False, False)
+    values = []
+    for device in ("cpu", "cuda"):
+        twin = copy.deepcopy(net)
+        with pretending() as log, numerics(runtime):
+            twin = twin.to(device).train()
+            there = Batch(*(each.to(device) for each in (own.x, own.y, own.index)))
+            views = StepViews(twin, there, Clock(0, 0), torch.enable_grad)
+            views.add("adv", Crafted(there.x))
+            twin(there.x)
+            assert log.rounded.total() == (0 if device == "cpu" else 3)
+            log.clear()
+            penalise(views).sum().backward()
+            assert log.rounded == {}
+            gradients = [p.grad for p in twin.parameters() if p.grad is not None]
+            assert len(gradients) > 4
+            values.append([each.cpu() for each in gradients])
+    for ours, theirs in zip(*values, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -32,12 +32,16 @@ class ClosedFormGradient(Component):
     Args:
         filter: ``kkt`` keeps the points that satisfy the quality conditions of DyART's code,
             which are those of linf; ``none`` keeps all.
+        masked: points stay in place in the batch and BatchNorm counts those that were found, so
+            that no step waits for a GPU; the same numbers up to rounding. Otherwise they are
+            gathered, as in DyART's code.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("margin_maximization",)
     after: ClassVar[tuple[str, ...]] = ("exponential_loss", "fab_margin", "soft_boundary")
 
     filter: Literal["kkt", "none"] = "none"
+    masked: bool = False
 
     def apply(self, method: Method) -> Method:
         """Exchange the margin for one whose gradient is taken at boundary points.
@@ -55,8 +59,14 @@ class ClosedFormGradient(Component):
                     "replaces the gradient of the searched distance, and takes correct samples "
                     "alone; leave component.fab_margin.gradient at rescaled and .wrong at exclude"
                 )
-        crafter = replace(crafter, subset=True, point="boundary", filtered=self.filter == "kkt")
-        return reading_points(method, at_boundary_points(term), crafter)
+        crafter = replace(
+            crafter,
+            subset=True,
+            point="boundary",
+            filtered=self.filter == "kkt",
+            masked=self.masked,
+        )
+        return reading_points(method, at_boundary_points(term, self.masked), crafter)
 
     def _linear_search(self, term: TaylorMargin) -> BoundarySearch:
         """A search of one linear step."""

@@ -97,7 +97,7 @@ def taylor_margin(method: Method) -> terms.TaylorMargin:
 
 
 def at_boundary_points(
-    term: terms.TaylorMargin | terms.SearchedMargin,
+    term: terms.TaylorMargin | terms.SearchedMargin, masked: bool = False
 ) -> terms.BoundaryPointMargin:
     """Exchange a margin for one whose gradient is taken at the points of the crafter.
 
@@ -106,7 +106,7 @@ def at_boundary_points(
     """
     if term.bn == "eval":
         raise ValueError("bn=eval: the gradient is that of the points' training pass; set bn=train")
-    return terms.BoundaryPointMargin(term.penalty, term.surface, term.reduction, POINTS)
+    return terms.BoundaryPointMargin(term.penalty, term.surface, term.reduction, POINTS, masked)
 
 
 def reading_points(method: Method, term: terms.MarginTerm, crafter: BoundarySearch) -> Method:

@@ -349,6 +349,9 @@ class Config:
         fab = full["component"].get("fab_margin", {})
         if not fab.get("official_order"):
             fab.pop("official_order", None)
+        closed_form = full["component"].get("closed_form_gradient", {})
+        if not closed_form.get("masked"):
+            closed_form.pop("masked", None)
         full["init_from"] = self.init_from and Path(self.init_from).name
         if full["scale"] == "full":
             del full["scale"]

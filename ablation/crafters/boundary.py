@@ -127,7 +127,9 @@ class BoundarySearch:
     Without ``subset`` the points are those of the whole batch, the sample itself where none was
     found, and nothing waits for the device. With ``subset`` they are those found, for a
     train-mode pass of their own, and ``aux`` has ``grad_norm`` [R], ||grad_x phi||_q there. A
-    single point is left out: BatchNorm cannot normalise it.
+    single point is left out: BatchNorm cannot normalise it. How many they are the host has to wait
+    for on a GPU, once a step. ``masked`` points stay in place, [N], and ``counted`` says which were
+    found: nothing waits, and the numbers are the same up to rounding.
 
     Args:
         search: algorithm of the search.
@@ -137,6 +139,7 @@ class BoundarySearch:
         point: ``boundary``, or where the surface was linearised last on the way there.
         filtered: keep points that satisfy DyART's quality conditions (``kkt_filter``).
         bn: BatchNorm mode of the model during the search.
+        masked: a ``subset`` stays in place.
     """
 
     exact: ClassVar[bool] = True
@@ -149,6 +152,7 @@ class BoundarySearch:
     point: Point = "boundary"
     filtered: bool = False
     bn: AttackMode = "eval"
+    masked: bool = False
 
     @property
     def steps(self) -> int:
@@ -173,9 +177,13 @@ class BoundarySearch:
         if self.filtered:
             kept = kept & kkt_filter(x, points, grad, value)
             facts["kept"] = kept
+        aux |= {"found": kept, "grad_norm": dual_norm(grad, self.norm)}
+        if self.masked:
+            counted = kept & (kept.sum() > 1)
+            return Crafted(points, None, aux, _shares(facts), counted=counted)
         rows = torch.nonzero(kept).squeeze(1)
         rows = rows if len(rows) > 1 else rows[:0]
-        aux |= {"found": kept, "grad_norm": dual_norm(grad, self.norm)[rows]}
+        aux |= {"grad_norm": aux["grad_norm"][rows]}
         return Crafted(points[rows], rows, aux, _shares(facts))
 
 

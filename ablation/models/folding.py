@@ -16,7 +16,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ablation.models.net import Net
 
@@ -39,29 +38,50 @@ class Folded:
         self.net.body = body
         folded = {f"body.{name}." for pair in self._pairs for name in pair}
         names = self.net.state_dict(keep_vars=True)
-        self._kept = [name for name in names if not any(name.startswith(f) for f in folded)]
+        kept = [name for name in names if not any(name.startswith(f) for f in folded)]
+        floating = [name for name in kept if names[name].is_floating_point()]
+        whole = [name for name in kept if name not in floating]
+        self._kept = [each for each in (floating, whole) if each]
+        convs = [self._layers(pair)[0] for pair in self._pairs]
+        self._no_bias = [
+            torch.zeros(conv.out_channels, dtype=conv.weight.dtype, device=conv.weight.device)
+            for conv in convs
+        ]
+
+    def _layers(self, pair: tuple[str, str]) -> tuple[Conv, Norm]:
+        """The convolution and the BatchNorm of the network, by their names."""
+        find = self._source.body.get_submodule
+        return cast(Conv, find(pair[0])), cast(Norm, find(pair[1]))
 
     @torch.no_grad()
     def refresh(self) -> Net:
         """Update the copy with the network's present weights and return it, in evaluation mode."""
-        source = self._source.state_dict()
-        folded = self.net.state_dict()
-        for name in self._kept:
-            folded[name].copy_(source[name])
-        for conv_name, norm_name in self._pairs:
-            conv = cast(nn.Conv2d, self._source.body.get_submodule(conv_name))
-            norm = cast(nn.BatchNorm2d, self._source.body.get_submodule(norm_name))
-            weight, bias = fuse_conv_bn_weights(
-                conv.weight,
-                conv.bias,
-                cast(Tensor, norm.running_mean),
-                cast(Tensor, norm.running_var),
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
-            folded[f"body.{conv_name}.weight"].copy_(weight)
-            folded[f"body.{conv_name}.bias"].copy_(bias)
+        source, folded = self._source.state_dict(), self.net.state_dict()
+        for names in self._kept:  # a list of one type is one launch on a GPU
+            torch._foreach_copy_([folded[n] for n in names], [source[n] for n in names])
+        if not self._pairs:
+            return self.net
+        layers = [self._layers(pair) for pair in self._pairs]
+        means = [cast(Tensor, norm.running_mean) for _, norm in layers]
+        variances = [cast(Tensor, norm.running_var) for _, norm in layers]
+        gammas, betas = ([getattr(norm, name) for _, norm in layers] for name in ("weight", "bias"))
+        # The operations of torch's fuse_conv_bn_weights, in its order: the same bits.
+        spread = torch._foreach_add(variances, [norm.eps for _, norm in layers])
+        torch._foreach_rsqrt_(spread)
+        scales = torch._foreach_mul(gammas, spread)
+        biases = [
+            zeros if conv.bias is None else conv.bias
+            for (conv, _), zeros in zip(layers, self._no_bias, strict=True)
+        ]
+        shifts = torch._foreach_sub(biases, means)
+        torch._foreach_mul_(shifts, spread)
+        torch._foreach_mul_(shifts, gammas)
+        torch._foreach_add_(shifts, betas)
+        names = [f"body.{conv}" for conv, _ in self._pairs]
+        torch._foreach_copy_([folded[f"{name}.bias"] for name in names], shifts)
+        for name, (conv, _), scale in zip(names, layers, scales, strict=True):
+            shape = (-1,) + (1,) * (conv.weight.dim() - 1)
+            torch.mul(conv.weight, scale.view(shape), out=folded[f"{name}.weight"])
         return self.net
 
 

@@ -7,12 +7,15 @@ Penalties on input gradients (EMR, IGR) need it. Two layers are the bulk of its 
 - BatchNorm in evaluation mode is an affine map per channel, but its second derivative goes through
   that of batch statistics, operation by operation.
 
-The results are those of torch's layers up to rounding.
+The results are those of torch's layers up to rounding. On a GPU these layers, and linear ones,
+multiply fp32 numbers as they are in every pass: a context around the forward alone would leave the
+backward passes, which run later, to TF32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +26,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.utils import _pair as pair
 from torch.overrides import TorchFunctionMode
 
+from ablation.numerics.precision import without_tf32
+
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Replace 2d convolutions and evaluation-mode BatchNorm by those of this module.
+    """Replace 2d convolutions, linear layers and evaluation-mode BatchNorm by those of this module.
 
     Meant for a forward pass whose input gradient is differentiated once more. Gradients of
     parameters cannot be differentiated again: autograd says so.
@@ -74,18 +79,29 @@ def _gradients(
     out: Tensor, x: Tensor, weight: Tensor, shape: _Shape, *wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute those gradients of input, weight and bias that are wanted, from that of ``out``."""
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        out,
-        x,
-        weight,
-        [weight.shape[0]],
-        *(shape.stride, shape.padding, shape.dilation),
-        False,
-        (0, 0),
-        shape.groups,
-        wanted,
-    )
+    with _exactly(x):
+        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+            out,
+            x,
+            weight,
+            [weight.shape[0]],
+            *(shape.stride, shape.padding, shape.dilation),
+            False,
+            (0, 0),
+            shape.groups,
+            wanted,
+        )
     return gradients
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
+    with _exactly(x):
+        return torch.conv2d(x, weight, bias, *shape)
+
+
+def _exactly(x: Tensor) -> AbstractContextManager[None]:
+    """Keep TF32 from products of ``x``; a CPU has none."""
+    return nullcontext() if x.device.type == "cpu" else without_tf32()
 
 
 class _ToParameters(Function):
@@ -95,7 +111,7 @@ class _ToParameters(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.shape = shape
-        return torch.conv2d(x, weight, bias, *shape)
+        return _convolved(x, weight, bias, shape)
 
     @staticmethod
     @once_differentiable
@@ -134,7 +150,7 @@ class _InputGradient(Function):
     @once_differentiable
     def backward(ctx: Any, second: Tensor) -> tuple[Tensor | None, ...]:
         grad, weight = ctx.saved_tensors
-        to_grad = torch.conv2d(second, weight, None, *ctx.shape)
+        to_grad = _convolved(second, weight, None, ctx.shape)
         to_weight = None
         if ctx.needs_input_grad[2]:
             to_weight = _gradients(grad, second, weight, ctx.shape, False, True, False)[1]
@@ -164,8 +180,36 @@ def _batch_norm(
     return torch.addcmul(offset.view(per_channel), x, factor.view(per_channel))
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute ``F.linear`` of ``x`` [N, D]; its products are exact in backward passes, too."""
+    if x.device.type == "cpu" or x.dim() != 2 or not torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    out: Tensor = _Product.apply(x, weight.mT)
+    return out if bias is None else out + bias
+
+
+class _Product(Function):
+    """a @ b, to be differentiated any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        with _exactly(a):
+            return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        to_a, to_b = ctx.needs_input_grad
+        return (
+            _Product.apply(grad, b.mT) if to_a else None,
+            _Product.apply(a.mT, grad) if to_b else None,
+        )
+
+
 CHEAPER: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: _conv2d,
+    F.linear: _linear,
     F.batch_norm: _batch_norm,
 }
 """torch function -> its cheaper form."""

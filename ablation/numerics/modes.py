@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ablation.types import AttackMode
 
@@ -73,6 +76,70 @@ def restore_buffers(net: nn.Module, saved: list[Tensor]) -> None:
         buffer.data.copy_(value)  # .data: earlier train-mode passes may still be differentiated
 
 
+class MaskedBatchNorm(TorchFunctionMode):
+    """Let BatchNorm in training mode take its statistics of some samples of the batch alone.
+
+    All samples are normalised by them. The numbers of those that count are, up to rounding, what a
+    batch of them alone would give, and so are the running statistics; without any that count these
+    stay. The host need not know how many count: a batch of them alone has a size that it must wait
+    for on a GPU.
+
+    Args:
+        counted: which samples count, [N], bool.
+    """
+
+    def __init__(self, counted: Tensor) -> None:
+        super().__init__()
+        self._counted = counted
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the masked form of ``F.batch_norm``, else ``func`` itself."""
+        del types
+        call = self._batch_norm if func is F.batch_norm else func
+        return call(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not training:
+            return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        pixels, channels = (0, *range(2, x.dim())), (1, -1) + (1,) * (x.dim() - 2)
+        share = self._counted.to(wide.dtype).view(-1, *(1,) * (x.dim() - 1))
+        number = self._counted.sum() * (x.numel() // (x.shape[0] * x.shape[1]))
+        count = number.to(wide.dtype).clamp_min(1)
+        mean = (wide * share).sum(pixels) / count
+        centred = wide - mean.view(channels)
+        var = (centred.square() * share).sum(pixels) / count
+        if running_mean is not None and running_var is not None:
+            with torch.no_grad():
+                moved = momentum * (number > 0).to(wide.dtype)
+                unbiased = var * (count / (count - 1).clamp_min(1))
+                # .data: earlier passes of the step may still be differentiated
+                running_mean.data.lerp_(mean.to(running_mean.dtype), moved.to(running_mean.dtype))
+                running_var.data.lerp_(unbiased.to(running_var.dtype), moved.to(running_var.dtype))
+        out = centred * torch.rsqrt(var + eps).view(channels)
+        if weight is not None:
+            out = out * weight.view(channels)
+        if bias is not None:
+            out = out + bias.view(channels)
+        return out.to(x.dtype)
+
+
 class BatchNormReplay:
     """Apply a past pass's batch statistics to the running ones again, without a forward.
 
@@ -116,6 +183,6 @@ class BatchNormReplay:
         change = torch._foreach_sub(now, self._before)
         torch._foreach_mul_(change, keep)
         torch._foreach_copy_(now, torch._foreach_add(self._after, change))
-        for layer in self._layers:
-            if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.add_(1)
+        counters = [layer.num_batches_tracked for layer in self._layers]
+        if known := [counter for counter in counters if counter is not None]:
+            torch._foreach_add_(known, 1)

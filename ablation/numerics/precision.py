@@ -13,12 +13,26 @@ import torch
 Precision = Callable[[], AbstractContextManager[object]]
 """Makes the context of one training forward."""
 
+Switch = tuple[Any, str, Any]
+"""Whose it is, its name and its value."""
+
 SHAPES = ((100, 1024, 784), (128, 1024, 1024), (1000, 10, 1024), (7, 33, 65))
 """Rows, columns and inner size of the matrix products that are tested for exactness."""
-TF32: tuple[tuple[Any, str], ...] = (
-    (torch.backends.cuda.matmul, "allow_tf32"),
-    (torch.backends.cudnn, "allow_tf32"),
+TF32: tuple[Switch, ...] = (
+    (torch.backends.cuda.matmul, "allow_tf32", False),
+    (torch.backends.cudnn, "allow_tf32", False),
 )
+"""The switches of TF32, and their values without it."""
+FINER: tuple[Any, ...] = tuple(
+    owner
+    for owner in (
+        torch.backends.cuda.matmul,
+        getattr(torch.backends.cudnn, "conv", None),
+        getattr(torch.backends.cudnn, "rnn", None),
+    )
+    if hasattr(owner, "fp32_precision")  # not in torch before 2.9
+)
+"""What a global ``torch.backends.fp32_precision`` reaches, whatever ``TF32`` says."""
 
 
 @contextmanager
@@ -64,16 +78,27 @@ def precision_context(kind: Literal["fp32", "tf32", "bf16"], device: torch.devic
 
 
 @contextmanager
+def without_tf32() -> Iterator[None]:
+    """Multiply and convolve fp32 numbers on a GPU as they are."""
+    saved = _values(TF32)
+    _set([switch for switch in TF32 if switch[:2] in [known[:2] for known in saved]])
+    left = [owner for owner in FINER if owner.fp32_precision == "tf32"]
+    _set((owner, "fp32_precision", "ieee") for owner in left)
+    try:
+        yield
+    finally:
+        for owner in left:
+            owner.fp32_precision = "none"
+            if owner.fp32_precision != "tf32" or owner is not torch.backends.cuda.matmul:
+                owner.fp32_precision = "tf32"  # cuDNN's own default, which "none" is not
+        _set(saved)
+
+
+@contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute in fp32 within a run of lower precision: neither autocast nor TF32."""
-    switches = [(owner, name, False) for owner, name in TF32]
-    saved = _values(switches)
-    _set(switches)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        _set(saved)
+    with without_tf32(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 @contextmanager
@@ -83,20 +108,19 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
     cuDNN's search for the fastest kernel is off too: robust examples leave a batch one by one, so
     shapes change all the time, each would be searched anew, and the choice would move verdicts.
     """
-    switches = [
-        (owner, name, False) for owner, name in (*TF32, (torch.backends.cudnn, "benchmark"))
-    ]
     # set_float32_matmul_precision reaches CPUs through these; torch before 2.9 has them not.
     operations = [getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv")]
     cpu = [(o, "fp32_precision", "ieee") for o in operations if hasattr(o, "fp32_precision")]
-    saved, saved_cpu = _values(switches), _values(cpu)
+    benchmark = (torch.backends.cudnn, "benchmark", False)
+    saved, saved_cpu = _values([benchmark]), _values(cpu)
     precision = None
     with suppress(RuntimeError):  # contradictory switches cannot be read as one
         precision = torch.get_float32_matmul_precision()
-    _set([*switches, *cpu])
     try:
-        with torch.autocast(device.type, enabled=False), fastest_exact_matmul():
-            yield
+        with without_tf32():
+            _set([benchmark, *cpu])
+            with torch.autocast(device.type, enabled=False), fastest_exact_matmul():
+                yield
     finally:
         _set(saved)
         if precision is not None:
@@ -104,10 +128,15 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
         _set(saved_cpu)
 
 
-def _values(switches: Iterable[tuple[Any, str, Any]]) -> list[tuple[Any, str, Any]]:
-    return [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+def _values(switches: Iterable[Switch]) -> list[Switch]:
+    """Read the switches, but for those that torch refuses to read since others contradict them."""
+    found = []
+    for owner, name, _ in switches:
+        with suppress(RuntimeError):
+            found.append((owner, name, getattr(owner, name)))
+    return found
 
 
-def _set(switches: Iterable[tuple[Any, str, Any]]) -> None:
+def _set(switches: Iterable[Switch]) -> None:
     for owner, name, value in switches:
         setattr(owner, name, value)

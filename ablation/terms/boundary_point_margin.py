@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ablation.terms.margin import MarginTerm, anchored
@@ -22,9 +23,16 @@ class BoundaryPointMargin(MarginTerm):
 
     Args:
         points: the crafter that searched; it keeps only the points found (``subset``).
+        masked: they stay in place, among those not found.
     """
 
     points: str = "boundary"
+    masked: bool = False
+
+    @property
+    def eager(self) -> str | None:
+        """Why torch.compile cannot have it."""
+        return "masks BatchNorm (masked)" if self.masked else None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -34,8 +42,13 @@ class BoundaryPointMargin(MarginTerm):
     def costs(self, views: Views) -> tuple[Tensor, Tensor]:
         """Compute the penalties [N], and which samples are classified correctly [N], bool."""
         crafted = views.crafted(self.points)
-        assert crafted.rows is not None  # noqa: S101  the component crafts a subset
         phi = self.surface(views.logits(self.points), views.y(self.points))
-        distance = crafted.aux["distance"][crafted.rows].to(phi.dtype)
-        margin = anchored(distance, phi, 1 / crafted.aux["grad_norm"].to(phi.dtype))
-        return views.scatter(self.points, self.penalty(margin)), crafted.aux["correct"]
+        distance, correct = crafted.aux["distance"], crafted.aux["correct"]
+        slope = 1 / crafted.aux["grad_norm"].to(phi.dtype)
+        if crafted.counted is None:
+            assert crafted.rows is not None  # noqa: S101  the component crafts a subset
+            margin = anchored(distance[crafted.rows].to(phi.dtype), phi, slope)
+            return views.scatter(self.points, self.penalty(margin)), correct
+        known = torch.where(crafted.counted, distance, 0.0).to(phi.dtype)
+        margin = torch.where(crafted.counted, anchored(known, phi, slope), torch.inf)
+        return self.penalty(margin), correct

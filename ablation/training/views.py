@@ -13,7 +13,7 @@ from ablation.errors import InputError
 from ablation.models.folding import Folded
 from ablation.models.net import Net
 from ablation.numerics.double_backward import TwiceDifferentiable
-from ablation.numerics.modes import BatchNormReplay, crafting, mode
+from ablation.numerics.modes import BatchNormReplay, MaskedBatchNorm, crafting, mode
 from ablation.numerics.precision import Precision, full_precision
 from ablation.random import generator
 from ablation.training.memory import Memories
@@ -113,7 +113,14 @@ class StepViews:
             return
         if remember:
             self._replays[name] = BatchNormReplay(self.net)
-        with _not_alone(x, f"pass {name}"), self._precision(), self._observing(name, x) as x:
+        counted = None if name == CLEAN else self._crafted[name].counted
+        masked = contextlib.nullcontext() if counted is None else MaskedBatchNorm(counted)
+        with (
+            _not_alone(x, f"pass {name}"),
+            self._precision(),
+            self._observing(name, x) as x,
+            masked,
+        ):
             self._outputs[name] = self.net.output(x)
         if remember:
             self._replays[name].mark()

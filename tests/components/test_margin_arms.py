@@ -18,7 +18,7 @@ from ablation.random import generator
 from ablation.training.method import parse_passes
 from ablation.training.step import train_step
 from ablation.types import Batch, Clock
-from tests.support.margins import composed, confident_net, hard, margin_batch, soft
+from tests.support.margins import composed, confident_net, hard, margin_batch, soft, trainer
 from tests.support.parts import largest_difference
 
 Reference = Callable[[Net, Batch, int], Tensor]
@@ -289,3 +289,41 @@ def test_dyart_has_the_settings_that_its_header_says():
     assert crafter.surface == Soft(5.0)
     assert crafter.search == FabSearch(steps=20, start="random")
     assert main.method.passes == parse_passes("craft:boundary", "boundary", "nat", "step")
+
+
+@pytest.mark.parametrize("right", [16, 1])
+@pytest.mark.parametrize("method", ["dyart", "elsayed"])
+def test_masked_points_train_as_gathered_ones_do(method, right):
+    """Also where fewer than two points are found, which have no pass."""
+    own = ["component/closed_form_gradient=enabled"]
+    own += ["component.fab_margin.steps=3", "component.fab_margin.start=clean"]
+    batch, nets, found = margin_batch(wrong=False), [], []
+    labels = (batch.y + (torch.arange(16) >= right)) % 3
+    for masked in ("false", "true"):
+        key = f"component.closed_form_gradient.masked={masked}"
+        config = composed(f"method={method}", *own[: 1 if method == "elsayed" else 3], key)
+        net = confident_net()
+        log, _ = train_step(
+            config.phases[-1].method,
+            net,
+            trainer(net),
+            Batch(batch.x, labels, batch.index),
+            Clock(1, 0),
+            seed=3,
+        )
+        nets.append(net.state_dict())
+        found.append(16 * float(log.facts["boundary_found"]))
+    assert found[0] == found[1]
+    assert found[0] > 4 if right > 1 else found[0] < 2
+    for name, value in nets[0].items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(nets[1][name], value, rtol=1e-10, atol=1e-12)
+
+
+def test_masking_renames_no_run_that_gathers():
+    gathered = composed("method=dyart")
+    assert composed("method=dyart", "component.closed_form_gradient.masked=false").train_id == (
+        gathered.train_id
+    )
+    masked = composed("method=dyart", "component.closed_form_gradient.masked=true")
+    assert masked.train_id != gathered.train_id

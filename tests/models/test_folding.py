@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ablation.models import Cnn, Mlp, PreActResNet, ResNet, TinyCnn, Vgg, WideResNet, build_model
 from ablation.models.folding import Folded
@@ -69,3 +70,22 @@ def test_searches_in_train_mode_do_not_use_the_copy():
     folded = Folded(fast)
     train_step(composed, fast, sgd(fast), small_batch(), Clock(0, 0), seed=0, folded=folded)
     assert largest_difference(plain, fast) == 0
+
+
+def test_a_folded_layer_has_the_bits_of_torchs_own_folding():
+    net = build_model(Vgg(convs=(1, 1), width=4), channels=3, size=8, classes=10).float()
+    convs = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    net.train()
+    net(torch.rand(4, 3, 8, 8))
+    folded = [m for m in Folded(net).refresh().modules() if isinstance(m, torch.nn.Conv2d)]
+    for conv, norm, own in zip(convs, norms, folded, strict=True):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean, var = norm.running_mean, norm.running_var
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
+        )
+        assert torch.equal(own.weight, weight)
+        assert own.bias is not None
+        assert torch.equal(own.bias, bias)

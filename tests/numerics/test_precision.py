@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from ablation.numerics import precision
-from ablation.numerics.precision import fastest_exact_matmul
+from ablation.numerics.precision import exact_arithmetic, fastest_exact_matmul, full_precision
 
 backend = getattr(torch.backends.mkldnn, "matmul", None)
 needs_switch = pytest.mark.skipif(
@@ -50,3 +52,43 @@ def test_rounded_products_are_told_from_exact_ones(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
     assert not precision._exact.__wrapped__()
+
+
+BACKENDS: Any = torch.backends
+
+
+def of_a_gpu() -> list[str]:
+    owners = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn)
+    return [owner.fp32_precision for owner in owners]
+
+
+@needs_switch
+@pytest.mark.parametrize("globally", ["none", "tf32", "ieee"])
+@pytest.mark.parametrize("context", [exact_arithmetic, full_precision])
+def test_a_global_switch_lets_no_tf32_in(context: Any, globally: str) -> None:
+    saved, own = BACKENDS.fp32_precision, of_a_gpu()
+    try:
+        BACKENDS.fp32_precision = globally
+        before = of_a_gpu()
+        with context(torch.device("cpu")):
+            assert "tf32" not in of_a_gpu()
+        assert [each == "tf32" for each in of_a_gpu()] == [each == "tf32" for each in before]
+    finally:
+        BACKENDS.fp32_precision = saved
+    assert [each == "tf32" for each in of_a_gpu()] == [each == "tf32" for each in own]
+    assert BACKENDS.cuda.matmul.allow_tf32 in (True, False)  # torch can tell
+
+
+@needs_switch
+def test_the_older_switches_agree_and_come_back() -> None:
+    older: tuple[Any, ...] = (BACKENDS.cuda.matmul, BACKENDS.cudnn)
+    saved = [owner.allow_tf32 for owner in older]
+    try:
+        for owner in older:
+            owner.allow_tf32 = True
+        with full_precision(torch.device("cpu")):
+            assert [owner.allow_tf32 for owner in older] == [False, False]
+        assert [owner.allow_tf32 for owner in older] == [True, True]
+    finally:
+        for owner, value in zip(older, saved, strict=True):
+            owner.allow_tf32 = value

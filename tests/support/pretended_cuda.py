@@ -59,6 +59,8 @@ TAKES_SCALARS = _names(
     "masked_fill clamp clamp_min clamp_max index_put _index_put_impl copy"
 )
 """Operations, in place or not, that take a number of the host beside tensors of the device."""
+PRODUCTS = _names("convolution convolution_backward mm addmm bmm baddbmm")
+"""Operations that TF32 rounds the inputs of."""
 COPIES = frozenset(("_to_copy", "copy_"))
 
 
@@ -90,6 +92,8 @@ class Log:
     waits: list[Wait] = field(default_factory=list)
     launches: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
+    rounded: Counter[str] = field(default_factory=Counter)
+    """Products while the switches allow TF32."""
     on_their_way: dict[int, Tensor] = field(default_factory=dict)
     """Copies to the host that nobody waited for yet, by the place of their memory."""
     stage: str = ""
@@ -100,6 +104,7 @@ class Log:
         """Forget waits and launches so far."""
         self.waits.clear()
         self.launches.clear()
+        self.rounded.clear()
 
     @property
     def launched(self) -> int:
@@ -233,6 +238,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], to: torch.device | None =
         _log.launches[name] += 1
     if mine:
         _note_reads(name, args)
+    if mine and name in PRODUCTS and _allows_tf32(name):
+        _log.rounded[name] += 1
     there = bool(mine) if to is None else to.type == "cuda"
     if name == "copy_":
         there = isinstance(args[0], OnDevice)
@@ -312,6 +319,15 @@ def _check_arrived(name: str, tensors: list[Tensor]) -> None:
         _log.refuse(f"{name}: reads a copy that may not have arrived; synchronise first")
 
 
+def _allows_tf32(name: str) -> bool:
+    convolves = name.startswith("convolution")
+    legacy = torch.backends.cudnn if convolves else torch.backends.cuda.matmul
+    switch: Any = getattr(legacy, "conv", None) if convolves else legacy
+    if hasattr(switch, "fp32_precision"):
+        return bool(switch.fp32_precision == "tf32")
+    return bool(legacy.allow_tf32)
+
+
 def _note_reads(name: str, args: Any) -> None:
     base = name.rstrip("_")
     if base in READS:
@@ -339,9 +355,10 @@ class _Dispatch(TorchDispatchMode):
         kwargs = kwargs or {}
         # C++ makes its own tensors, within a call or a backward pass, where it sees its inputs.
         inside = _log.inside or torch._C._current_graph_task_id() != -1
-        if _is_cuda(kwargs.get("device")) or (inside and kwargs.get("device") is not None):
-            return _run(func, args, {**kwargs, "device": CUDA})
         tensors = _tensors(args) + _tensors(kwargs.values())
+        makes = not tensors and any(each.name == "device" for each in func._schema.arguments)
+        if _is_cuda(kwargs.get("device")) or (inside and (makes or kwargs.get("device"))):
+            return _run(func, args, {**kwargs, "device": CUDA})
         if any(isinstance(each, OnDevice) for each in tensors):
             return _run(func, args, kwargs)
         _check_arrived(str(func), tensors)
