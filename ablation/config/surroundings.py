@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,6 +18,9 @@ from ablation.data import Extent, check_batch_size, check_sizes, label_problems
 from ablation.errors import InputError
 from ablation.evaluation import AutoAttack, Square
 from ablation.models import refusal
+
+Place = Literal["here", "pool", "elsewhere"]
+"""Where a job runs: as this process; with a GPU of its own on this machine; on another machine."""
 
 
 def init_problems(config: Config) -> list[str]:
@@ -41,12 +44,12 @@ def check(container: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def outside_problems(config: Config) -> list[str]:
+def outside_problems(config: Config, place: Place = "here") -> list[str]:
     """Problems outside the config: the run to start from, the data folder, the device."""
     return [
         *init_problems(config),
         *config.data.source.check(config.data_root),
-        *device_problems(config.runtime.device),
+        *device_problems(config.runtime.device, place),
     ]
 
 
@@ -145,13 +148,20 @@ def _model_problems(config: Config, extent: Extent, count: int) -> list[str]:
     return []
 
 
-def device_problems(name: str) -> list[str]:
-    """Check that the device exists."""
+def device_problems(name: str, place: Place = "here") -> list[str]:
+    """Check that the device exists where the job runs, as far as that can be known."""
     if name in ("auto", "cpu"):
         return []
     if not name.startswith("cuda"):
         return [f"runtime.device={name}: choose auto, cpu, cuda or cuda:<index>"]
     index = name.removeprefix("cuda").removeprefix(":") or "0"
+    if place == "pool" and index.isdigit() and int(index) > 0:
+        return [
+            f"runtime.device={name}: a job of the pool sees one GPU, which is its cuda:0; set "
+            f"runtime.device=cuda and choose with hydra.launcher.gpus=[{index}]"
+        ]
+    if place == "elsewhere" and index.isdigit():
+        return []
     if not index.isdigit() or int(index) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         return [f"runtime.device={name}: {count} CUDA devices are visible; set runtime.device=auto"]

@@ -48,8 +48,10 @@ def forked_rng() -> Iterator[None]:
 
 def _perturb(attack: Any, x: Tensor, y: Tensor) -> Tensor:
     """Run one of the package's attacks as its standard loop does."""
+    # The package views its images as rows, which channels_last ones are not.
+    images = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     with forked_rng(), torch.no_grad():
-        x_adv: Tensor = attack.perturb(x.to(torch.float32, copy=True), y.clone())
+        x_adv: Tensor = attack.perturb(images, y.clone())
     return x_adv.detach().to(x.dtype)
 
 

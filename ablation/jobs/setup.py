@@ -18,6 +18,7 @@ from ablation.errors import InputError
 from ablation.evaluation import Pgd, Request, SplitName, evaluate
 from ablation.jobs.monitor import Curves, Monitor, fixed_subset
 from ablation.models import Net, build_model
+from ablation.numerics.devices import warn_of_idle_gpus
 from ablation.numerics.precision import fastest_exact_matmul
 from ablation.runs.directory import Run
 from ablation.runs.launches import recorded_group, recorded_launches, recorded_recipe
@@ -31,9 +32,10 @@ EVAL_BATCH = 500
 
 
 def pick_device(name: str) -> torch.device:
-    """The device a name stands for; ``auto`` prefers a GPU."""
+    """The device a name stands for; ``auto`` prefers a GPU, and says so if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        warn_of_idle_gpus()
     return torch.device(name)
 
 

@@ -107,7 +107,8 @@ def check_plan(config: Config) -> None:
 def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> None:
     """Train and evaluate a run, from wherever it stands."""
     device = pick_device(config.runtime.device)
-    run.set_status("running", device=str(device))
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    run.set_status("running", device=str(device), **gpu)
     announce(config, run, device)
     images = load_images(config, device)
     run.check_data(images.fingerprint())

@@ -125,6 +125,7 @@ class Planner:
         rows: arms to run; ``None`` means all.
         check: also look at data folders and devices.
         composer: of another planner, which knows its choices of groups; ``None`` makes one.
+        place: where the jobs run.
     """
 
     def __init__(
@@ -134,8 +135,9 @@ class Planner:
         rows: Sequence[str] | None = None,
         check: bool = True,
         composer: Composer | None = None,
+        place: surroundings.Place = "here",
     ) -> None:
-        self._table, self._check = table, check
+        self._table, self._check, self._place = table, check, place
         self._composer = composer or Composer()
         self._points: dict[tuple[str, ...], Point] = {}
         self._outside: dict[tuple[object, ...], tuple[list[str], Extent | None]] = {}
@@ -297,7 +299,7 @@ class Planner:
         key = (repr(config.data.source), config.data_dir, config.runtime.device, config.init_from)
         if key not in self._outside:
             extent = config.data.source.extent(config.data_root)
-            self._outside[key] = (surroundings.outside_problems(config), extent)
+            self._outside[key] = (surroundings.outside_problems(config, self._place), extent)
         problems, extent = self._outside[key]
         sizes = surroundings.size_problems(config, extent)
         return [*problems, *sizes, *extension_problems(config)]

@@ -125,6 +125,9 @@ def visible_gpus() -> list[str]:
         return [name for name in names if name and name != "-1"]
     import torch
 
+    from ablation.numerics.devices import warn_of_idle_gpus
+
+    warn_of_idle_gpus()
     return [str(n) for n in range(torch.cuda.device_count())]
 
 

@@ -16,6 +16,7 @@ from socket import gethostname
 from typing import Any, Protocol
 
 from ablation.config.overrides import bare, quoted, variant
+from ablation.config.surroundings import Place
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.output import say, warn
 from ablation.runs.launches import Launch, note_launch, recorded_launches
@@ -58,6 +59,10 @@ class Caller(Protocol):
     def device(self) -> str | None:
         """Type of the device that jobs get on other machines; ``None`` if they run on this one."""
 
+    @property
+    def place(self) -> Place:
+        """Where jobs run."""
+
     def make_launcher(self) -> Any:
         """The chosen launcher; ``launch(job_overrides, initial_job_idx)`` runs jobs."""
 
@@ -76,7 +81,7 @@ def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
     """
     try:
         request = read_request(arguments)
-        planner = Planner(request.table, request.cli, request.rows)
+        planner = Planner(request.table, request.cli, request.rows, place=caller.place)
         plan = planner.plan()
         if plan.problems:
             raise ConfigError(plan.problems)

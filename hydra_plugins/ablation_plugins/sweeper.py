@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 
 SLURM = "hydra_plugins.ablation_plugins.slurm.SlurmLauncher"
 """The launcher whose jobs run on other machines."""
+POOL = "hydra_plugins.ablation_plugins.pool.PoolLauncher"
+"""The launcher whose jobs get a GPU each."""
 FOREIGN = (
     "hydra_plugins.hydra_joblib_launcher.",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
@@ -65,6 +67,14 @@ class ArmsSweeper(Sweeper):
 
         settings = self.config.hydra.launcher
         return slurm.device_of(settings) if settings._target_ == SLURM else None
+
+    @property
+    def place(self) -> Any:
+        """Where jobs run, see ``ablation.config.surroundings.Place``."""
+        settings = self.config.hydra.launcher
+        if settings._target_ == SLURM:
+            return "elsewhere"
+        return "pool" if settings._target_ == POOL and settings.gpus is not None else "here"
 
     def _switch(self, name: str, default: bool) -> bool:
         from ablation.errors import InputError

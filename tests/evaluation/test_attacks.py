@@ -444,3 +444,15 @@ def test_step_sizes_in_pixels_follow_an_attacks_own_radius():
         assert attack.describe(own, 10)["step_size"] == pytest.approx(1 / 255)
     assert (attacks["aa_l2"].norm, attacks["aa_l2"].eps) == ("l2", pytest.approx(128 / 255))
     assert attacks["spsa"].describe(0.1, 10)["queries"] == 51_200
+
+
+@pytest.mark.parametrize("attack", [ApgdCe(n_iter=2), Square(queries=5), FabT(n_iter=2)])
+def test_the_packages_attacks_take_images_of_any_memory_format(attack):
+    net = torch.nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 5)).double()
+    x = torch.rand(3, 3, 6, 6, dtype=F64, generator=generator(0, "x"))
+    y = net(x).argmax(1)
+    found = [
+        attack(net, images, y, 0.1, "linf", torch.Generator().manual_seed(0))
+        for images in (x, x.contiguous(memory_format=torch.channels_last))
+    ]
+    assert torch.equal(*found)

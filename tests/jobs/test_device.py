@@ -17,7 +17,7 @@ from ablation.jobs import train as job
 from ablation.jobs.monitor import Monitor
 from ablation.training.engine import Engine
 from tests.support.jobs import finish_interrupted, plain, run_of, weights
-from tests.support.pretended_cuda import Log, pretending
+from tests.support.pretended_cuda import NAME, Log, pretending
 
 LIMITS = {
     "fit": 0,
@@ -68,6 +68,9 @@ def test_a_run_waits_between_its_steps_alone(average, tmp_path, monkeypatch):
     with pretending() as log, staged(monkeypatch, log) as calls:
         run = finish_interrupted(monkeypatch, container, 2)
     assert not log.refused
+    status = run.status()
+    assert status is not None
+    assert (status.facts["device"], status.facts["gpu"]) == ("cuda", NAME)
     assert calls["_end_of_epoch"] == 2
     assert calls["_save"] > 2
     waits = Counter(wait.stage for wait in log.waits)

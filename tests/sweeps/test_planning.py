@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
 from ablation.config import compose, folders
 from ablation.config.overrides import layered, letting_in, variant
 from ablation.errors import ConfigError
 from ablation.sweeps.planning import Planner, choose_rows, ranking
 from ablation.sweeps.tables import Arm, From, RowSpec, Select, Table
+from hydra_plugins.ablation_plugins.sweeper import POOL, SLURM, ArmsSweeper
 from tests.support.fake_runs import fake_run
 
 PGD = Select("pgd20")
@@ -268,3 +271,37 @@ def test_a_recipe_on_the_command_line_fills_in_and_says_so():
     ]
     assert {(job.config.epochs, job.config.batch_size) for job in plan.jobs} == {(3, 100)}
     assert planned(Table("sweep", {"": Arm()}), "recipe=lma", "data=digits").notices == []
+
+
+@pytest.mark.parametrize(
+    ("device", "place", "problem"),
+    [
+        ("cuda", "here", "0 CUDA devices are visible"),
+        ("cuda", "pool", "0 CUDA devices are visible"),
+        ("cuda:1", "pool", "choose with hydra.launcher.gpus=[1]"),
+        ("cuda", "elsewhere", None),
+        ("cuda:1", "elsewhere", None),
+        ("tpu", "elsewhere", "choose auto, cpu, cuda"),
+    ],
+)
+def test_a_device_is_checked_where_the_jobs_run(device, place, problem, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    arms = {"at": Arm(["method=at", f"runtime.device={device}"])}
+    problems = Planner(table(**arms), place=place).plan().problems
+    assert (problem is None) == (not problems)
+    assert problem is None or problem in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "place"),
+    [
+        ({"_target_": SLURM}, "elsewhere"),
+        ({"_target_": POOL, "gpus": "auto"}, "pool"),
+        ({"_target_": POOL, "gpus": None}, "here"),
+        ({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}, "here"),
+    ],
+)
+def test_launchers_say_where_jobs_run(launcher, place):
+    sweeper = ArmsSweeper(plan=False, max_batch_size=None)
+    sweeper.config = OmegaConf.create({"hydra": {"launcher": launcher}})
+    assert sweeper.place == place

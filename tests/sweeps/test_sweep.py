@@ -68,6 +68,7 @@ class Caller:
         self.log: list = []
         self.batches, self.at_a_time = 0, 1
         self.dry, self.waits, self.foreign, self.device = False, True, False, None
+        self.place = "here"
 
     def make_launcher(self):
         self.batches += 1
