@@ -51,6 +51,7 @@ bench: $(READY)  ## time training steps against a plain reference step, and plan
 	$(BIN)/python -m benchmarks.boundary
 	$(BIN)/python -m benchmarks.emr
 	$(BIN)/python -m benchmarks.lma
+	$(BIN)/python -m benchmarks.launches
 	$(BIN)/python -m benchmarks.sweep
 
 lock: $(READY)  ## resolve requirements.lock anew

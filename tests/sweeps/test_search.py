@@ -13,8 +13,7 @@ import yaml
 from hydra import initialize_config_dir
 
 from ablation.commands import cli, train
-from ablation.config import folders
-from ablation.config.surroundings import Place
+from ablation.config import folders, surroundings
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED
 from ablation.reports.search import after_search, ranked
 from ablation.runs.directory import Run
@@ -79,7 +78,7 @@ class FakeLauncher:
 
 class Caller:
     plan, dry, waits, foreign, at_a_time = False, False, True, False, 1
-    place: Place = "here"
+    place: surroundings.Place = "here"
     max_batch_size: int | None = None
     device: str | None = None
 
