@@ -14,7 +14,7 @@ from ablation.jobs.setup import numerics
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Crafted
 from tests.support.configs import compose_config
-from tests.support.device_steps import composing, on_device, stepped
+from tests.support.device_steps import composing, on_device, stepped, stepped_for_real
 from tests.support.options import COMPONENTS, completed, options, refused
 from tests.support.parts import small_batch, small_net
 from tests.support.pretended_cuda import pretending
@@ -53,6 +53,13 @@ def test_a_step_mixes_no_devices_and_does_not_wait(configs, method, component):
     unknown = [w for w in done.waits if WAITS.get(w.place.partition(":")[0]) != w.reason]
     assert unknown == []
     assert len(done.waits) <= 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "dyart"])
+def test_no_step_waits_for_a_real_gpu(configs, method):
+    config = configs(method)
+    stepped_for_real(config, small(config), batch())
 
 
 def test_masked_boundary_points_leave_no_wait():

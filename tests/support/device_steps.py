@@ -77,32 +77,52 @@ def stepped(
         precision: of training forwards.
         classes: of the images.
     """
-    method = config.phases[-1].method
     with pretending() as log:
-        net = net.to("cuda")
-        there = Batch(*(each.to("cuda") for each in (batch.x, batch.y, batch.index)))
-        folded, average, optimizer = Folded(net), Ema().attach(net), config.optim.build(net, 0.01)
-        memories = Memories(
-            [method], n_train=100, batch_size=len(batch.y), classes=classes, device=CUDA
-        )
-        net.train()
-        log.clear()
-        measured, views = train_step(
-            method,
-            net,
-            optimizer,
-            there,
-            Clock(1, 0),
-            seed=0,
-            precision=precision_context(precision, CUDA),  # type: ignore[arg-type]
-            clip=config.optim.clip,
-            folded=folded,
-            memories=memories,
-        )
-        memories.commit(remembering(method), views)
-        launches = log.launched
+        measured = _step(config, net, batch, precision, classes, log.clear)
+        launches, average = log.launched, Ema().attach(net)
         average.update(net, Clock(1, 0))
         return Stepped(measured, list(log.waits), launches)
+
+
+def stepped_for_real(config: Config, net: Net, batch: Batch) -> None:
+    """Make a training step on a GPU that refuses to be waited for."""
+    try:
+        _step(config, net, batch, "bf16", 3, lambda: torch.cuda.set_sync_debug_mode("error"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _step(
+    config: Config,
+    net: Net,
+    batch: Batch,
+    precision: str,
+    classes: int,
+    begin: Callable[[], None],
+) -> StepLog:
+    """Make a step on the device; ``begin`` is called when all is there."""
+    method = config.phases[-1].method
+    net = net.to("cuda")
+    there = Batch(*(each.to("cuda") for each in (batch.x, batch.y, batch.index)))
+    folded, optimizer = Folded(net), config.optim.build(net, 0.01)
+    rows = {"n_train": 100, "batch_size": len(batch.y)}
+    memories = Memories([method], **rows, classes=classes, device=CUDA)
+    net.train()
+    begin()
+    measured, views = train_step(
+        method,
+        net,
+        optimizer,
+        there,
+        Clock(1, 0),
+        seed=0,
+        precision=precision_context(precision, CUDA),  # type: ignore[arg-type]
+        clip=config.optim.clip,
+        folded=folded,
+        memories=memories,
+    )
+    memories.commit(remembering(method), views)
+    return measured
 
 
 def on_device(log: StepLog) -> bool:
