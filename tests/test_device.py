@@ -13,7 +13,6 @@ from ablation.config.experiment import RuntimeConfig
 from ablation.jobs.setup import numerics
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Crafted
-from tests.support.configs import compose_config
 from tests.support.device_steps import composing, on_device, stepped, stepped_for_real
 from tests.support.options import COMPONENTS, completed, options, refused
 from tests.support.parts import small_batch, small_net
@@ -62,19 +61,18 @@ def test_no_step_waits_for_a_real_gpu(configs, method):
     stepped_for_real(config, small(config), batch())
 
 
-def test_masked_boundary_points_leave_no_wait():
-    config = compose_config(
-        "method=dyart", "scale=smoke", "component.closed_form_gradient.masked=true"
-    )
+def test_masked_boundary_points_leave_no_wait(configs):
+    needed = completed("component/closed_form_gradient=dyart")
+    config = configs("dyart", [*needed, "component.closed_form_gradient.masked=true"])
     done = stepped(config, small(config), batch(), "bf16")
     assert done.waits == []
     assert on_device(done.log)
 
 
 @pytest.mark.parametrize("penalty", ["igr=enabled", "emr=approximate", "emr=probe"])
-def test_penalties_on_gradients_are_not_rounded_by_tf32(penalty):
+def test_penalties_on_gradients_are_not_rounded_by_tf32(configs, penalty):
     """Neither in the forward, nor in the backward and double backward, which run later."""
-    config = compose_config("method=at", f"component/{penalty}")
+    config = configs("at", [f"component/{penalty}"])
     name = penalty.partition("=")[0]
     net, own = small(config), batch()
     penalise = config.phases[-1].method.terms[name].term
