@@ -31,11 +31,19 @@ class Batch:
         x: images, shape [N, C, H, W], float in [0, 1].
         y: labels, shape [N], int64.
         index: position of each sample in the training set, shape [N], int64.
+        place: where several processes share a batch (``ablation.ranks``), the place of the first
+            of these samples in it, and its size; ``None``, these are all.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
+    place: tuple[int, int] | None = None
+
+    @property
+    def count(self) -> int:
+        """Samples of the whole batch, on all processes."""
+        return len(self.y) if self.place is None else self.place[1]
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Crafted:
         facts: scalars for the log, averaged over an epoch's steps.
         recorded: a number of each sample of the batch by name, [N], as ``radius``: its distribution
             over an epoch is logged, and kept with the weights of the epochs that are kept.
+        count: points of all processes that share the batch; ``None``, these R are all.
     """
 
     x: Tensor
@@ -56,6 +65,7 @@ class Crafted:
     aux: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Tensor] = field(default_factory=dict)
     recorded: Mapping[str, Tensor] = field(default_factory=dict)
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +208,9 @@ class Views(Protocol):
 
     def scatter(self, name: str, values: Tensor) -> Tensor:
         """Spread values [R] of a view's points over the batch [N], zero elsewhere."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum values [N] over the whole batch, on all processes that share it; a scalar."""
 
     def rng(self, stream: str) -> torch.Generator:
         """Random numbers of a stream: the same whenever the step is computed anew (AWP)."""

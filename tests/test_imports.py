@@ -17,6 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {"text"},
     {"types", "errors", "random", "schedules", "output"},
+    {"ranks"},
     {"numerics", "data", "runs", "ascents", "averages"},
     {"crafters", "terms", "weights", "budgets", "models", "evaluation"},
     {"training"},

@@ -19,6 +19,7 @@ from ablation.numerics.boundary import (
     kkt_filter,
     linearised,
 )
+from ablation.ranks import present
 from ablation.types import AttackMode, Crafted, Norm, Views
 
 Point = Literal["boundary", "last_iterate"]
@@ -174,7 +175,7 @@ class BoundarySearch:
             kept = kept & kkt_filter(x, points, grad, value)
             facts["kept"] = kept
         rows = torch.nonzero(kept).squeeze(1)
-        rows = rows if len(rows) > 1 else rows[:0]
+        rows = rows if present().total(len(rows)) > 1 else rows[:0]
         aux |= {"found": kept, "grad_norm": dual_norm(grad, self.norm)[rows]}
         return Crafted(points[rows], rows, aux, _shares(facts))
 
