@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ablation.errors import LostRankError
+from ablation.errors import InterruptedRunError, LostRankError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -90,6 +90,13 @@ class Ranks:
             tensor.copy_(piece.view_as(tensor))
 
     @torch.no_grad()
+    def copy_first(self, tensors: Sequence[Tensor]) -> None:
+        """Give tensors the values that they have on rank 0, in place."""
+        for tensor in () if self.alone else tensors:
+            with _noticing():
+                dist.broadcast(tensor.detach(), src=0)
+
+    @torch.no_grad()
     def gather(self, values: Tensor, place: tuple[int, int] | None) -> Tensor:
         """Join the rows of all ranks, exactly.
 
@@ -110,20 +117,25 @@ class Ranks:
         return _reduce(whole.byte()).bool()
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns on rank 0, where alone it runs; an exception is raised on all."""
+        """What ``make`` returns on rank 0, where alone it runs.
+
+        Raises:
+            InterruptedRunError: on all ranks, if ``make`` raised it.
+            LostRankError: on the others, if it raised something else.
+        """
         if self.alone:
             return make()
         made: list[Any] = [None, None]
-        if self.first:
-            try:
+        try:
+            if self.first:
                 made[0] = make()
-            except Exception as error:  # the others wait for it
-                made[1] = error
+        except InterruptedRunError as error:
+            made[1] = str(error)
         with _noticing():
             dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
-        result, raised = made
-        if raised is not None:
-            raise raised
+        result, interrupted = made
+        if interrupted is not None:
+            raise InterruptedRunError(interrupted)
         return result  # type: ignore[no-any-return]
 
 

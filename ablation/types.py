@@ -17,6 +17,9 @@ from torch import Tensor, nn
 Norm = Literal["linf", "l2"]
 AttackMode = Literal["eval", "train", "train_frozen"]
 Start = Literal["clean", "gaussian", "uniform"]
+Statistics = Literal["synchronised", "replica"]
+"""Whose statistics BatchNorm takes in training where several processes share a batch: the whole
+batch's, or those of each process's own part."""
 Fraction = Annotated[float, "fraction"]
 """A number that may be written as a fraction, ``8/255``; config/parser.py parses it."""
 StepSize = Annotated[float, "step_size"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ablation.models.folding import Folded
+from ablation.numerics.synchronised import batch_statistics
 from ablation.terms import CrossEntropy
 from ablation.training.memory import remembering
 from ablation.training.method import Method, Slot, parse_passes
@@ -101,17 +102,18 @@ def trained(method: Method, batches: list[Batch], clip: float | None = None) -> 
     folded, optimizer = Folded(net), sgd(net, 0.05)
     memories, logs = memories_of(method), []
     for step, batch in enumerate(batches):
-        log, views = train_step(
-            method,
-            net,
-            optimizer,
-            own_rows(batch),
-            Clock(1, step),
-            seed=0,
-            clip=clip,
-            folded=folded,
-            memories=memories,
-        )
+        with batch_statistics("synchronised"):
+            log, views = train_step(
+                method,
+                net,
+                optimizer,
+                own_rows(batch),
+                Clock(1, step),
+                seed=0,
+                clip=clip,
+                folded=folded,
+                memories=memories,
+            )
         memories.commit(remembering(method), views)
         logs.append(measurements(log))
     kept = {f"memory/{name}": value for name, value in memories.state_dict().items()}

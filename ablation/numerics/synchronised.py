@@ -1,6 +1,6 @@
-"""BatchNorm in training mode with the statistics of the whole batch, on all ranks.
+"""BatchNorm in training mode where several ranks share a batch.
 
-torch's ``SyncBatchNorm`` needs CUDA and cannot be differentiated twice. This one is made of
+torch's ``SyncBatchNorm`` needs CUDA and cannot be differentiated twice. ``synchronised`` is made of
 operations that can, so that gradients with respect to the input, as of a Taylor margin, are those
 of one process, too: they go through the statistics to the samples of the other ranks.
 """
@@ -8,7 +8,7 @@ of one process, too: they go through the statistics to the samples of the other 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,28 +17,29 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ablation.ranks import Ranks, present
+from ablation.types import Statistics
 
 
 @contextmanager
-def synchronised() -> Iterator[None]:
-    """Let BatchNorm in training mode take the statistics of all present ranks; also a decorator."""
+def batch_statistics(kind: Statistics) -> Iterator[None]:
+    """Let BatchNorm in training mode take these statistics; with one rank both are its own.
+
+    Each rank must make the same passes in the same order; its part of a pass may be empty.
+    """
     ranks = present()
-    with nullcontext() if ranks.alone else Synchronised(ranks):
+    if ranks.alone:
+        yield
+        return
+    with _Replaced(synchronised if kind == "synchronised" else of_replica, ranks):
         yield
 
 
-class Synchronised(TorchFunctionMode):
-    """Within it, ``F.batch_norm`` takes the statistics of the batches of all ranks.
+class _Replaced(TorchFunctionMode):
+    """Calls another function in place of ``F.batch_norm`` in training mode."""
 
-    Each rank must make the same passes in the same order; its batch may be empty.
-
-    Args:
-        ranks: more than one.
-    """
-
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, batch_norm: Callable[..., Tensor], ranks: Ranks) -> None:
         super().__init__()
-        self._ranks = ranks
+        self._batch_norm, self._ranks = batch_norm, ranks
 
     def __torch_function__(
         self,
@@ -47,27 +48,29 @@ class Synchronised(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call ``batch_norm`` for torch's, else ``func`` itself."""
+        """Call the other function, or ``func`` itself."""
         del types
-        if func is F.batch_norm:
-            return batch_norm(self._ranks, *args, **(kwargs or {}))
+        if func is F.batch_norm and (kwargs or {}).get("training", len(args) > 5 and args[5]):
+            return self._batch_norm(self._ranks, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def batch_norm(
+def synchronised(
     ranks: Ranks,
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    training: bool = False,
+    training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.batch_norm`` of ``x`` [N, C, ...]; in training mode with the statistics of all ranks."""
-    if not training:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    """``F.batch_norm`` of ``x`` [N, C, ...] with mean and variance over the samples of all ranks.
+
+    Running statistics are those of one process that has them all.
+    """
+    del training
     values = x.to(torch.promote_types(x.dtype, torch.float32))
     dims = [0, *range(2, x.dim())]
     own = values.new_full((1,), x.numel() / x.shape[1])
@@ -89,6 +92,23 @@ def batch_norm(
     if bias is not None:
         out = out + _per_channel(bias, x)
     return out.to(x.dtype)
+
+
+def of_replica(
+    ranks: Ranks,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """``F.batch_norm`` of each rank's own samples, as DataParallel has it in the papers' code.
+
+    The running statistics of all ranks are those of the first, as of DataParallel's first replica.
+    """
+    out = F.batch_norm(x, running_mean, running_var, *args, **kwargs)
+    ranks.copy_first([s for s in (running_mean, running_var) if s is not None])
+    return out
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

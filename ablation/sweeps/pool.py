@@ -6,7 +6,6 @@ and none is left behind, whatever happens to this process. Knows nothing of Hydr
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import shutil
@@ -25,7 +24,7 @@ from typing import Protocol, TextIO
 from ablation import output
 from ablation.errors import DONE, INTERRUPTED, InputError
 from ablation.runs.progress import drawable
-from ablation.runs.signals import handling
+from ablation.runs.signals import die_with, handling
 from ablation.text import duration, printable
 
 POLL_SECONDS = 0.1
@@ -37,9 +36,6 @@ ELSEWHERE = 256
 """Code of a job that others work on or have finished; no process ends with it."""
 LAST_LINES = 8
 """Of a failed job's log, shown at once."""
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 
 Environment = Mapping[str, str]
 
@@ -240,7 +236,7 @@ class Pool:
                 # A terminal's Ctrl-C reaches this process only, which passes it on once: a second
                 # one would stop a job before it saved.
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=die_with(os.getpid()),
             )
             return _Child(name, work, index, process, start, time.monotonic())
 
@@ -392,22 +388,3 @@ def last_lines(log: Path, start: int = 0, count: int = LAST_LINES) -> list[str]:
             return file.read().decode("utf-8", "replace").splitlines()[-count:]
     except OSError:
         return []
-
-
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """Runs in the new process before its program: if the parent is killed, it is told to stop.
-
-    Only Linux can. Between fork and exec nothing may be imported or looked up, for another thread
-    may have held a lock: the library is loaded already.
-    """
-    if _LIBC is None:
-        return None
-    prctl: Callable[..., int] = _LIBC.prctl
-    number = int(signal.SIGTERM)
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(INTERRUPTED)
-
-    return ask

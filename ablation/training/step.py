@@ -15,7 +15,6 @@ from ablation.models.folding import Folded
 from ablation.models.net import Net
 from ablation.numerics.modes import buffers, restore_buffers
 from ablation.numerics.precision import Precision
-from ablation.numerics.synchronised import synchronised
 from ablation.random import generator
 from ablation.ranks import present
 from ablation.text import did_you_mean
@@ -104,7 +103,6 @@ def craft(
         views.add(name, crafter(views, eps, rng))
 
 
-@synchronised()
 def train_step(
     method: Method,
     net: Net,
