@@ -7,6 +7,7 @@ everything here is the identity, and nothing is communicated.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
+PORT = "ABLATION_PORT"
+"""Environment variable of a rank that rank 0 has started: where that one listens."""
 PATIENCE = timedelta(hours=6)
 """How long a rank waits for the others: the first one validates and saves alone. A rank that has
 died is noticed at once, by its closed connection."""
@@ -137,6 +140,14 @@ class Ranks:
         if interrupted is not None:
             raise InterruptedRunError(interrupted)
         return result  # type: ignore[no-any-return]
+
+
+def launched() -> Ranks:
+    """What this process was started as, by torchrun or by rank 0; without them it is alone."""
+    given = os.environ
+    if not {"RANK", "WORLD_SIZE"} <= given.keys() or not {"MASTER_ADDR", PORT} & given.keys():
+        return Ranks()
+    return Ranks(int(given["RANK"]), int(given["WORLD_SIZE"]))
 
 
 def present() -> Ranks:

@@ -56,6 +56,25 @@ def check_batch_size(batch_size: int, count: int) -> None:
         )
 
 
+def check_shares(batch_size: int, count: int, drop_last: bool, world: int) -> None:
+    """Check that each of ``world`` devices gets an image of every batch of ``count`` images.
+
+    Raises:
+        InputError: a batch is too small.
+    """
+    rest = 0 if drop_last else count % batch_size
+    if batch_size < world:
+        raise InputError(
+            f"batch_size={batch_size}: {world} devices share a batch; set batch_size={world} or "
+            f"more, or fewer runtime.devices"
+        )
+    if 0 < rest < world:
+        raise InputError(
+            f"batch_size={batch_size}: the last batch of {count} images holds {rest}, which "
+            f"{world} devices cannot share; set data.drop_last=true or another batch_size"
+        )
+
+
 class DeviceLoader:
     """Loader of training batches from a set that is held on the device.
 
@@ -75,7 +94,8 @@ class DeviceLoader:
         channels_last: memory format of the images.
 
     Raises:
-        InputError: the batch is larger than the set, or the set is empty.
+        InputError: the batch is larger than the set, the set is empty, or a batch is too small for
+            all ranks.
     """
 
     def __init__(
@@ -92,6 +112,7 @@ class DeviceLoader:
         channels_last: bool = False,
     ) -> None:
         check_batch_size(batch_size, len(index))
+        check_shares(batch_size, len(index), drop_last, present().world)
         self._device = torch.device(device)
         self._data = data.to(self._device)
         self._index = index.cpu()

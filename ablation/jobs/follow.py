@@ -19,24 +19,24 @@ from ablation.ranks import joined
 from ablation.runs.signals import stop_on_signals
 
 
-def follow(config: Config, launched: Launched) -> int:
+def follow(config: Config, me: Launched) -> int:
     """Train along with rank 0, from its call to the end of the training; returns an exit code."""
     with stop_on_signals() as signals:
         try:
-            _train_along(config, launched, lambda: signals.requested)
+            _train_along(config, me, lambda: signals.requested)
         except InterruptedRunError:  # rank 0 says it
             return INTERRUPTED
         except Exception:
-            warn(f"rank {launched.ranks.rank}: {traceback.format_exc().rstrip()}")
+            warn(f"rank {me.ranks.rank}: {traceback.format_exc().rstrip()}")
             return JOB_FAILED
     return DONE
 
 
-def _train_along(config: Config, launched: Launched, stop: Callable[[], bool]) -> None:
-    store = called(launched)
+def _train_along(config: Config, me: Launched, stop: Callable[[], bool]) -> None:
+    store = called(me)
     if store is None:
         return
-    ranks, device = launched.ranks, launched.device(config.runtime.device)
+    ranks, device = me.ranks, me.device(config.runtime.device)
     with joined(ranks.rank, ranks.world, device, store), numerics(config.runtime):
         images = load_images(config, device)
         net = build_net(config, images.train, config.phases[-1].method, device)
@@ -54,9 +54,9 @@ def _nobody(row: Mapping[str, Any], net: object) -> None:
 
 def main() -> None:
     """A rank that a job has started: the config comes on stdin."""
-    config, launched = load(json.load(sys.stdin)), Launched.here()
-    share_threads(launched.ranks.world)
-    sys.exit(follow(config, launched))
+    config, me = load(json.load(sys.stdin)), Launched.here()
+    share_threads(me.ranks.world)
+    sys.exit(follow(config, me))
 
 
 if __name__ == "__main__":

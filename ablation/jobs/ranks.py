@@ -29,16 +29,13 @@ from ablation.config.experiment import Config
 from ablation.errors import INTERRUPTED, LostRankError
 from ablation.jobs.setup import pick_device
 from ablation.output import warn
-from ablation.ranks import PATIENCE, Ranks, joined
+from ablation.ranks import PATIENCE, PORT, Ranks, joined, launched
 from ablation.runs.checkpoint import Snapshot
 from ablation.runs.signals import die_with
-
 
 HERE = "127.0.0.1"
 CALL, TRAIN, NOTHING = "call", "train", "nothing"
 """What rank 0 tells the ranks that torchrun started: the key, and its two values."""
-PORT = "ABLATION_PORT"
-"""Environment variable of a rank that a job has started: where rank 0 listens."""
 GRACE_SECONDS = 20.0
 """How long a lost rank may go unnoticed, and how long ranks may take to end."""
 POLL_SECONDS = 0.2
@@ -63,11 +60,8 @@ class Launched:
     @staticmethod
     def here() -> Launched:
         """Read the environment; without one a process is alone."""
-        given = os.environ
-        if not {"RANK", "WORLD_SIZE"} <= given.keys() or not {"MASTER_ADDR", PORT} & given.keys():
-            return Launched(Ranks(), 0)
-        rank, world = int(given["RANK"]), int(given["WORLD_SIZE"])
-        return Launched(Ranks(rank, world), int(given.get("LOCAL_RANK", rank)))
+        ranks = launched()
+        return Launched(ranks, int(os.environ.get("LOCAL_RANK", ranks.rank)))
 
     def device(self, name: str) -> torch.device:
         """The device of this rank, where ``name`` stands for that of the run."""
@@ -79,12 +73,12 @@ class Launched:
 
 
 @contextmanager
-def dismissing(launched: Launched) -> Iterator[None]:
+def dismissing(me: Launched) -> Iterator[None]:
     """Send away the ranks that torchrun started, unless they were called before the end."""
-    if launched.ranks.alone:
+    if me.ranks.alone:
         yield
         return
-    store = _meeting(launched.ranks)
+    store = _meeting(me.ranks)
     try:
         yield
     finally:
@@ -92,9 +86,9 @@ def dismissing(launched: Launched) -> Iterator[None]:
             store.set(CALL, NOTHING)
 
 
-def called(launched: Launched) -> Store | None:
+def called(me: Launched) -> Store | None:
     """Wait, as a rank beside the first, until it calls; ``None`` if there is nothing to train."""
-    store = _meeting(launched.ranks)
+    store = _meeting(me.ranks)
     return store if store.get(CALL) == TRAIN.encode() else None
 
 
@@ -109,13 +103,13 @@ def _meeting(ranks: Ranks) -> Store:
 
 @contextmanager
 def company(
-    config: Config, launched: Launched, device: torch.device, lost: Callable[[str], None]
+    config: Config, me: Launched, device: torch.device, lost: Callable[[str], None]
 ) -> Iterator[None]:
     """Have the other ranks train along, as rank 0, until the context ends.
 
     Args:
         config: of the run.
-        launched: this process.
+        me: this process.
         device: its own.
         lost: called from another thread, with the reason, if a rank is gone and this process does
             not notice it by itself: what must be recorded before the process ends.
@@ -125,10 +119,10 @@ def company(
         RankFailedError: another rank ended with an error, which it has told itself.
     """
     threads = torch.get_num_threads()
-    if not launched.ranks.alone:
-        store = _meeting(launched.ranks)
+    if not me.ranks.alone:
+        store = _meeting(me.ranks)
         store.set(CALL, TRAIN)
-        with joined(0, launched.ranks.world, device, store):
+        with joined(0, me.ranks.world, device, store):
             yield
     elif config.runtime.devices > 1:
         share_threads(config.runtime.devices)

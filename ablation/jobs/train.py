@@ -55,14 +55,14 @@ def train(container: Mapping[str, Any]) -> int:
     Raises:
         InputError: something the user gave cannot be used.
     """
-    config, launched = load(container), Launched.here()
-    if not launched.ranks.first:
-        return follow(config, launched)
-    with dismissing(launched):
-        return _train(config, container, launched)
+    config, me = load(container), Launched.here()
+    if not me.ranks.first:
+        return follow(config, me)
+    with dismissing(me):
+        return _train(config, container, me)
 
 
-def _train(config: Config, container: Mapping[str, Any], launched: Launched) -> int:
+def _train(config: Config, container: Mapping[str, Any], me: Launched) -> int:
     """The same, as rank 0."""
     check_plan(config)
     run = Run(config.run_dir, config.train_id)
@@ -91,7 +91,7 @@ def _train(config: Config, container: Mapping[str, Any], launched: Launched) -> 
         note_recipe(run, config.recipe)
         return supervised(
             run,
-            lambda stop: train_and_evaluate(config, run, stop, launched),
+            lambda stop: train_and_evaluate(config, run, stop, me),
             stand="done" if finished else "interrupted",
         )
 
@@ -110,11 +110,9 @@ def check_plan(config: Config) -> None:
         )
 
 
-def train_and_evaluate(
-    config: Config, run: Run, stop: Callable[[], bool], launched: Launched
-) -> None:
+def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool], me: Launched) -> None:
     """Train and evaluate a run, from wherever it stands."""
-    device = launched.device(config.runtime.device)
+    device = me.device(config.runtime.device)
     run.set_status("running", device=str(device))
     announce(config, run, device)
     images = load_images(config, device)
@@ -137,7 +135,7 @@ def train_and_evaluate(
             def lost(reason: str) -> None:
                 run.set_status("interrupted", error=reason)
 
-            with company(config, launched, device, lost), numerics(config.runtime):
+            with company(config, me, device, lost), numerics(config.runtime):
                 note_threads(run, device)
                 try:
                     fit(config, run, net, images, stop, tracker)
