@@ -22,6 +22,7 @@ NUMBERS: Mapping[str, Any] = {
     "hydra.launcher.jobs": int | None,
     "hydra.launcher.n_jobs": int | None,
     "hydra.launcher.gpus": list[int | str] | str | None,
+    "hydra.launcher.gpus_per_job": int,
 }
 """Keys that option files may set, too, and what they hold."""
 COMMAND_LINE = (

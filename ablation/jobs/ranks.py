@@ -36,7 +36,9 @@ from ablation.runs.signals import die_with
 HERE = "127.0.0.1"
 CALL, TRAIN, NOTHING = "call", "train", "nothing"
 """What rank 0 tells the ranks that torchrun started: the key, and its two values."""
-GRACE_SECONDS = 20.0
+FOLLOWER = "ablation.jobs.follow"
+"""The program of the others."""
+GRACE_SECONDS = 60.0
 """How long a lost rank may go unnoticed, and how long ranks may take to end."""
 POLL_SECONDS = 0.2
 
@@ -89,7 +91,15 @@ def dismissing(me: Launched) -> Iterator[None]:
 def called(me: Launched) -> Store | None:
     """Wait, as a rank beside the first, until it calls; ``None`` if there is nothing to train."""
     store = _meeting(me.ranks)
-    return store if store.get(CALL) == TRAIN.encode() else None
+    if store.get(CALL) != TRAIN.encode():
+        return None
+    store.set(_ready(me.ranks.rank), "")
+    return store
+
+
+def _ready(rank: int) -> str:
+    """The key that a rank sets when it has started."""
+    return f"ready/{rank}"
 
 
 @functools.cache
@@ -147,20 +157,45 @@ def _started(config: Config, device: torch.device, lost: Callable[[str], None]) 
     store.set(CALL, TRAIN)
     others = [_start(rank, world, store.port, config.container()) for rank in range(1, world)]
     over = threading.Event()
-    threading.Thread(target=watch, args=(others, over, lost), daemon=True).start()
     try:
+        _await(others, store)
+        threading.Thread(target=watch, args=(others, over, lost), daemon=True).start()
         with joined(0, world, device, store):
             yield
     except LostRankError as error:
         failed = [code for code in _codes(others) if code > 0 and code != INTERRUPTED]
         if failed:
-            raise RankFailedError(
-                f"another process of this run failed (exit {failed[0]}); it has said why above"
-            ) from error
+            raise _failed(failed[0]) from error
         raise
     finally:
         over.set()
         _codes(others)
+
+
+def _await(others: Sequence[subprocess.Popen[bytes]], store: Store) -> None:
+    """Wait until all others have started: joining waits for those, too, that never will.
+
+    Raises:
+        LostRankError: one was killed.
+        RankFailedError: one could not start.
+    """
+    waiting = {_ready(rank): process for rank, process in enumerate(others, 1)}
+    while waiting:
+        for key, process in list(waiting.items()):
+            code = process.poll()
+            if code is not None and code > 0:
+                raise _failed(code)
+            if code is not None:
+                raise LostRankError(f"another process of this run ended before it began ({code})")
+            if store.check([key]):
+                del waiting[key]
+        time.sleep(POLL_SECONDS)
+
+
+def _failed(code: int) -> RankFailedError:
+    return RankFailedError(
+        f"another process of this run failed (exit {code}); it has said why above"
+    )
 
 
 def _start(
@@ -168,8 +203,8 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     """Start a rank on this machine; it gets the config on its stdin."""
     place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, PORT: port}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ablation.jobs.follow"],
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", FOLLOWER],
         env={**os.environ, **{key: str(value) for key, value in place.items()}},
         stdin=subprocess.PIPE,
         preexec_fn=die_with(os.getpid(), SIGKILL),

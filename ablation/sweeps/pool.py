@@ -40,21 +40,39 @@ LAST_LINES = 8
 Environment = Mapping[str, str]
 
 
-def slots(jobs: int | None, gpus: Sequence[int | str] | str | None) -> list[Environment]:
+def slots(
+    jobs: int | None, gpus: Sequence[int | str] | str | None, per_job: int = 1
+) -> list[Environment]:
     """List the environment variables that each place in the pool gives its jobs.
 
     Args:
-        jobs: how many places; ``None`` means one per GPU, and without GPUs one per two cores.
+        jobs: how many places; ``None`` means as many as the GPUs are enough for, and without GPUs
+            one per two cores.
         gpus: ``auto`` means all visible ones; ``None`` assigns none: jobs see what this process
             sees. A list counts the visible ones, or names them by UUID; one that occurs twice
             has two places.
+        per_job: GPUs of a place, one after the other in the list.
 
     Raises:
         InputError: these do not fit each other or the machine.
     """
     if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
         raise InputError(f"hydra.launcher.jobs={jobs}: a number from 1, or null")
-    devices = chosen_gpus(gpus)
+    if not isinstance(per_job, int) or per_job < 1:
+        raise InputError(f"hydra.launcher.gpus_per_job={per_job}: a number from 1")
+    single = chosen_gpus(gpus)
+    groups = [single[n : n + per_job] for n in range(0, len(single), per_job)]
+    devices = [",".join(group) for group in groups if len(group) == per_job]
+    if single and not devices:
+        raise InputError(
+            f"hydra.launcher.gpus_per_job={per_job}: {len(single)} are there; set fewer "
+            f"runtime.devices"
+        )
+    if devices and per_job > 1 and (jobs or 0) > len(devices):
+        raise InputError(
+            f"hydra.launcher.jobs={jobs}: a job gets {per_job} GPUs of its own, which "
+            f"{len(single)} are not enough for"
+        )
     if devices and (jobs or 0) > len(devices):
         raise InputError(
             f"hydra.launcher.jobs={jobs}: a job gets a GPU of its own, and there are "

@@ -23,8 +23,9 @@ class PoolLauncher(Launcher):
 
     Args:
         jobs: how many at a time; ``None`` means one per GPU, or without GPUs one per two cores.
-        gpus: ``auto`` means all visible ones, a list some of them: each job gets one; ``None``
-            assigns none.
+        gpus: ``auto`` means all visible ones, a list some of them: each job gets some of its own;
+            ``None`` assigns none.
+        gpus_per_job: how many each job gets.
 
     Attributes:
         command: what runs one job; the job's overrides follow.
@@ -34,8 +35,8 @@ class PoolLauncher(Launcher):
     command: Sequence[str] = (sys.executable, "-m", "ablation.commands.scripts", "train")
     describe: Callable[[Sequence[str]], tuple[str, Path, "Turn | None"]] | None = None
 
-    def __init__(self, jobs: int | None, gpus: Any) -> None:
-        self._jobs, self._gpus = jobs, gpus
+    def __init__(self, jobs: int | None, gpus: Any, gpus_per_job: int = 1) -> None:
+        self._jobs, self._gpus, self._per_job = jobs, gpus, gpus_per_job
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -45,7 +46,8 @@ class PoolLauncher(Launcher):
 
         del hydra_context, task_function
         listed = self._gpus is None or isinstance(self._gpus, str)
-        self._slots = slots(self._jobs, self._gpus if listed else list(self._gpus))
+        gpus = self._gpus if listed else list(self._gpus)
+        self._slots = slots(self._jobs, gpus, self._per_job)
         self._sweep_dir = Path(str(config.hydra.sweep.dir))
         self._options = passed_on(config)
 
