@@ -13,6 +13,14 @@ from ablation.evaluation.attacks import (
 )
 from ablation.evaluation.autoattack import ApgdCe, ApgdDlr, ApgdT, AutoAttack, FabT, Square
 from ablation.evaluation.evaluate import Request, describe, evaluate
+from ablation.evaluation.fast import (
+    FastApgdCe,
+    FastApgdDlr,
+    FastApgdT,
+    FastAutoAttack,
+    FastFabT,
+    FastSquare,
+)
 from ablation.evaluation.judge import Source
 from ablation.evaluation.measures import (
     AdversarialMargin,
@@ -41,6 +49,12 @@ __all__ = [
     "Evaluation",
     "FabT",
     "Family",
+    "FastApgdCe",
+    "FastApgdDlr",
+    "FastApgdT",
+    "FastAutoAttack",
+    "FastFabT",
+    "FastSquare",
     "Fgsm",
     "LossRise",
     "MarginWeightedRadius",

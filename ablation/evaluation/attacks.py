@@ -7,7 +7,7 @@ masking checks, cost estimates and records go by these, never by a list of attac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -114,6 +114,37 @@ class RandomStart(Protocol):
         offsets: Tensor | None = None,
     ) -> Tensor:
         """Search as ``Attack`` does; without ``offsets`` the start is drawn from ``rng``."""
+
+
+@runtime_checkable
+class Frugal(Protocol):
+    """Search on a cheaper network, with random numbers of each image's own.
+
+    ``evaluate`` provides both: a verdict then depends neither on the batch size nor on which other
+    images are attacked.
+    """
+
+    def hunt(
+        self,
+        predict: Predict,
+        searched: Predict,
+        x: Tensor,
+        y: Tensor,
+        eps: float,
+        norm: Norm,
+        streams: Sequence[int],
+    ) -> Tensor:
+        """Search as ``Attack`` does.
+
+        Args:
+            predict: the network; no example is done that it still classifies correctly.
+            searched: computes the same up to rounding, at less cost.
+            x: images [N, C, H, W].
+            y: their labels [N].
+            eps: radius in pixels.
+            norm: of the ball.
+            streams: a seed per image.
+        """
 
 
 @runtime_checkable

@@ -110,7 +110,7 @@ class ApgdCe(PackageAttack):
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
         """State the settings; see ``Attack``."""
         del eps, classes
-        return {**_APGD, "steps": self.n_iter, "restarts": self.restarts, "loss": "ce"}
+        return {**APGD, "steps": self.n_iter, "restarts": self.restarts, "loss": "ce"}
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,11 @@ class ApgdDlr(PackageAttack):
                 f"apgd_dlr: the DLR loss needs 3 classes, the model has {classes}; "
                 "use ApgdCe or FabT"
             )
-        return {**_APGD, "steps": self.n_iter, "restarts": self.restarts, "loss": "dlr"}
+        return {**APGD, "steps": self.n_iter, "restarts": self.restarts, "loss": "dlr"}
 
 
-_APGD: Mapping[str, Any] = {"step_size": "adaptive", "start": "uniform"}
+APGD: Mapping[str, Any] = {"step_size": "adaptive", "start": "uniform"}
+"""What every APGD says of itself."""
 
 
 def _apgd(
@@ -234,7 +235,7 @@ class ApgdT(PackageAttack):
             )
         targets = _targets(self.targets, classes)
         return {
-            **_APGD,
+            **APGD,
             "steps": self.n_iter,
             "restarts": 1,
             "loss": "dlr_targeted",
@@ -332,8 +333,8 @@ class Square(PackageAttack):
 
 
 @dataclass(frozen=True)
-class AutoAttack(PackageAttack):
-    """Run APGD-CE, APGD-T, FAB-T and Square, each on what is still robust (arXiv:2003.01690).
+class AutoAttackBase(AttackBase):
+    """Run four attacks in turn, each on what is still robust (arXiv:2003.01690).
 
     ``evaluate`` runs the parts itself, with the batches and seeds of the package's own loop, so
     that it knows which of them broke an example. With fewer than four classes the targeted DLR
@@ -345,9 +346,6 @@ class AutoAttack(PackageAttack):
         targets: of APGD-T and FAB-T, at most; capped at the number of wrong classes.
         queries: of Square.
     """
-
-    kind: ClassVar[str] = "auto_attack"
-    family: ClassVar[Family] = "ensemble"
 
     version: Literal["standard", "custom"] = "standard"
     n_iter: int = STANDARD["n_iter"]
@@ -367,21 +365,20 @@ class AutoAttack(PackageAttack):
 
     def parts(self, classes: int) -> Mapping[str, Attack]:
         """Return the parts in order; logs a warning where the standard set is not possible."""
-        middle: dict[str, Attack] = {"apgd_t": ApgdT(self.n_iter, self.targets)}
+        middle = {3: "apgd_dlr"}.get(classes, "apgd_t" if classes > 3 else None)
         if classes < 4:
-            middle = {"apgd_dlr": ApgdDlr(self.n_iter)} if classes == 3 else {}
             logging.getLogger(LOGGER).warning(
                 "not the standard AutoAttack: with %d classes the targeted DLR loss does not "
                 "exist; %s",
                 classes,
                 "APGD-DLR was run instead of APGD-T" if middle else "APGD-T was left out",
             )
-        return {
-            "apgd_ce": ApgdCe(self.n_iter),
-            **middle,
-            "fab_t": FabT(self.n_iter, self.targets),
-            "square": Square(self.queries),
-        }
+        whole = self._all()
+        return {name: whole[name] for name in ("apgd_ce", middle, "fab_t", "square") if name}
+
+    def _all(self) -> Mapping[str, Attack]:
+        """Return the five attacks that may be parts."""
+        raise NotImplementedError
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, eps: float, norm: Norm, rng: torch.Generator
@@ -407,6 +404,23 @@ class AutoAttack(PackageAttack):
             "targets": _targets(self.targets, classes),
             "queries": self.queries,
             "restarts": 1,
+        }
+
+
+@dataclass(frozen=True)
+class AutoAttack(AutoAttackBase):
+    """Run the package's APGD-CE, APGD-T, FAB-T and Square: the reference."""
+
+    kind: ClassVar[str] = "auto_attack"
+    family: ClassVar[Family] = "ensemble"
+
+    def _all(self) -> Mapping[str, Attack]:
+        return {
+            "apgd_ce": ApgdCe(self.n_iter),
+            "apgd_dlr": ApgdDlr(self.n_iter),
+            "apgd_t": ApgdT(self.n_iter, self.targets),
+            "fab_t": FabT(self.n_iter, self.targets),
+            "square": Square(self.queries),
         }
 
 

@@ -376,9 +376,10 @@ class _Session:
         more = measure.columns
         shape = (len(self.correct), 1 + len(more)) if more else (len(self.correct),)
         values = torch.full(shape, torch.nan, dtype=torch.double)
+        predict = self.judge.polled(self.subject.predict)
         for rows in self.judge.batches(metric, chosen):
             x, y = self.subject.batch(rows)
-            values[rows] = measure.measure(self.subject.predict, x, y).double().cpu()
+            values[rows] = measure.measure(predict, x, y).double().cpu()
         names = (metric, *(f"{metric}_{name}" for name in more))
         self.measured |= zip(names, values.view(len(values), -1).unbind(1), strict=True)
         reading = measure.read(values[chosen], self.correct[chosen])

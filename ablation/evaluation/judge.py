@@ -6,20 +6,25 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError, out_of_memory
-from ablation.evaluation.attacks import Attack, RandomStart, check_points
+from ablation.evaluation.attacks import Attack, Frugal, Predict, RandomStart, check_points
 from ablation.evaluation.autoattack import LOGGER
 from ablation.evaluation.resume import Judged, Memo
 from ablation.evaluation.warnings import distinct, warnings_of
-from ablation.random import generator
+from ablation.models.folding import search_copy
+from ablation.random import generator, key
 from ablation.types import Norm
 
 PATIENCE = 0.5
 """Seconds between two looks at what other processes judge."""
+SAME = 1e-3
+"""By how much of the largest logit a cheaper copy of a network may differ from it: rounding of fp32
+through hundreds of layers stays far below, another function far above."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the metric (and part), examples done and examples to attack."""
@@ -68,6 +73,11 @@ class Subject:
         z: Tensor = self.net(x.to(self.dtype))
         return z
 
+    @cached_property
+    def cheaper(self) -> _SearchCopy:
+        """What computes the same at less cost; made when it is asked for."""
+        return _SearchCopy(self)
+
     def twin(self, net: nn.Module) -> Subject:
         """Return another network with the same images."""
         device, dtype = place(net, self.images)
@@ -82,6 +92,35 @@ class Subject:
         return x, self.labels[rows.to(self.labels.device)].to(self.device)
 
 
+class _SearchCopy:
+    """A cheaper copy of a subject's network, if it computes the same."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._chosen: Predict | None = None
+        self._asked = False
+
+    def __call__(self, x: Tensor) -> Predict | None:
+        """Return the copy, compared with the network on images [N, C, H, W] once, or ``None``."""
+        if not self._asked:
+            self._chosen, self._asked = self._choose(x), True
+        return self._chosen
+
+    @torch.no_grad()
+    def _choose(self, x: Tensor) -> Predict | None:
+        copied = search_copy(self._subject.net)
+        if copied is self._subject.net:
+            return None
+
+        def searched(points: Tensor) -> Tensor:
+            z: Tensor = copied(points)
+            return z
+
+        wanted, found = self._subject.predict(x), searched(x)
+        same = torch.allclose(found, wanted, rtol=0, atol=SAME * wanted.abs().amax().item())
+        return searched if same else None
+
+
 class Judge:
     """Attacks images, batch by batch, and judges the points.
 
@@ -92,7 +131,8 @@ class Judge:
         seed: of the starts and of the attacks.
         memo: where judged batches are kept.
         progress: called after every batch.
-        should_stop: asked before every batch.
+        should_stop: asked before every batch and every forward of an attack: one batch of Square on
+            a large network is longer than a scheduler waits.
     """
 
     def __init__(
@@ -108,6 +148,7 @@ class Judge:
         self._subject, self._searched = subject, attacked
         self._batch_size, self._seed = batch_size, seed
         self._memo, self._progress, self._should_stop = memo, progress, should_stop
+        self._at = ("", 0, 0)
 
     def batches(self, name: str, rows: Tensor) -> Iterator[Tensor]:
         """Split rows into batches, reporting progress and stopping between them."""
@@ -115,14 +156,25 @@ class Judge:
         if not len(rows):
             return  # torch.split would yield one empty batch
         for batch in torch.split(rows, self._batch_size):
-            self._go_on(name, done, len(rows))
+            self._at = (name, done, len(rows))
+            self._go_on()
             yield batch
             done += len(batch)
             if self._progress is not None:
                 self._progress(name, done, len(rows))
 
-    def _go_on(self, name: str, done: int, total: int) -> None:
+    def polled(self, predict: Predict) -> Predict:
+        """Return the same function, which ends the evaluation where a stop is asked for."""
+
+        def polling(x: Tensor) -> Tensor:
+            self._go_on()
+            return predict(x)
+
+        return polling
+
+    def _go_on(self) -> None:
         if self._should_stop():
+            name, done, total = self._at
             raise InterruptedRunError(
                 f"stopped during the evaluation ({name}, {done} of {total} images); "
                 "run the same command to go on"
@@ -141,7 +193,8 @@ class Judge:
         while len(found) < len(batches):
             before = len(found)
             for number in (number for number in range(len(batches)) if number not in found):
-                self._go_on(title, sum(len(batches[n]) for n in found), len(rows))
+                self._at = (title, sum(len(batches[n]) for n in found), len(rows))
+                self._go_on()
                 known = self._memo.get(title, number)
                 judged = known or self._claimed(title, number, attack, batches[number], eps, norm)
                 if judged is None:
@@ -204,11 +257,16 @@ class Judge:
     ) -> tuple[Tensor, Tensor]:
         """Attack a batch and judge the points."""
         x, y = self._subject.batch(rows)
-        predict, seed = self._searched.predict, self._seed
+        predict, seed = self.polled(self._searched.predict), self._seed
         # The same seed for every batch, as in the package's loop: no batch depends on another.
         rng = torch.Generator(x.device).manual_seed(seed)
         if isinstance(attack, RandomStart):
             x_adv = attack(predict, x, y, eps, norm, rng, self._starts(attack, x, rows, eps, norm))
+        elif isinstance(attack, Frugal):
+            streams = [key(seed, "evaluation/search", index) for index in rows.tolist()]
+            copied = self._searched.cheaper(x)
+            searched = predict if copied is None else self.polled(copied)
+            x_adv = attack.hunt(predict, searched, x, y, eps, norm, streams)
         else:
             x_adv = attack(predict, x, y, eps, norm, rng)
         x_adv = x_adv.detach().to(x.dtype)

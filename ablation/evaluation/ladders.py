@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ablation.evaluation.attacks import Attack
-from ablation.evaluation.autoattack import AutoAttack
+from ablation.evaluation.autoattack import AutoAttackBase
 from ablation.evaluation.measures import Measure
 from ablation.evaluation.results import Verdict
 from ablation.types import Norm
@@ -43,7 +43,7 @@ def ladders(
     """
     groups: dict[object, list[Rung]] = {}
     for metric, attack in attacks.items():
-        if isinstance(attack, AutoAttack):
+        if isinstance(attack, AutoAttackBase):
             eps, norm = threat(attack)
             if eps > 0:
                 key = replace(attack, eps=None, norm=norm, n=None)

@@ -278,9 +278,6 @@ class Nothing:
     def log(self, row: Mapping[str, Any]) -> None:
         """Rank 0 logs."""
 
-    def beat(self) -> None:
-        """Rank 0 has the heartbeat."""
-
     def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
         """Rank 0 shows it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from ablation.errors import (
     DONE,
@@ -53,7 +54,8 @@ def supervised(
     try:
         with stop_on_signals() as signals:
             record("running")
-            work(lambda: signals.requested)
+            with run.beating() if training else nullcontext():
+                work(lambda: signals.requested)
     except InterruptedRunError as error:
         record("interrupted", error=str(error))
         warn(str(error))

@@ -65,6 +65,28 @@ class Folded:
         return self.net
 
 
+def search_copy(net: nn.Module) -> nn.Module:
+    """Return a network of the same function, up to rounding, that is cheaper to search on.
+
+    A frozen copy in evaluation mode and channels last, with every ``Net`` in it folded. A network
+    without a ``Net``, or with one that torch.fx cannot trace, is returned as it is.
+    """
+    names = [name for name, module in net.named_modules() if isinstance(module, Net)]
+    if not names:
+        return net
+    copied = copy.deepcopy(net).requires_grad_(False).eval()
+    for name in names:
+        try:
+            folded = Folded(cast(Net, net.get_submodule(name))).refresh()
+        except fx.proxy.TraceError:
+            return net
+        if not name:
+            copied = folded
+        else:
+            copied.set_submodule(name, folded)
+    return copied.to(memory_format=torch.channels_last)
+
+
 def _fold(body: fx.GraphModule) -> list[tuple[str, str]]:
     """Remove each BatchNorm that is the only reader of a convolution; return (conv, norm) names."""
     modules, pairs = dict(body.named_modules()), []

@@ -415,21 +415,51 @@ class _Search:
         )
 
     def _step(self, u: Tensor, beyond: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
-        """Move ``u`` back where it is ``beyond``, then to the mean of the two projections."""
-        x = self.x
-        gap_x = gap + (grad * (x - u)).flatten(1).sum(1)
-        gap_u = torch.where(beyond, gap_x + self.beta * (gap - gap_x), gap)
-        u = torch.where(per_sample(beyond, u), x + self.beta * (u - x), u)
+        sharing = self.searched if self.shared_bias else None
+        return fab_step(
+            self.x, u, beyond, gap, grad, self.norm, self.eta, self.beta, self.alpha_max, sharing
+        )
 
-        both, normals = torch.cat([u, x]).flatten(1), grad.flatten(1).repeat(2, 1)
-        moves, _ = _displacement(both, normals, torch.cat([gap_u, gap_x]), self.norm)
-        length_u, length_x = lp_norm(moves, self.norm).clamp_min(1e-8).chunk(2)
-        alpha = (length_u / (length_u + length_x)).clamp_max(self.alpha_max)
-        if self.shared_bias:
-            alpha = alpha.gather(0, self.searched.int().argmax(0, keepdim=True)).expand(len(x))
-        from_u, from_x = (both + self.eta * moves).view(2, *x.shape).unbind(0)
-        weight = per_sample(alpha, x)
-        return ((1 - weight) * from_u + weight * from_x).clamp(0, 1)
+
+def fab_step(
+    x: Tensor,
+    u: Tensor,
+    beyond: Tensor,
+    gap: Tensor,
+    grad: Tensor,
+    norm: Norm,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    alpha_max: float = 0.1,
+    sharing: Tensor | None = None,
+) -> Tensor:
+    """Take one step of FAB: back where ``u`` is beyond, then to the mean of the two projections.
+
+    Args:
+        x: samples [N, ...] in [0, 1].
+        u: iterates [N, ...].
+        beyond: whether they are misclassified, [N] bool.
+        gap: value at ``u`` of the function whose zero is aimed at, [N].
+        grad: its gradients at ``u``, [N, ...].
+        norm: of the distance.
+        eta: overshoot.
+        beta: share of the way from x that is left after going back.
+        alpha_max: largest weight of the sample's own projection.
+        sharing: all take alpha of the first sample in this mask [N].
+    """
+    gap_x = gap + (grad * (x - u)).flatten(1).sum(1)
+    gap_u = torch.where(beyond, gap_x + beta * (gap - gap_x), gap)
+    u = torch.where(per_sample(beyond, u), x + beta * (u - x), u)
+
+    both, normals = torch.cat([u, x]).flatten(1), grad.flatten(1).repeat(2, 1)
+    moves, _ = _displacement(both, normals, torch.cat([gap_u, gap_x]), norm)
+    length_u, length_x = lp_norm(moves, norm).clamp_min(1e-8).chunk(2)
+    alpha = (length_u / (length_u + length_x)).clamp_max(alpha_max)
+    if sharing is not None:
+        alpha = alpha.gather(0, sharing.int().argmax(0, keepdim=True)).expand(len(x))
+    from_u, from_x = (both + eta * moves).view(2, *x.shape).unbind(0)
+    weight = per_sample(alpha, x)
+    return ((1 - weight) * from_u + weight * from_x).clamp(0, 1)
 
 
 @torch.no_grad()

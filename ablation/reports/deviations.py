@@ -19,7 +19,7 @@ IMMATERIAL = (
     *("pair_share", "mean_rise", "correlation_correct", "pair_share_correct"),
 )
 """Parameters of an attack in which two comparable numbers may differ; what a measure found."""
-UNSAID = {"temperature": 1.0}
+UNSAID = {"temperature": 1.0, "search": "fp32"}
 """Values of parameters that a record leaves out."""
 
 

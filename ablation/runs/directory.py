@@ -275,7 +275,7 @@ class Run(RunStatus, EvaluationRecords):
                 check()
                 self._place, self._started = place_of(self.path), utc_now()
                 owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._started}
-                self._record({**self._recorded(), "owner": owner})
+                self.note(owner=owner)
                 yield
         finally:
             self._place = self._started = None

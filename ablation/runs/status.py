@@ -6,7 +6,7 @@ import json
 import math
 import os
 import socket
-import time
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from ablation.runs.provenance import git_state, versions
 
 State = Literal["running", "done", "failed", "interrupted"]
 HEARTBEAT_SECONDS = 15.0
-"""Least time between two heartbeats on disk."""
+"""Time between two heartbeats on disk."""
 STALE_SECONDS = 120.0
 """A run on another machine whose heartbeat is older than this is taken for dead."""
 LOCK_SECONDS = 0.5
@@ -66,7 +66,7 @@ class RunStatus:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._started: str | None = None
-        self._last_beat = -math.inf
+        self._writing = threading.RLock()  # the heartbeat's thread writes the same file
         self._place: tuple[int, int] | None = None  # of the directory, while it is open
 
     @property
@@ -103,40 +103,47 @@ class RunStatus:
             InputError: the directory cannot be written.
         """
         now = utc_now()
-        self._record(
-            {
-                **self._recorded(),
-                **facts,
-                "state": state,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "started": self._started or now,
-                "heartbeat": now,
-                "finished": None if state == "running" else now,
-                "error": error,
-                "term": term,
-                "versions": dict(versions()),
-                "git": git_state(),
-            }
+        self.note(
+            **facts,
+            state=state,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started=self._started or now,
+            heartbeat=now,
+            finished=None if state == "running" else now,
+            error=error,
+            term=term,
+            versions=dict(versions()),
+            git=git_state(),
         )
-        self._last_beat = time.monotonic()
 
     def note(self, **facts: Any) -> None:
-        """Keep plain data in ``status.json``; the state stays.
+        """Keep plain data in ``status.json``; what is not named stays.
 
         Raises:
             InputError: the directory cannot be written.
         """
-        self._record({**self._recorded(), **facts})
+        with self._writing:
+            self.check_place()
+            atomic_write_text(self._status_path, json_text({**self._recorded(), **facts}))
 
-    def beat(self) -> None:
-        """Record a heartbeat; may be called every step, writes at most every 15 seconds."""
-        now = time.monotonic()
-        if now - self._last_beat < HEARTBEAT_SECONDS:
-            return
-        self._last_beat = now
-        with suppress(InputError):  # a missed beat must not end training; a lost checkpoint does
-            self._record({**self._recorded(), "heartbeat": utc_now()})
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Record a heartbeat every 15 seconds, whatever the main thread does meanwhile."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT_SECONDS):
+                with suppress(InputError):  # a missed beat ends no training; a lost checkpoint does
+                    self.note(heartbeat=utc_now())
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def check_data(self, fingerprint: str) -> None:
         """Make sure that the images are those of the run's first start; the first call notes them.
@@ -150,7 +157,7 @@ class RunStatus:
         found = self._recorded()
         before = found.get("data")
         if before is None:
-            self._record({**found, "data": fingerprint})
+            self.note(data=fingerprint)
         elif before != fingerprint:
             raise InputError(
                 f"{self.path} was trained on other data (fingerprint {before}, now {fingerprint}): "
@@ -197,10 +204,6 @@ class RunStatus:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
-
-    def _record(self, status: Mapping[str, Any]) -> None:
-        self.check_place()
-        atomic_write_text(self._status_path, json_text(status))
 
     def check_place(self) -> None:
         """Make sure that the directory is the one that was opened.

@@ -93,9 +93,6 @@ class Store(Protocol):
     def log(self, row: Mapping[str, Any]) -> None:
         """Append an epoch's metrics."""
 
-    def beat(self) -> None:
-        """Refresh the heartbeat; called every step, so it must be cheap."""
-
 
 class Reporter(Protocol):
     """Progress display."""
@@ -376,7 +373,6 @@ class Engine:
         if self._device.type == "cpu" or self.position.step % SYNC_EVERY == 0:
             self._guard.check()
         self._reporter.step(batch.count)
-        self._store.beat()
         if self._ranks.any(self._stop()):
             self._interrupt()
 

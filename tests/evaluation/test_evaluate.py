@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
 from ablation.evaluation import (
+    AdversarialMargin,
     ApgdCe,
     ApgdT,
     AttackBase,
@@ -37,6 +38,7 @@ from ablation.numerics.functional import pgd
 from ablation.numerics.modes import frozen_parameters
 from ablation.random import generator
 from tests.support.attacks import attacked
+from tests.support.counting import Counting
 
 EPS = 0.05
 SIDE, CLASSES = 6, 10
@@ -576,6 +578,24 @@ def test_stopping_between_batches(trained, data):
     request = Request({"fgsm": Fgsm()}, EPS, batch_size=30)
     with pytest.raises(InterruptedRunError, match=r"\(fgsm, \d+ of \d+ images\)"):
         evaluate(trained, data[0], data[1], request, should_stop=stop)
+
+
+LONG = Pgd(50, 1 / 4, "clean", eps=EPS, norm="linf")
+
+
+@pytest.mark.parametrize("part", [LONG, Square(5000), FabT(50), AdversarialMargin(LONG)])
+def test_stopping_within_a_batch(trained, data, part):
+    asked = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) > 8
+
+    counted = Counting(trained)
+    request = Request({"part": part}, EPS, batch_size=len(data[0]), diagnose=False)
+    with pytest.raises(InterruptedRunError, match=r"\(part, 0 of \d+ images\)"):
+        evaluate(counted, data[0], data[1], request, should_stop=stop)
+    assert counted.forwards < 20
 
 
 def test_progress_counts_the_images_of_every_part(trained, data):

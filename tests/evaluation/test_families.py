@@ -137,7 +137,7 @@ def exported(base: type) -> list[Any]:
 
 def test_every_attack_and_measure_declares_its_own_kind_and_a_family():
     attacks, measures = exported(AttackBase), exported(MeasureBase)
-    assert len(attacks) == 9
+    assert len(attacks) == 15
     assert len(measures) == 4
     kinds = [vars(cls)["kind"] for cls in (*attacks, *measures)]
     assert len(set(kinds)) == len(kinds)
@@ -158,6 +158,12 @@ def test_kinds_are_those_that_saved_evaluations_hold():
         "FabT": "fab_t",
         "Square": "square",
         "AutoAttack": "auto_attack",
+        "FastApgdCe": "fast_apgd_ce",
+        "FastApgdDlr": "fast_apgd_dlr",
+        "FastApgdT": "fast_apgd_t",
+        "FastFabT": "fast_fab_t",
+        "FastSquare": "fast_square",
+        "FastAutoAttack": "fast_auto_attack",
         "EffectiveMargin": "effective_margin",
         "MarginWeightedRadius": "margin_weighted_radius",
         "AdversarialMargin": "adversarial_margin",

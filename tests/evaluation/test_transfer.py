@@ -10,6 +10,7 @@ from ablation.errors import InputError, InterruptedRunError
 from ablation.evaluation import (
     AutoAttack,
     EffectiveMargin,
+    FastApgdCe,
     Fgsm,
     Pgd,
     Request,
@@ -65,6 +66,15 @@ def test_the_source_searches_and_the_network_judges():
     assert along.searched > 0
     # Points that do not fool the network count as robust, whatever they do to the source.
     assert values(run(net, across)) == {"clean": 100, "fgsm": 100, "pgd5": 100}
+
+
+def test_attacks_of_ours_search_on_the_source_too():
+    net, along, wrong = Linear([1, 0]), Linear([2, 0]), Linear([-1, 0])
+    attacks = {"clean": None, "apgd_ce": FastApgdCe(10)}
+    assert values(run(net, along, attacks)) == {"clean": 100, "apgd_ce": 50}
+    assert net.searched == 0
+    assert along.searched > 0
+    assert values(run(net, wrong, attacks)) == {"clean": 100, "apgd_ce": 100}
 
 
 def test_images_that_the_source_gets_wrong_count_by_the_networks_answer():

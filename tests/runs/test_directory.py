@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from ablation.errors import InputError, InterruptedRunError, NonFiniteError
-from ablation.runs import status as runs
+from ablation.runs import status
 from ablation.runs.checkpoint import Snapshot
 from ablation.runs.directory import Run, find_runs, first_difference
 from ablation.runs.files import atomic_write_text, finite, temporary_path
@@ -170,7 +170,7 @@ def test_a_silent_machine_is_believed_for_two_minutes(run, monkeypatch):
         run.set_status("running")
         monkeypatch.undo()
     assert state(run) == "running"
-    monkeypatch.setattr(runs, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr(status, "STALE_SECONDS", -1.0)
     assert state(run) == "interrupted"
 
 
@@ -242,21 +242,41 @@ def test_opening_sweeps_what_killed_processes_left(run):
         assert not any(path.exists() for path in left)
 
 
-def test_a_heartbeat_is_written_now_and_then(run, monkeypatch):
-    clock = [1000.0]
+def test_a_run_shows_that_it_lives_whatever_the_main_thread_does(run, monkeypatch):
+    monkeypatch.setattr(status, "HEARTBEAT_SECONDS", 0.01)
+    stamp = ["2030-01-01T00:00:00+00:00"]
+    monkeypatch.setattr(status, "utc_now", lambda: stamp[0])
     with run.open(CONFIG):
-        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-        run.set_status("running")
-        stamp = ["2030-01-01T00:00:00+00:00"]
-        monkeypatch.setattr(runs, "utc_now", lambda: stamp[0])
-        for second, written in ((5, False), (14, False), (16, True), (20, False), (32, True)):
-            stamp[0] = f"2030-01-01T00:00:{second:02d}+00:00"
-            clock[0] = 1000.0 + second
-            run.beat()
-            assert (run.status().heartbeat == stamp[0]) is written
-        clock[0] += 100
-        monkeypatch.setattr(os, "write", fail_with(errno.ENOSPC))
-        run.beat()
+        run.set_status("running", device="cpu")
+        with run.beating():
+            for second in range(1, 4):
+                stamp[0] = f"2030-01-01T00:00:{second:02d}+00:00"
+                wait_until(lambda: run.status().heartbeat == stamp[0])
+            with monkeypatch.context() as full:
+                full.setattr(os, "write", fail_with(errno.ENOSPC))
+                time.sleep(0.05)
+        stamp[0] = "2040-01-01T00:00:00+00:00"
+        time.sleep(0.05)
+        found = run.status()
+    assert found.heartbeat < "2031"
+    assert (found.state, found.facts["device"]) == ("running", "cpu")
+
+
+def test_a_heartbeat_loses_nothing_that_is_recorded_meanwhile(run, monkeypatch):
+    monkeypatch.setattr(status, "HEARTBEAT_SECONDS", 0.0)
+    with run.open(CONFIG), run.beating():
+        for number in range(100):
+            run.note(number=number)
+            assert run.status().facts["number"] == number
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Give another thread ten seconds."""
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("nothing happened")
 
 
 def test_other_data_are_refused(run):
@@ -623,7 +643,7 @@ def test_a_fresh_claim_of_another_host_is_refused_without_locks(run, monkeypatch
     run.note(state="running", host="other")
     with pytest.raises(InputError, match=r"on host .*if that host is dead, run the same .* in 1"):
         enter(run)
-    monkeypatch.setattr(runs, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr(status, "STALE_SECONDS", -1.0)
     enter(run)
 
 

@@ -74,9 +74,6 @@ class Shelf:
     def log(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
 
-    def beat(self) -> None:
-        pass
-
 
 class Silent:
     def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None: ...

@@ -65,9 +65,6 @@ class Shelf:
     def log(self, row: Mapping[str, Any]) -> None:
         self.rows.append({k: v for k, v in row.items() if "second" not in k})
 
-    def beat(self) -> None:
-        pass
-
 
 class Silent:
     def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None: ...
