@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +11,19 @@ import torch
 from torch import Tensor
 
 from ablation.models.folding import Folded
-from ablation.numerics.synchronised import batch_statistics
+from ablation.numerics.synchronised import Replaced, batch_statistics
+from ablation.ranks import present
 from ablation.terms import CrossEntropy
 from ablation.training.memory import remembering
 from ablation.training.method import Method, Slot, parse_passes
 from ablation.training.step import StepLog, train_step
-from ablation.types import AttackMode, Batch, Clock, Crafted, Views
+from ablation.types import AttackMode, Batch, Clock, Crafted, Statistics, Views
 from tests.support.configs import compose_config
 from tests.support.parts import Told, memories_of, sgd, small_batch, small_net
 from tests.support.ranks import on_two_ranks, own_rows
 
 STEPS, UNEVEN = 3, 7
+REPLICAS = ("trades", "at, awp", "attack in training mode", "elsayed")
 MARGINS = ("component/margin_maximization=enabled", "component.margin_maximization.gamma=10")
 CASES: dict[str, tuple[str, ...]] = {
     "at": ("method=at",),
@@ -95,14 +98,33 @@ def measurements(log: StepLog) -> dict[str, Tensor]:
     return found | {"loss": log.loss, "gradient": log.grad_norm}
 
 
-def trained(method: Method, batches: list[Batch], clip: float | None = None) -> dict[str, Tensor]:
+def halves(x: Tensor, mean: Tensor, variance: Tensor, *args: Any) -> Tensor:
+    """BatchNorm of both halves of a batch; the first moves the running statistics."""
+    first, second = x.tensor_split(2)
+    norm = torch.nn.functional.batch_norm
+    return torch.cat([norm(first, mean, variance, *args), norm(second, None, None, *args)])
+
+
+def statistics(kind: Statistics) -> AbstractContextManager[Any]:
+    """Those of the ranks; one process computes what two replicas would."""
+    if kind == "replica" and present().alone:
+        return Replaced(halves)
+    return batch_statistics(kind)
+
+
+def trained(
+    method: Method,
+    batches: list[Batch],
+    clip: float | None = None,
+    kind: Statistics = "synchronised",
+) -> dict[str, Tensor]:
     """Weights, buffers, memories and the measurements after a few steps, as one vector each."""
     net = small_net()
     net.train()
     folded, optimizer = Folded(net), sgd(net, 0.05)
     memories, logs = memories_of(method), []
     for step, batch in enumerate(batches):
-        with batch_statistics("synchronised"):
+        with statistics(kind):
             log, views = train_step(
                 method,
                 net,
@@ -147,6 +169,9 @@ def every_case() -> dict[str, dict[str, Tensor]]:
         found[f"{name}, uneven"] = trained(method, uneven)
     at = compose_config("eps=0.1").phases[-1].method
     found["clipped"] = trained(at, even, clip=0.01)
+    for name in REPLICAS:
+        method = compose_config("eps=0.1", *CASES[name]).phases[-1].method
+        found[f"{name}, replicas"] = trained(method, even, kind="replica")
     for name, labels in SUBSETS.items():
         found[f"subset: {name}"] = trained(subset_method(), [labelled(labels)] * 2)
     return found
@@ -166,6 +191,7 @@ NAMES = [
     *CASES,
     *(f"{name}, uneven" for name in ("at", "trades", "mart", "dyart", "lma, averaged logits")),
     *("clipped", *(f"subset: {name}" for name in SUBSETS)),
+    *(f"{name}, replicas" for name in REPLICAS),
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ablation.config.experiment import Config
 from ablation.config.validation import load
-from ablation.errors import DONE, INTERRUPTED, JOB_FAILED, InterruptedRunError
+from ablation.errors import DONE, INTERRUPTED, JOB_FAILED, InterruptedRunError, NonFiniteError
 from ablation.jobs.fit import engine
 from ablation.jobs.ranks import Launched, Nothing, called, share_threads
 from ablation.jobs.setup import build_net, load_images, numerics
@@ -24,8 +24,10 @@ def follow(config: Config, me: Launched) -> int:
     with stop_on_signals() as signals:
         try:
             _train_along(config, me, lambda: signals.requested)
-        except InterruptedRunError:  # rank 0 says it
+        except (InterruptedRunError, KeyboardInterrupt):  # rank 0 says it
             return INTERRUPTED
+        except NonFiniteError:  # all ranks find it
+            return JOB_FAILED
         except Exception:
             warn(f"rank {me.ranks.rank}: {traceback.format_exc().rstrip()}")
             return JOB_FAILED

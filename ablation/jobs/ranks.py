@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from signal import SIGKILL
 from typing import Any
@@ -107,7 +107,7 @@ def _meeting(ranks: Ranks) -> Store:
     """Where the ranks meet, by the environment of this process."""
     if PORT in os.environ:
         return TCPStore(HERE, int(os.environ[PORT]), ranks.world, False, PATIENCE)
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world, timeout=PATIENCE))
     return PrefixStore("ablation", store)
 
 
@@ -155,9 +155,12 @@ def _started(config: Config, device: torch.device, lost: Callable[[str], None]) 
     world = config.runtime.devices
     store = TCPStore(HERE, 0, world, True, PATIENCE, wait_for_workers=False)
     store.set(CALL, TRAIN)
-    others = [_start(rank, world, store.port, config.container()) for rank in range(1, world)]
+    others: list[subprocess.Popen[bytes]] = []
     over = threading.Event()
     try:
+        others.extend(
+            _start(rank, world, store.port, config.container()) for rank in range(1, world)
+        )
         _await(others, store)
         threading.Thread(target=watch, args=(others, over, lost), daemon=True).start()
         with joined(0, world, device, store):
@@ -210,7 +213,7 @@ def _start(
         preexec_fn=die_with(os.getpid(), SIGKILL),
     )
     assert process.stdin is not None  # noqa: S101
-    with process.stdin as pipe:
+    with suppress(BrokenPipeError), process.stdin as pipe:  # it ended: ``_await`` finds out
         pipe.write(json.dumps(container).encode())
     return process
 

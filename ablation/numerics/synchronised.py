@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,16 +31,16 @@ def batch_statistics(kind: Statistics) -> Iterator[None]:
     if ranks.alone:
         yield
         return
-    with _Replaced(synchronised if kind == "synchronised" else of_replica, ranks):
+    with Replaced(partial(synchronised if kind == "synchronised" else of_replica, ranks)):
         yield
 
 
-class _Replaced(TorchFunctionMode):
+class Replaced(TorchFunctionMode):
     """Calls another function in place of ``F.batch_norm`` in training mode."""
 
-    def __init__(self, batch_norm: Callable[..., Tensor], ranks: Ranks) -> None:
+    def __init__(self, batch_norm: Callable[..., Tensor]) -> None:
         super().__init__()
-        self._batch_norm, self._ranks = batch_norm, ranks
+        self._batch_norm = batch_norm
 
     def __torch_function__(
         self,
@@ -51,7 +52,7 @@ class _Replaced(TorchFunctionMode):
         """Call the other function, or ``func`` itself."""
         del types
         if func is F.batch_norm and (kwargs or {}).get("training", len(args) > 5 and args[5]):
-            return self._batch_norm(self._ranks, *args, **(kwargs or {}))
+            return self._batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -105,8 +106,10 @@ def of_replica(
     """``F.batch_norm`` of each rank's own samples, as DataParallel has it in the papers' code.
 
     The running statistics of all ranks are those of the first, as of DataParallel's first replica.
+    An empty part leaves them as they are.
     """
-    out = F.batch_norm(x, running_mean, running_var, *args, **kwargs)
+    moved = (running_mean, running_var) if len(x) else (None, None)
+    out = F.batch_norm(x, *moved, *args, **kwargs)
     ranks.copy_first([s for s in (running_mean, running_var) if s is not None])
     return out
 
