@@ -98,11 +98,11 @@ def measurements(log: StepLog) -> dict[str, Tensor]:
     return found | {"loss": log.loss, "gradient": log.grad_norm}
 
 
-def halves(x: Tensor, mean: Tensor, variance: Tensor, *args: Any) -> Tensor:
+def halves(x: Tensor, mean: Tensor, variance: Tensor, **named: Any) -> Tensor:
     """BatchNorm of both halves of a batch; the first moves the running statistics."""
     first, second = x.tensor_split(2)
     norm = torch.nn.functional.batch_norm
-    return torch.cat([norm(first, mean, variance, *args), norm(second, None, None, *args)])
+    return torch.cat([norm(first, mean, variance, **named), norm(second, None, None, **named)])
 
 
 def statistics(kind: Statistics) -> AbstractContextManager[Any]:
