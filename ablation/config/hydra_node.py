@@ -21,6 +21,7 @@ NUMBERS: Mapping[str, Any] = {
     "hydra.sweeper.max_batch_size": int | None,
     "hydra.launcher.jobs": int | None,
     "hydra.launcher.n_jobs": int | None,
+    "hydra.launcher.per_gpu": int,
     "hydra.launcher.gpus": list[int | str] | str | None,
     "hydra.launcher.gpus_per_job": int,
 }

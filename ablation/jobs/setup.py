@@ -102,11 +102,19 @@ def load_images(config: Config, device: torch.device) -> Images:
 
 def build_net(config: Config, images: ImageSet, method: Method, device: torch.device) -> Net:
     """The model for these images, initialised from the seed, on the device."""
+    _, channels, *size = images.images.shape
+    return build_net_of(config, channels, (size[0], size[1]), method, device)
+
+
+def build_net_of(
+    config: Config, channels: int, size: tuple[int, int], method: Method, device: torch.device
+) -> Net:
+    """The same for images of so many channels and this height and width."""
     node = config.model
     net = build_model(
         node.spec,
-        channels=images.images.shape[1],
-        size=(images.images.shape[2], images.images.shape[3]),
+        channels=channels,
+        size=size,
         classes=config.data.classes,
         head=method.head or node.head,
         mean=config.data.mean if node.normalize else None,

@@ -41,42 +41,50 @@ Environment = Mapping[str, str]
 
 
 def slots(
-    jobs: int | None, gpus: Sequence[int | str] | str | None, per_job: int = 1
+    jobs: int | None,
+    gpus: Sequence[int | str] | str | None,
+    per_gpu: int = 1,
+    per_job: int = 1,
 ) -> list[Environment]:
     """List the environment variables that each place in the pool gives its jobs.
 
     Args:
-        jobs: how many places; ``None`` means as many as the GPUs are enough for, and without GPUs
-            one per two cores.
+        jobs: how many places; ``None`` means all that the GPUs have, and without GPUs one per two
+            cores.
         gpus: ``auto`` means all visible ones; ``None`` assigns none: jobs see what this process
-            sees. A list counts the visible ones, or names them by UUID; one that occurs twice
-            has two places.
-        per_job: GPUs of a place, one after the other in the list.
+            sees. A list counts the visible ones, or names them by UUID (of a MIG slice, too); one
+            that occurs twice has twice the places.
+        per_gpu: how many places a GPU has. The first jobs go to different GPUs.
+        per_job: GPUs of a place, one after the other in the list; then ``per_gpu`` is 1.
 
     Raises:
         InputError: these do not fit each other or the machine.
     """
     if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
         raise InputError(f"hydra.launcher.jobs={jobs}: a number from 1, or null")
-    if not isinstance(per_job, int) or per_job < 1:
-        raise InputError(f"hydra.launcher.gpus_per_job={per_job}: a number from 1")
+    check_per_gpu(per_gpu)
     single = chosen_gpus(gpus)
-    groups = [single[n : n + per_job] for n in range(0, len(single), per_job)]
-    devices = [",".join(group) for group in groups if len(group) == per_job]
-    if single and not devices:
+    devices = groups_of(single, per_job) * per_gpu
+    if per_gpu > 1 and per_job > 1:
         raise InputError(
-            f"hydra.launcher.gpus_per_job={per_job}: {len(single)} are there; set fewer "
-            f"runtime.devices"
+            f"hydra.launcher.per_gpu={per_gpu}: a run on {per_job} GPUs has them to itself; set "
+            f"runtime.devices=1 or hydra.launcher.per_gpu=1"
         )
-    if devices and per_job > 1 and (jobs or 0) > len(devices):
+    if per_job > 1 and single and (jobs or 1) > len(devices):
         raise InputError(
-            f"hydra.launcher.jobs={jobs}: a job gets {per_job} GPUs of its own, which "
-            f"{len(single)} are not enough for"
+            f"hydra.launcher.jobs={jobs}: each takes {per_job} GPUs of its own (runtime.devices), "
+            f"and there are {len(single)}"
+        )
+    if per_gpu > 1 and not devices:
+        raise InputError(
+            f"hydra.launcher.per_gpu={per_gpu}: no GPU is assigned (hydra.launcher.gpus={gpus}, "
+            f"{len(visible_gpus())} visible); hydra.launcher.jobs=N says how many run without"
         )
     if devices and (jobs or 0) > len(devices):
         raise InputError(
-            f"hydra.launcher.jobs={jobs}: a job gets a GPU of its own, and there are "
-            f"{len(devices)}; to share them name each twice, as in hydra.launcher.gpus=[0,0]"
+            f"hydra.launcher.jobs={jobs}: with hydra.launcher.per_gpu={per_gpu} there are "
+            f"{len(devices)} places on GPUs; more jobs can share one: "
+            f"hydra.launcher.per_gpu={-(-jobs // (len(devices) // per_gpu)) if jobs else 1}"
         )
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     count = jobs or len(devices) or max(1, cores // 2)
@@ -86,6 +94,28 @@ def slots(
     if not devices:
         return [shared] * count
     return [{**shared, "CUDA_VISIBLE_DEVICES": device} for device in devices[:count]]
+
+
+def check_per_gpu(per_gpu: object) -> None:
+    """Check a number of jobs on one GPU.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(per_gpu, int) or isinstance(per_gpu, bool) or per_gpu < 1:
+        raise InputError(f"hydra.launcher.per_gpu={per_gpu}: a number of jobs from 1")
+
+
+def groups_of(gpus: Sequence[str], size: int) -> list[str]:
+    """Values for ``CUDA_VISIBLE_DEVICES`` of so many GPUs each; a rest is left out.
+
+    Raises:
+        InputError: the size is not a number from 1.
+    """
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"hydra.launcher.gpus_per_job={size}: a number from 1")
+    groups = [gpus[first : first + size] for first in range(0, len(gpus), size)]
+    return [",".join(group) for group in groups if len(group) == size]
 
 
 def chosen_gpus(gpus: Sequence[int | str] | str | None) -> list[str]:
@@ -169,6 +199,9 @@ class Pool:
     Args:
         slots: one environment per place.
         out: where progress goes; ``None`` means stdout.
+
+    Attributes:
+        signal: what stopped the pool.
     """
 
     def __init__(self, slots: Sequence[Environment], out: TextIO | None = None) -> None:
@@ -179,7 +212,7 @@ class Pool:
         self._seconds: list[float] = []
         self._told: set[int] = set()  # unwanted jobs that know it
         self._total = 0
-        self._signal: int | None = None
+        self.signal: int | None = None
         self._forwarded = self._impatient = False
 
     def run(self, work: Sequence[Work]) -> list[int]:
@@ -214,14 +247,14 @@ class Pool:
             finally:
                 self._end()
                 self._board.close()
-        if self._signal is not None:
+        if self.signal is not None:
             raise KeyboardInterrupt
         return [self._codes[index] for index in range(len(self._codes))]
 
     def _start(self, waiting: Iterator[tuple[int, Work]]) -> None:
         """Fill the free places."""
         for place, environment in enumerate(self._slots):
-            while place not in self._running and self._signal is None:
+            while place not in self._running and self.signal is None:
                 index, work = next(waiting, (-1, None))
                 if work is None:
                     return
@@ -315,22 +348,22 @@ class Pool:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self._impatient |= self._signal is not None and number == signal.SIGINT
-        self._signal = self._signal or number
+        self._impatient |= self.signal is not None and number == signal.SIGINT
+        self.signal = self.signal or number
 
     def _pass_signals_on(self) -> None:
         """The first to the jobs, once; a Ctrl-C after it ends them."""
-        if self._signal is None:
+        if self.signal is None:
             return
         if not self._forwarded:
             self._forwarded = True
-            name = signal.Signals(self._signal).name
+            name = signal.Signals(self.signal).name
             self._board.event(
                 f"{name}: no job starts any more, those running save and stop; "
                 f"a further Ctrl-C kills them"
             )
             for child in self._running.values():
-                child.process.send_signal(self._signal)
+                child.process.send_signal(self.signal)
         if self._impatient:
             self._kill()
 

@@ -5,14 +5,17 @@ Imports submitit, an extra, only to submit.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ablation.errors import InputError
 from ablation.runs.directory import Run
 from ablation.runs.files import atomic_write_text
+from ablation.sweeps.pool import Pool, Work, check_per_gpu, slots
 from ablation.text import one_line
 
 QUERY_SECONDS = 60
@@ -116,6 +119,19 @@ def device_of(settings: Mapping[str, Any]) -> str:
     return "cuda" if any(asked) else "cpu"
 
 
+def check_shared(per_gpu: int, settings: Mapping[str, Any]) -> None:
+    """Check how many runs share a job's GPU.
+
+    Raises:
+        InputError: no number, or the job gets no GPU.
+    """
+    check_per_gpu(per_gpu)
+    if per_gpu > 1 and device_of(settings) == "cpu":
+        raise InputError(
+            f"hydra.launcher.per_gpu={per_gpu}: jobs get no GPU; set hydra.launcher.gpus_per_node=1"
+        )
+
+
 def executor(settings: Mapping[str, Any], check: bool = True) -> Any:
     """What submits jobs with these settings.
 
@@ -146,6 +162,56 @@ def executor(settings: Mapping[str, Any], check: bool = True) -> Any:
     except (TypeError, ValueError) as error:
         raise InputError(f"hydra/launcher=submitit_slurm: {one_line(error)}") from error
     return found
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What a node runs where several runs share a GPU: each in a process of its own.
+
+    Attributes:
+        command: what runs one of them; its overrides follow.
+        logs: folder for their output.
+        per_gpu: how many a GPU has at a time.
+    """
+
+    command: Sequence[str]
+    logs: Path
+    per_gpu: int
+
+    def __call__(self, jobs: Sequence[Sequence[str]], first: int) -> list[int]:
+        """Run jobs, and return their exit codes.
+
+        Args:
+            jobs: the overrides of each.
+            first: the first one's number in the sweep.
+
+        Raises:
+            KeyboardInterrupt: a signal stopped them, and nobody puts the job back in the queue.
+        """
+        work = [
+            Work(_title(overrides), [*self.command, *overrides], self.logs / f"{number}.log")
+            for number, overrides in enumerate(jobs, first)
+        ]
+        pool = Pool(slots(None, "auto", self.per_gpu))
+        try:
+            return pool.run(work)
+        except KeyboardInterrupt:
+            if pool.signal is not None:
+                handler = signal.getsignal(pool.signal)
+                if callable(handler):  # submitit's: requeues if SLURM asked, and does not return
+                    handler(pool.signal, None)
+            raise
+
+    def checkpoint(self, *args: Any) -> Any:
+        """Say what to run when the job is back: all of them, and those that are done know it."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *args)
+
+
+def _title(overrides: Sequence[str]) -> str:
+    """What a person reads of a job's overrides."""
+    return " ".join(each.lstrip("+") for each in overrides if not each.startswith("++launch="))
 
 
 def script(executor: Any, jobs: int) -> str:

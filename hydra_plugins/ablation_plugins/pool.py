@@ -22,10 +22,12 @@ class PoolLauncher(Launcher):
     """Runs every job in a process of its own, some at a time, on this machine.
 
     Args:
-        jobs: how many at a time; ``None`` means one per GPU, or without GPUs one per two cores.
-        gpus: ``auto`` means all visible ones, a list some of them: each job gets some of its own;
-            ``None`` assigns none.
-        gpus_per_job: how many each job gets.
+        jobs: how many at a time; ``None`` means as many as GPUs have places, or without GPUs one
+            per two cores.
+        gpus: ``auto`` means all visible ones, a list some of them: each job has its own; ``None``
+            assigns none.
+        per_gpu: how many jobs share a GPU.
+        gpus_per_job: how many GPUs each job gets.
 
     Attributes:
         command: what runs one job; the job's overrides follow.
@@ -35,8 +37,9 @@ class PoolLauncher(Launcher):
     command: Sequence[str] = (sys.executable, "-m", "ablation.commands.scripts", "train")
     describe: Callable[[Sequence[str]], tuple[str, Path, "Turn | None"]] | None = None
 
-    def __init__(self, jobs: int | None, gpus: Any, gpus_per_job: int = 1) -> None:
-        self._jobs, self._gpus, self._per_job = jobs, gpus, gpus_per_job
+    def __init__(self, jobs: int | None, gpus: Any, per_gpu: int, gpus_per_job: int = 1) -> None:
+        self._jobs, self._gpus, self._per_gpu = jobs, gpus, per_gpu
+        self._per_job = gpus_per_job
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -47,7 +50,7 @@ class PoolLauncher(Launcher):
         del hydra_context, task_function
         listed = self._gpus is None or isinstance(self._gpus, str)
         gpus = self._gpus if listed else list(self._gpus)
-        self._slots = slots(self._jobs, gpus, self._per_job)
+        self._slots = slots(self._jobs, gpus, self._per_gpu, self._per_job)
         self._sweep_dir = Path(str(config.hydra.sweep.dir))
         self._options = passed_on(config)
 

@@ -25,7 +25,7 @@ from ablation.evaluation import (
     Square,
 )
 from ablation.numerics.functional import margin
-from tests.evaluation.test_fast_reference import RADII, correct, trained
+from tests.support.patterns import RADII, correct, trained
 
 pytestmark = pytest.mark.extra
 

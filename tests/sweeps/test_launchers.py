@@ -133,7 +133,7 @@ def sweep_config(folder: Path, *hydra: str, own: str | None = None) -> DictConfi
 
 
 def launcher(folder: Path, code: str, *hydra: str, own: str | None = None) -> PoolLauncher:
-    found = PoolLauncher(jobs=1, gpus=None)
+    found = PoolLauncher(jobs=1, gpus=None, per_gpu=1)
     found.command = python(code)
     config = sweep_config(folder, *hydra, own=own)
     found.setup(hydra_context=None, task_function=None, config=config)  # type: ignore[arg-type]
@@ -273,6 +273,18 @@ def test_two_jobs_are_never_on_one_gpu(tmp_path, monkeypatch):
     assert events[:2] == ["started", "started"]  # side by side
 
 
+def test_jobs_that_share_a_gpu_see_it_and_go_to_different_ones_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,MIG-bb")
+    note = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(2)"
+    work = [Work(str(n), python(note), tmp_path / f"{n}.log") for n in range(4)]
+    out = io.StringIO()
+    assert Pool(slots(None, "auto", 2), out).run(work) == [0] * 4
+    seen = [one.log.read_text().splitlines()[-1] for one in work]
+    assert seen == ["GPU-aa", "MIG-bb", "GPU-aa", "MIG-bb"]
+    events = [line.split()[2] for line in out.getvalue().splitlines()]
+    assert events[:4] == ["started"] * 4
+
+
 # Places
 
 
@@ -302,39 +314,45 @@ def test_a_place_has_a_gpu_of_its_own(monkeypatch, visible, jobs, gpus, expected
 )
 def test_a_place_has_several_gpus_where_a_job_takes_them(monkeypatch, jobs, gpus, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in slots(jobs, gpus, 2)] == expected
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in slots(jobs, gpus, per_job=2)] == expected
 
 
 @pytest.mark.parametrize(
     ("jobs", "per_job", "message"),
     [
-        (None, 3, "gpus_per_job=3: 2 are there"),
-        (2, 2, "jobs=2: a job gets 2 GPUs of its own, which 2 are not enough for"),
+        (None, 3, "each takes 3 GPUs of its own (runtime.devices), and there are 2"),
+        (2, 2, "jobs=2: each takes 2 GPUs of its own"),
         (None, 0, "gpus_per_job=0: a number from 1"),
     ],
 )
 def test_more_gpus_than_there_are_cannot_be_had(monkeypatch, jobs, per_job, message):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(InputError) as error:
-        slots(jobs, "auto", per_job)
+        slots(jobs, "auto", per_job=per_job)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("jobs", "gpus", "message"),
+    ("jobs", "gpus", "per_gpu", "message"),
     [
-        (0, "auto", "jobs=0: a number from 1, or null"),
-        ("many", "auto", "jobs=many: a number from 1, or null"),
-        (3, "auto", "there are 2; to share them name each twice, as in hydra.launcher.gpus=[0,0]"),
-        (None, [0, 2], "there is no GPU 2, 2 are visible"),
-        (None, [-1], "there is no GPU -1"),
-        (None, "all", "gpus=all: auto, null, or a list"),
+        (0, "auto", 1, "jobs=0: a number from 1, or null"),
+        ("many", "auto", 1, "jobs=many: a number from 1, or null"),
+        (3, "auto", 1, "there are 2 places on GPUs; more jobs can share one: "
+         "hydra.launcher.per_gpu=2"),
+        (7, "auto", 3, "there are 6 places on GPUs; more jobs can share one: "
+         "hydra.launcher.per_gpu=4"),
+        (None, [0, 2], 1, "there is no GPU 2, 2 are visible"),
+        (None, [-1], 1, "there is no GPU -1"),
+        (None, "all", 1, "gpus=all: auto, null, or a list"),
+        (None, "auto", 0, "per_gpu=0: a number of jobs from 1"),
+        (None, "auto", True, "per_gpu=True: a number of jobs from 1"),
+        (None, None, 2, "no GPU is assigned (hydra.launcher.gpus=None, 2 visible)"),
     ],
-)
-def test_places_that_cannot_be_had_are_refused(monkeypatch, jobs, gpus, message):
+)  # fmt: skip
+def test_places_that_cannot_be_had_are_refused(monkeypatch, jobs, gpus, per_gpu, message):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(InputError) as error:
-        slots(jobs, gpus)
+        slots(jobs, gpus, per_gpu)
     assert message in str(error.value)
 
 
@@ -771,6 +789,37 @@ def test_jobs_are_submitted_once_and_the_same_command_shows_the_table(slurm, tmp
     (slurm / "over").touch()
     assert train(*asked, cwd=tmp_path).wait(120) == DONE
     assert "sweep: 1 done" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.extra
+@pytest.mark.slow
+def test_runs_that_share_a_job_are_saved_queued_again_and_finished_together(
+    slurm, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as the cluster would set it
+    asked = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.per_gpu=2", "seed=0,1")
+    sweep = train(*asked, "epochs=60", "runtime.device=cpu", *QUICK, cwd=tmp_path)
+    until(lambda: len(statuses(tmp_path)) == 2, 300)
+    before = {name: status["pid"] for name, status in statuses(tmp_path).items()}
+    (log,) = tmp_path.glob("runs/.sweep/submitit/*/*.out")
+    pack = parent_of(int(str(before["s0"])))
+    assert parent_of(int(str(before["s1"]))) == pack
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        os.kill(pack, number)
+    assert sweep.wait(300) == DONE, (tmp_path / "out").read_text()
+    assert "array" not in (slurm / "script").read_text()
+    assert "Requeued job" in log.read_text()
+    assert all(statuses(tmp_path)[name]["pid"] != pid for name, pid in before.items())
+    for seed in (0, 1):
+        assert epochs(tmp_path, seed) == list(range(60))
+    started = [p.read_text().splitlines()[0] for p in tmp_path.glob("runs/.sweep/*.log")]
+    assert all("CUDA_VISIBLE_DEVICES=3" in line for line in started)
+    assert len(started) == 2
+
+
+def parent_of(pid: int) -> int:
+    """Number of the process that started another (Linux)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.extra

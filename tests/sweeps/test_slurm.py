@@ -116,7 +116,9 @@ def test_a_job_is_one_task_that_gets_the_gpus_of_its_run(given, gpus):
         chosen = ["hydra/launcher=submitit_slurm", *given]
         composed = compose("config", chosen, return_hydra_config=True)
     launcher = dict(OmegaConf.to_container(composed.hydra.launcher, resolve=True))  # type: ignore[arg-type]
-    settings = {k: v for k, v in launcher.items() if k not in ("_target_", "dry", "wait")}
+    settings = {
+        k: v for k, v in launcher.items() if k not in ("_target_", "dry", "wait", "per_gpu")
+    }
     text = slurm.script(slurm.executor(settings, check=False), jobs=1)
     asked = {line.removeprefix("#SBATCH --") for line in text.splitlines()}
     assert {f"gpus-per-node={gpus}", "ntasks-per-node=1", "nodes=1"} <= asked
