@@ -97,7 +97,7 @@ def test_a_signal_to_another_rank_stops_and_saves_and_it_resumes_to_the_same_bit
 
 
 def test_a_killed_rank_ends_the_run_as_interrupted(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, others: Any
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, others: Any, capsys: Any
 ) -> None:
     container = plain(tmp_path, *TWO)
     signalling(monkeypatch, others, signal.SIGKILL)
@@ -106,6 +106,7 @@ def test_a_killed_rank_ends_the_run_as_interrupted(
     assert status is not None
     assert status.state == "interrupted"
     assert "last checkpoint" in str(status.error)
+    assert "2 main epochs on 2 x cpu" in capsys.readouterr().out
 
 
 def test_a_rank_that_cannot_start_fails_the_run(
