@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ablation.ranks import present
 from ablation.types import Clock, Closure
 
 
@@ -50,6 +51,7 @@ class AdversarialWeightPerturbation:
         gradients: Sequence[Tensor | None] = [None] * len(weights)
         if loss.requires_grad:  # a term without points has no gradient
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            present().add_up([gradient for gradient in gradients if gradient is not None])
         with torch.no_grad():
             for buffer, value in zip(net.buffers(), saved, strict=True):
                 buffer.copy_(value)

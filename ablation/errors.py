@@ -49,3 +49,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 class InterruptedRunError(Exception):
     """A signal arrived; the run was saved and the same command resumes it."""
+
+
+class LostRankError(InterruptedRunError):
+    """Another process that trained the same run is gone; its last checkpoint is intact."""

@@ -7,8 +7,10 @@ changes no other draws, and that the arms of an ablation are paired: same order,
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 
 def key(seed: int, stream: str, step: int) -> int:
@@ -17,8 +19,24 @@ def key(seed: int, stream: str, step: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+class RowGenerator(torch.Generator):
+    """A generator of one rank: it draws for the whole batch, and the rank's rows are kept.
+
+    So a sample gets the same numbers on any number of ranks.
+
+    Attributes:
+        place: the rank's first row in the batch, and the rows of the batch.
+    """
+
+    place: tuple[int, int]
+
+
 def generator(
-    seed: int, stream: str, step: int = 0, device: torch.device | str = "cpu"
+    seed: int,
+    stream: str,
+    step: int = 0,
+    device: torch.device | str = "cpu",
+    place: tuple[int, int] | None = None,
 ) -> torch.Generator:
     """Make a fresh generator for one key.
 
@@ -27,5 +45,29 @@ def generator(
         stream: name of what draws, for example ``"attack/adv"`` or ``"augment"``.
         step: the step or epoch of the draw.
         device: where the drawn tensors live. CPU and CUDA draw different numbers.
+        place: of a rank's rows (``Batch.place``), for ``draw``; ``None`` draws what is asked for.
     """
-    return torch.Generator(device=device).manual_seed(key(seed, stream, step))
+    if place is None:
+        return torch.Generator(device=device).manual_seed(key(seed, stream, step))
+    rng = RowGenerator(device=device)
+    rng.manual_seed(key(seed, stream, step))
+    rng.place = place
+    return rng
+
+
+def draw(
+    make: Callable[..., Tensor], shape: Sequence[int], rng: torch.Generator, like: Tensor
+) -> Tensor:
+    """Call ``make(shape, generator=rng)``, as ``torch.rand``, with the device and type of a tensor.
+
+    Args:
+        make: what draws.
+        shape: [N, ...]; of a ``RowGenerator`` N are all the rows of its rank.
+        rng: the generator.
+        like: gives device and type.
+    """
+    if not isinstance(rng, RowGenerator):
+        return make(shape, generator=rng, device=like.device, dtype=like.dtype)
+    first, count = rng.place
+    whole = make((count, *shape[1:]), generator=rng, device=like.device, dtype=like.dtype)
+    return whole[first : first + shape[0]]

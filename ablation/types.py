@@ -17,6 +17,9 @@ from torch import Tensor, nn
 Norm = Literal["linf", "l2"]
 AttackMode = Literal["eval", "train", "train_frozen"]
 Start = Literal["clean", "gaussian", "uniform"]
+Statistics = Literal["synchronised", "replica"]
+"""Whose statistics BatchNorm takes in training where several processes share a batch: the whole
+batch's, or those of each process's own part."""
 Fraction = Annotated[float, "fraction"]
 """A number that may be written as a fraction, ``8/255``; config/parser.py parses it."""
 StepSize = Annotated[float, "step_size"]
@@ -31,11 +34,19 @@ class Batch:
         x: images, shape [N, C, H, W], float in [0, 1].
         y: labels, shape [N], int64.
         index: position of each sample in the training set, shape [N], int64.
+        place: where several processes share a batch (``ablation.ranks``), the place of the first
+            of these samples in it, and its size; ``None``, these are all.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
+    place: tuple[int, int] | None = None
+
+    @property
+    def count(self) -> int:
+        """Samples of the whole batch, on all processes."""
+        return len(self.y) if self.place is None else self.place[1]
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class Crafted:
             over an epoch is logged, and kept with the weights of the epochs that are kept.
         counted: samples that count in BatchNorm's statistics of the points' pass, [N], bool;
             ``None`` means all.
+        count: points of all processes that share the batch; ``None``, these R are all.
     """
 
     x: Tensor
@@ -59,6 +71,7 @@ class Crafted:
     facts: Mapping[str, Tensor] = field(default_factory=dict)
     recorded: Mapping[str, Tensor] = field(default_factory=dict)
     counted: Tensor | None = None
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +214,9 @@ class Views(Protocol):
 
     def scatter(self, name: str, values: Tensor) -> Tensor:
         """Spread values [R] of a view's points over the batch [N], zero elsewhere."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum values [N] over the whole batch, on all processes that share it; a scalar."""
 
     def rng(self, stream: str) -> torch.Generator:
         """Random numbers of a stream: the same whenever the step is computed anew (AWP)."""

@@ -56,7 +56,11 @@ class ProbabilisticMargin:
             return z.new_ones(len(z))
         probabilistic = probability_margin(z, views.y(self.view))
         weight = (self.slope * (self.bias - probabilistic)).sigmoid()
-        return 3 * weight if self.normalize == "constant" else weight / weight.mean()
+        return (
+            3 * weight
+            if self.normalize == "constant"
+            else weight / (views.total(weight) / views.batch.count)
+        )
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class Geometry:
             return torch.ones_like(survived)
         # (1 + tanh v) / 2 is sigmoid(2 v), which does not round to 0 where tanh is near -1.
         weight = torch.sigmoid(2 * (self.shift + 5 * (1 - 2 * survived)))
-        return weight * (len(weight) / weight.sum())
+        return weight * (views.batch.count / views.total(weight))
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_penalties_on_gradients_are_not_rounded_by_tf32(configs, penalty):
         twin = copy.deepcopy(net)
         with pretending() as log, numerics(runtime):
             twin = twin.to(device).train()
-            there = Batch(*(each.to(device) for each in (own.x, own.y, own.index)))
+            there = Batch(own.x.to(device), own.y.to(device), own.index.to(device))
             views = StepViews(twin, there, Clock(0, 0), torch.enable_grad)
             views.add("adv", Crafted(there.x))
             twin(there.x)

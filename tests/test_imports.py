@@ -17,6 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {"text"},
     {"types", "errors", "random", "schedules", "output"},
+    {"ranks"},
     {"numerics", "data", "runs", "ascents", "averages"},
     {"models"},
     {"crafters", "terms", "weights", "budgets", "evaluation"},

@@ -146,7 +146,7 @@ def test_a_training_step_has_the_bits_of_the_cpu(method):
         with pretending():
             net = small_net().to(device)
             own = small_batch()
-            batch = Batch(*(each.to(device) for each in (own.x, own.y, own.index)))
+            batch = Batch(own.x.to(device), own.y.to(device), own.index.to(device))
             train_step(config.phases[-1].method, net, sgd(net), batch, Clock(1, 0), seed=0)
             nets.append(net.to("cpu"))
     assert largest_difference(*nets) == 0

@@ -5,6 +5,7 @@ Imports neither torch nor wandb, so that ``--help`` and shell completion answer 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,6 +159,8 @@ def preflight(
     """
     given, texts, problems = flags.split(arguments)
     problems += flags.problems(given, planned)
+    if given.multirun and int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
+        problems.append("torchrun starts one run; for a sweep leave it, and set runtime.devices")
     if problems or given.help or given.hydra_help or given.shell_completion:
         return problems
     overrides, problems = readable(texts)

@@ -34,6 +34,7 @@ from ablation.types import (
     Norm,
     Schedule,
     Start,
+    Statistics,
     StepSize,
 )
 
@@ -155,7 +156,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Numerics: all but the device are part of a run's identity.
+    """Numerics: all but the devices are part of a run's identity.
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
@@ -163,6 +164,11 @@ class RuntimeConfig:
         compile: torch.compile the model's body.
         channels_last: memory format of convolutions.
         deterministic: refuse kernels that may differ between two runs (CUDA; slower).
+        devices: how many train a run together, each on its part of every batch. A run may go on
+            with another number: the weights are the same up to rounding.
+        batch_norm: statistics in training, where there are several: ``synchronised``, of the whole
+            batch, as on one device; ``replica``, of each device's part, as DataParallel has it in
+            the papers' code. With ``replica`` the number of devices is part of the identity.
     """
 
     device: str
@@ -170,6 +176,8 @@ class RuntimeConfig:
     compile: bool
     channels_last: bool
     deterministic: bool
+    devices: int = 1
+    batch_norm: Statistics = "synchronised"
 
 
 @dataclass(frozen=True)
@@ -338,6 +346,8 @@ class Config:
         for key in ("runs_dir", "data_dir", "retry", "extend"):
             del full[key]
         del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
+        if self.runtime.batch_norm == "synchronised":
+            del full["runtime"]["devices"], full["runtime"]["batch_norm"]
         full["data"]["source"].pop("download", None)
         if not full["data"]["source"].get("relabel"):
             full["data"]["source"].pop("relabel", None)

@@ -23,6 +23,7 @@ NUMBERS: Mapping[str, Any] = {
     "hydra.launcher.n_jobs": int | None,
     "hydra.launcher.per_gpu": int,
     "hydra.launcher.gpus": list[int | str] | str | None,
+    "hydra.launcher.gpus_per_job": int,
 }
 """Keys that option files may set, too, and what they hold."""
 COMMAND_LINE = (

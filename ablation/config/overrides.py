@@ -191,8 +191,13 @@ def bare(text: str) -> str:
 
 
 def variant(overrides: Iterable[str], axes: Iterable[str]) -> list[str]:
-    """The part of a command line that makes other numbers: no axes, no places, no launcher."""
-    keys = (*SEEDLESS, *axes)
+    """The part of a command line that makes other numbers: no axes, no places, no launcher.
+
+    The number of devices is part of it only where BatchNorm may go by each one's part of a batch.
+    """
+    overrides = list(overrides)
+    replicas = any(key_of(text) == "runtime.batch_norm" for text in overrides)
+    keys = (*SEEDLESS, *axes, *(() if replicas else ("runtime.devices",)))
     kept = [
         text
         for text in overrides

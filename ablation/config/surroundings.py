@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +14,12 @@ from ablation.config.experiment import Config, DataConfig, EvaluationConfig
 from ablation.config.extension import extension_problems
 from ablation.config.folders import has_file
 from ablation.config.rules import model_problems
-from ablation.data import Extent, check_batch_size, check_sizes, label_problems
+from ablation.crafters import BoundarySearch, FabSearch
+from ablation.data import Extent, check_batch_size, check_shares, check_sizes, label_problems
 from ablation.errors import InputError
 from ablation.evaluation import AutoAttack, Square
 from ablation.models import refusal
+from ablation.ranks import launched
 
 Place = Literal["here", "pool", "elsewhere"]
 """Where a job runs: as this process; with a GPU of its own on this machine; on another machine."""
@@ -50,6 +52,7 @@ def outside_problems(config: Config, place: Place = "here") -> list[str]:
         *init_problems(config),
         *config.data.source.check(config.data_root),
         *device_problems(config.runtime.device, place),
+        *sharing_problems(config),
     ]
 
 
@@ -80,6 +83,7 @@ def size_problems(config: Config, extent: Extent | None) -> list[str]:
     count = train_size or extent.train - val_size
     if fits(check_batch_size, config.batch_size, count):
         problems += _model_problems(config, extent, count)
+        fits(check_shares, config.batch_size, count, node.drop_last, devices_of(config))
     return [
         *problems,
         *_attack_problems(config, extent),
@@ -166,3 +170,53 @@ def device_problems(name: str, place: Place = "here") -> list[str]:
         count = torch.cuda.device_count()
         return [f"runtime.device={name}: {count} CUDA devices are visible; set runtime.device=auto"]
     return []
+
+
+def devices_of(config: Config) -> int:
+    """How many devices train a run together: those asked for, or what torchrun has started."""
+    return max(config.runtime.devices, launched().world)
+
+
+def sharing_problems(config: Config) -> Iterator[str]:
+    """Check that the devices that are to train a run together are there, and that it can be."""
+    node, started, visible = config.runtime, launched().world, torch.cuda.device_count()
+    if node.devices < 1:
+        yield f"runtime.devices={node.devices}: at least 1"
+    if node.devices > 1 and started not in (1, node.devices):
+        yield f"runtime.devices={node.devices}: torchrun has started {started} processes; leave it"
+    if node.batch_norm == "replica" and node.devices == 1:
+        yield (
+            "runtime.batch_norm=replica: a device alone has the whole batch; set runtime.devices, "
+            "or runtime.batch_norm=synchronised"
+        )
+    if devices_of(config) == 1:
+        return
+    if node.device not in ("auto", "cpu", "cuda"):
+        yield f"runtime.device={node.device}: several devices train; set runtime.device=cuda"
+    if node.device != "cpu" and 0 < visible < node.devices:
+        yield f"runtime.devices={node.devices}: {visible} CUDA devices are visible"
+    if node.compile:
+        yield (
+            "runtime.compile=true: BatchNorm's messages between devices cannot be compiled; set "
+            "runtime.compile=false or runtime.devices=1"
+        )
+    if _shares_bias(config):
+        yield (
+            "component.fab_margin.shared_bias=true: all samples take it of the first, which is on "
+            "one device alone; set it to false or runtime.devices=1"
+        )
+    if any(search.masked for search in _searches(config)):
+        yield (
+            "component.closed_form_gradient.masked=true: BatchNorm counts the points of one device "
+            "alone; set it to false or runtime.devices=1"
+        )
+
+
+def _shares_bias(config: Config) -> bool:
+    searches = [crafter.search for crafter in _searches(config)]
+    return any(isinstance(search, FabSearch) and search.shared_bias for search in searches)
+
+
+def _searches(config: Config) -> list[BoundarySearch]:
+    crafters = [each for phase in config.phases for each in phase.method.crafters.values()]
+    return [crafter for crafter in crafters if isinstance(crafter, BoundarySearch)]

@@ -19,6 +19,7 @@ from ablation.numerics.boundary import (
     kkt_filter,
     linearised,
 )
+from ablation.ranks import present
 from ablation.types import AttackMode, Crafted, Norm, Views
 
 Point = Literal["boundary", "last_iterate"]
@@ -182,7 +183,7 @@ class BoundarySearch:
             counted = kept & (kept.sum() > 1)
             return Crafted(points, None, aux, _shares(facts), counted=counted)
         rows = torch.nonzero(kept).squeeze(1)
-        rows = rows if len(rows) > 1 else rows[:0]
+        rows = rows if present().total(len(rows)) > 1 else rows[:0]
         aux |= {"grad_norm": aux["grad_norm"][rows]}
         return Crafted(points[rows], rows, aux, _shares(facts))
 

@@ -96,7 +96,7 @@ class Squeeze:
         points = torch.stack([leaf.detach() for leaf in leaves])
         chosen = [select_point(points, upper), select_point(points, lower)]
         if self.reassigns == "with_clean":
-            anywhere = ((upper == CLEAN) | (lower == CLEAN)).any()
+            anywhere = views.total((upper == CLEAN) | (lower == CLEAN)) > 0
             own = (adv.detach(), col.detach())
             chosen = [torch.where(anywhere, *pair) for pair in zip(chosen, own, strict=True)]
         length = per_sample(eps * self.step_size, x)

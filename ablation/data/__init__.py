@@ -12,7 +12,13 @@ from ablation.data.images import (
     sent,
     to_float,
 )
-from ablation.data.loader import Augment, DeviceLoader, check_batch_size, crop_flip
+from ablation.data.loader import (
+    Augment,
+    DeviceLoader,
+    check_batch_size,
+    check_shares,
+    crop_flip,
+)
 from ablation.data.parquet import Parquet
 from ablation.data.split import Split, check_sizes, encode_split, load_split, stratified_split
 from ablation.data.statistics import statistics
@@ -37,6 +43,7 @@ __all__ = [
     "TinyImageNet",
     "check_batch_size",
     "check_labels",
+    "check_shares",
     "check_sizes",
     "crop_flip",
     "encode_split",

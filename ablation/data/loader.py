@@ -12,6 +12,7 @@ from torch import Tensor
 from ablation.data.images import ImageSet, sent, to_float
 from ablation.errors import InputError
 from ablation.random import generator
+from ablation.ranks import present
 from ablation.types import Batch
 
 Augment = Literal["none", "crop_flip"]
@@ -55,12 +56,31 @@ def check_batch_size(batch_size: int, count: int) -> None:
         )
 
 
+def check_shares(batch_size: int, count: int, drop_last: bool, world: int) -> None:
+    """Check that each of ``world`` devices gets an image of every batch of ``count`` images.
+
+    Raises:
+        InputError: a batch is too small.
+    """
+    rest = 0 if drop_last else count % batch_size
+    if batch_size < world:
+        raise InputError(
+            f"batch_size={batch_size}: {world} devices share a batch; set batch_size={world} or "
+            f"more, or fewer runtime.devices"
+        )
+    if 0 < rest < world:
+        raise InputError(
+            f"batch_size={batch_size}: the last batch of {count} images holds {rest}, which "
+            f"{world} devices cannot share; set data.drop_last=true or another batch_size"
+        )
+
+
 class DeviceLoader:
     """Loader of training batches from a set that is held on the device.
 
     Order and augmentation of an epoch are functions of (seed, epoch), drawn on the CPU: runs on
-    CPU and GPU see the same images, and a resumed epoch continues with the batches it would have
-    had.
+    CPU and GPU, and on any number of ranks, see the same images, and a resumed epoch continues with
+    the batches it would have had.
 
     Args:
         data: the full training set; moved to the device.
@@ -74,7 +94,8 @@ class DeviceLoader:
         channels_last: memory format of the images.
 
     Raises:
-        InputError: the batch is larger than the set, or the set is empty.
+        InputError: the batch is larger than the set, the set is empty, or a batch is too small for
+            all ranks.
     """
 
     def __init__(
@@ -91,6 +112,7 @@ class DeviceLoader:
         channels_last: bool = False,
     ) -> None:
         check_batch_size(batch_size, len(index))
+        check_shares(batch_size, len(index), drop_last, present().world)
         self._device = torch.device(device)
         self._data = data.to(self._device)
         self._index = index.cpu()
@@ -120,19 +142,32 @@ class DeviceLoader:
             start: first step to yield; the steps before it are skipped, not made.
 
         Yields:
-            Images [N, C, H, W] in [0, 1], labels [N], and positions in the full set [N].
+            Images [N, C, H, W] in [0, 1], labels [N], and positions in the full set [N]; of
+            several ranks, each takes a part of every batch.
         """
         n = len(self._index)
         order = torch.randperm(n, generator=generator(self._seed, "order", epoch))
         index = sent(self._index[order], self._device)
         draws = self._draws(n, epoch) if self._augment == "crop_flip" else None
         for step in range(start, len(self)):
-            rows = slice(step * self._batch_size, (step + 1) * self._batch_size)
+            rows, place = self._rows(step)
             images = self._data.images.index_select(0, index[rows])
             if draws is not None:
                 images = crop_flip(images, draws[0][rows], draws[1][rows])
             x = to_float(images, self._dtype, channels_last=self._channels_last)
-            yield Batch(x, self._data.labels.index_select(0, index[rows]), index[rows])
+            yield Batch(x, self._data.labels.index_select(0, index[rows]), index[rows], place)
+
+    def _rows(self, step: int) -> tuple[slice, tuple[int, int] | None]:
+        """The samples of a step in the order of its epoch, and their place in its batch.
+
+        With several ranks, those of this one.
+        """
+        first, ranks = step * self._batch_size, present()
+        count = min(self._batch_size, len(self._index) - first)
+        if ranks.alone:
+            return slice(first, first + count), None
+        own = ranks.rows(count)
+        return slice(first + own.start, first + own.stop), (own.start, count)
 
     def _draws(self, n: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Draw offsets [N, 2] and flips [N] of an epoch, in the order of its samples."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ablation.config.experiment import Config
+from ablation.config.surroundings import devices_of
 from ablation.output import say
 from ablation.runs.directory import Run
 from ablation.text import show_fraction, summary_table
@@ -20,11 +21,13 @@ def announce(config: Config, run: Run, device: torch.device) -> None:
     """Print what is about to happen, in a few lines."""
     phases = " + ".join(f"{phase.epochs} {phase.name}" for phase in config.phases)
     switched = [name for name, component in config.component.items() if component is not None]
+    count = devices_of(config)
+    where = str(device) if count == 1 else f"{count} x {device.type}"
     smoke = "  SMOKE RUN: its numbers mean nothing" if config.scale == "smoke" else ""
     lines = [
         f"run     {run.path}{smoke}",
         f"method  {config.method.name}" + (f" with {', '.join(switched)}" if switched else ""),
-        f"data    {config.data.name}, model {config.model.name}, {phases} epochs on {device}",
+        f"data    {config.data.name}, model {config.model.name}, {phases} epochs on {where}",
         f"threat  {config.norm}, eps {show_fraction(config.eps)}",
     ]
     lines += [f"note    {note}" for note in config.notes]

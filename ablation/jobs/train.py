@@ -7,7 +7,6 @@ it learns is on disk before it is printed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,13 @@ import yaml
 from ablation.config.experiment import Config
 from ablation.config.surroundings import check
 from ablation.config.validation import load
-from ablation.data import DeviceLoader, encode_split
+from ablation.data import encode_split
 from ablation.errors import DONE, JOB_FAILED, ConfigError, InputError, out_of_memory
 from ablation.jobs.attack import evaluate_checkpoint, show_examples
 from ablation.jobs.extend import adopt
+from ablation.jobs.fit import engine
+from ablation.jobs.follow import follow
+from ablation.jobs.ranks import Launched, company, dismissing
 from ablation.jobs.recorded import add_recorded
 from ablation.jobs.setup import (
     Images,
@@ -28,8 +30,6 @@ from ablation.jobs.setup import (
     load_images,
     monitor,
     numerics,
-    pick_device,
-    start_from,
     start_tracking,
     validator,
 )
@@ -37,7 +37,6 @@ from ablation.jobs.state import asked_keys, is_trained, missing, moved, weights_
 from ablation.jobs.summary import announce, result_table
 from ablation.jobs.supervise import supervised
 from ablation.models import Net
-from ablation.numerics.precision import precision_context
 from ablation.output import say, warn
 from ablation.runs.directory import Run
 from ablation.runs.files import atomic_write_bytes
@@ -45,7 +44,6 @@ from ablation.runs.launches import note_launch, note_recipe
 from ablation.runs.progress import Progress
 from ablation.runs.tracking import Tracker
 from ablation.text import first_line
-from ablation.training.engine import Engine, Recipe
 
 
 def train(container: Mapping[str, Any]) -> int:
@@ -57,7 +55,15 @@ def train(container: Mapping[str, Any]) -> int:
     Raises:
         InputError: something the user gave cannot be used.
     """
-    config = load(container)
+    config, me = load(container), Launched.here()
+    if not me.ranks.first:
+        return follow(config, me)
+    with dismissing(me):
+        return _train(config, container, me)
+
+
+def _train(config: Config, container: Mapping[str, Any], me: Launched) -> int:
+    """The same, as rank 0."""
     check_plan(config)
     run = Run(config.run_dir, config.train_id)
     status = run.status()
@@ -85,7 +91,7 @@ def train(container: Mapping[str, Any]) -> int:
         note_recipe(run, config.recipe)
         return supervised(
             run,
-            lambda stop: train_and_evaluate(config, run, stop),
+            lambda stop: train_and_evaluate(config, run, stop, me),
             stand="done" if finished else "interrupted",
         )
 
@@ -104,9 +110,9 @@ def check_plan(config: Config) -> None:
         )
 
 
-def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> None:
+def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool], me: Launched) -> None:
     """Train and evaluate a run, from wherever it stands."""
-    device = pick_device(config.runtime.device)
+    device = me.device(config.runtime.device)
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     run.set_status("running", device=str(device), **gpu)
     announce(config, run, device)
@@ -126,8 +132,12 @@ def train_and_evaluate(config: Config, run: Run, stop: Callable[[], bool]) -> No
             net = build_net(config, images.train, config.phases[-1].method, device)
             if config.extend is not None and not run.checkpoints.resumable():
                 adopt(config, run, images)
-            note_threads(run, device)
-            with numerics(config.runtime):
+
+            def lost(reason: str) -> None:
+                run.set_status("interrupted", error=reason)
+
+            with company(config, me, device, lost), numerics(config.runtime):
+                note_threads(run, device)
                 try:
                     fit(config, run, net, images, stop, tracker)
                 except Exception as error:
@@ -170,32 +180,6 @@ def fit(
     tracker: Tracker,
 ) -> None:
     """Train to the end of the last phase."""
-    if config.init_from is not None:  # a checkpoint of this run, if there is one, wins
-        start_from(net, Path(config.init_from).expanduser())
-    device = next(net.parameters()).device
-    loader = DeviceLoader(
-        images.train,
-        images.split.train,
-        config.batch_size,
-        seed=config.seed,
-        augment=config.augment,
-        drop_last=config.data.drop_last,
-        device=device,
-        channels_last=config.runtime.channels_last,
-    )
-    recipe = Recipe(
-        phases=config.phases,
-        optim=config.optim,
-        schedule=config.schedule,
-        lr=config.lr,
-        average=config.average,
-        seed=config.seed,
-        precision=precision_context(config.runtime.precision, device),
-        classes=config.data.classes,
-        select_every=config.selection.every,
-        compile=config.runtime.compile,
-    )
-
     validate, watch = validator(config, images, stop), monitor(config, images, stop)
 
     def look(net: torch.nn.Module) -> Mapping[str, float | str]:
@@ -208,4 +192,4 @@ def fit(
         if watch is not None and "margin_split" in row:
             tracker.histogram("margins", watch.margins, epoch=row["epoch"])
 
-    Engine(net, loader, recipe, look, run, Progress(), stop, on_epoch).fit()
+    engine(config, net, images, run, Progress(), look, stop, on_epoch).fit()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablation.random import draw
 from ablation.types import Norm
 
 Constants = Literal["exact", "official"]
@@ -152,16 +153,15 @@ def uniform_ball(x: Tensor, eps: Tensor, norm: Norm, rng: torch.Generator) -> Te
     """Draw uniformly from the ball of radius ``eps`` [N], shaped like ``x``."""
     radius = per_sample(eps, x)
     if norm == "linf":
-        draw = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-        return (2 * draw - 1) * radius
-    draw = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-    share = torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype)
-    return radius * steepest(draw, norm) * per_sample(share ** (1 / x[0].numel()), x)
+        return (2 * draw(torch.rand, x.shape, rng, x) - 1) * radius
+    towards = draw(torch.randn, x.shape, rng, x)
+    share = draw(torch.rand, x.shape[:1], rng, x)
+    return radius * steepest(towards, norm) * per_sample(share ** (1 / x[0].numel()), x)
 
 
 def gaussian_noise(x: Tensor, std: float, rng: torch.Generator) -> Tensor:
     """Draw normal noise shaped like ``x``; the attacks of TRADES and MART have std 0.001."""
-    return std * torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+    return std * draw(torch.randn, x.shape, rng, x)
 
 
 def bisect(

@@ -8,9 +8,13 @@ section 3).
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ablation.random import draw
 
 
 def squared_gradient(values: Tensor, x: Tensor) -> Tensor:
@@ -46,7 +50,7 @@ def probed_weights(z: Tensor, x: Tensor, signs: Tensor) -> Tensor:
 
 def random_signs(like: Tensor, rng: torch.Generator) -> Tensor:
     """Draw independent +1 and -1 with equal probability, shaped like ``like``."""
-    coins = torch.randint(2, like.shape, generator=rng, device=like.device)
+    coins = draw(partial(torch.randint, 2), like.shape, rng, like.new_zeros(0, dtype=torch.int64))
     return (2 * coins - 1).to(like.dtype)
 
 

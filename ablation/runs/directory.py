@@ -51,7 +51,8 @@ VOLATILE = (
     *("attack", "evaluation", "tracking", "monitor"),
     *("runs_dir", "data_dir", "retry", "extend", "init_from"),
     *("runtime.device", "data.eps", "data.augment", "data.source.download"),
-    "data.source.relabel",  # older configs lack it; the identity has it
+    # Older configs lack these; the identity has them.
+    *("data.source.relabel", "runtime.devices", "runtime.batch_norm"),
 )
 """Keys in which a command may differ from a run's ``config.yaml``: they change nothing that was
 trained, or act through other keys that are compared."""

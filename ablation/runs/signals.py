@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +16,9 @@ from ablation.errors import INTERRUPTED
 
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 """Signals that stop a run or a pool: Ctrl-C, a closed terminal, and what schedulers send."""
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
 
 
 class Stop:
@@ -120,3 +125,22 @@ def end_in_imports() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, receive)
+
+
+def die_with(parent: int, number: int = signal.SIGTERM) -> Callable[[], None] | None:
+    """Runs in a new process before its program: if the parent is killed, it gets a signal.
+
+    Only Linux can. Between fork and exec nothing may be imported or looked up, for another thread
+    may have held a lock: the library is loaded already.
+    """
+    if _LIBC is None:
+        return None
+    prctl: Callable[..., int] = _LIBC.prctl
+    chosen = int(number)
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, chosen)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(INTERRUPTED)
+
+    return ask

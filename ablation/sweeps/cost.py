@@ -462,6 +462,10 @@ class Measured:
         return self._keys[id(config)]
 
 
+OF_OLDER_RUNS = {"devices": 1, "batch_norm": "synchronised"}
+"""Keys of ``runtime`` that configs once lacked."""
+
+
 def _digests(container: Mapping[str, Any], device: str) -> tuple[str, str]:
     """Digests of all that sets the cost of training, and of a forward pass."""
     data, runtime = container["data"], container["runtime"]
@@ -476,7 +480,7 @@ def _digests(container: Mapping[str, Any], device: str) -> tuple[str, str]:
         "method": {**container["method"], "name": None, "roles": None},
         "component": {k: v for k, v in container["component"].items() if v != DISABLED},
         "split": [data[key] for key in ("val_size", "train_size", "drop_last")],
-        "runtime": {**runtime, "device": None},
+        "runtime": {**OF_OLDER_RUNS, **runtime, "device": None},
         "selection": {**container["selection"], "metric": None},
         **{key: container[key] for key in ("average", "batch_size", "norm", "augment")},
     }

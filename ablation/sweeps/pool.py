@@ -6,7 +6,6 @@ and none is left behind, whatever happens to this process. Knows nothing of Hydr
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import shutil
@@ -25,7 +24,7 @@ from typing import Protocol, TextIO
 from ablation import output
 from ablation.errors import DONE, INTERRUPTED, InputError
 from ablation.runs.progress import drawable
-from ablation.runs.signals import handling
+from ablation.runs.signals import die_with, handling
 from ablation.text import duration, printable
 
 POLL_SECONDS = 0.1
@@ -38,14 +37,14 @@ ELSEWHERE = 256
 LAST_LINES = 8
 """Of a failed job's log, shown at once."""
 
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
 Environment = Mapping[str, str]
 
 
 def slots(
-    jobs: int | None, gpus: Sequence[int | str] | str | None, per_gpu: int = 1
+    jobs: int | None,
+    gpus: Sequence[int | str] | str | None,
+    per_gpu: int = 1,
+    per_job: int = 1,
 ) -> list[Environment]:
     """List the environment variables that each place in the pool gives its jobs.
 
@@ -56,6 +55,7 @@ def slots(
             sees. A list counts the visible ones, or names them by UUID (of a MIG slice, too); one
             that occurs twice has twice the places.
         per_gpu: how many places a GPU has. The first jobs go to different GPUs.
+        per_job: GPUs of a place, one after the other in the list; then ``per_gpu`` is 1.
 
     Raises:
         InputError: these do not fit each other or the machine.
@@ -63,7 +63,18 @@ def slots(
     if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
         raise InputError(f"hydra.launcher.jobs={jobs}: a number from 1, or null")
     check_per_gpu(per_gpu)
-    devices = chosen_gpus(gpus) * per_gpu
+    single = chosen_gpus(gpus)
+    devices = groups_of(single, per_job) * per_gpu
+    if per_gpu > 1 and per_job > 1:
+        raise InputError(
+            f"hydra.launcher.per_gpu={per_gpu}: a run on {per_job} GPUs has them to itself; set "
+            f"runtime.devices=1 or hydra.launcher.per_gpu=1"
+        )
+    if per_job > 1 and single and (jobs or 1) > len(devices):
+        raise InputError(
+            f"hydra.launcher.jobs={jobs}: each takes {per_job} GPUs of its own (runtime.devices), "
+            f"and there are {len(single)}"
+        )
     if per_gpu > 1 and not devices:
         raise InputError(
             f"hydra.launcher.per_gpu={per_gpu}: no GPU is assigned (hydra.launcher.gpus={gpus}, "
@@ -93,6 +104,18 @@ def check_per_gpu(per_gpu: object) -> None:
     """
     if not isinstance(per_gpu, int) or isinstance(per_gpu, bool) or per_gpu < 1:
         raise InputError(f"hydra.launcher.per_gpu={per_gpu}: a number of jobs from 1")
+
+
+def groups_of(gpus: Sequence[str], size: int) -> list[str]:
+    """Values for ``CUDA_VISIBLE_DEVICES`` of so many GPUs each; a rest is left out.
+
+    Raises:
+        InputError: the size is not a number from 1.
+    """
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"hydra.launcher.gpus_per_job={size}: a number from 1")
+    groups = [gpus[first : first + size] for first in range(0, len(gpus), size)]
+    return [",".join(group) for group in groups if len(group) == size]
 
 
 def chosen_gpus(gpus: Sequence[int | str] | str | None) -> list[str]:
@@ -267,7 +290,7 @@ class Pool:
                 # A terminal's Ctrl-C reaches this process only, which passes it on once: a second
                 # one would stop a job before it saved.
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=die_with(os.getpid()),
             )
             return _Child(name, work, index, process, start, time.monotonic())
 
@@ -419,22 +442,3 @@ def last_lines(log: Path, start: int = 0, count: int = LAST_LINES) -> list[str]:
             return file.read().decode("utf-8", "replace").splitlines()[-count:]
     except OSError:
         return []
-
-
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """Runs in the new process before its program: if the parent is killed, it is told to stop.
-
-    Only Linux can. Between fork and exec nothing may be imported or looked up, for another thread
-    may have held a lock: the library is loaded already.
-    """
-    if _LIBC is None:
-        return None
-    prctl: Callable[..., int] = _LIBC.prctl
-    number = int(signal.SIGTERM)
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(INTERRUPTED)
-
-    return ask

@@ -113,4 +113,4 @@ class EffectiveWeightNorm:
         if self.centred:
             z = z - z.mean(1, keepdim=True)
         penalty = views.scatter(self.view, self.norm(z, evaluated.x, views))
-        return penalty / len(penalty) if self.scale == "code" else penalty
+        return penalty / views.batch.count if self.scale == "code" else penalty

@@ -41,4 +41,4 @@ class InputGradient:
         evaluated = views.eval(self.view, input_grad=True)
         loss = cross_entropy(evaluated.output.logits, views.y(self.view))
         penalty = views.scatter(self.view, squared_gradient(loss, evaluated.x))
-        return penalty / (2 * len(penalty)) if self.scale == "code" else penalty
+        return penalty / (2 * views.batch.count) if self.scale == "code" else penalty

@@ -53,7 +53,7 @@ class MarginTerm(ABC):
         """Compute the loss per sample [N]."""
         loss, correct = self.costs(views)
         if self.reduction == "correct":
-            loss = loss * len(correct) / correct.sum().clamp_min(1)
+            loss = loss * views.batch.count / views.total(correct).clamp_min(1)
         return loss
 
     def refuse_wrong(self) -> None:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ablation.data.loader import DeviceLoader
-from ablation.errors import InterruptedRunError, NonFiniteError
+from ablation.errors import InterruptedRunError, LostRankError, NonFiniteError
 from ablation.models.folding import Folded
 from ablation.models.net import Net
 from ablation.numerics.precision import Precision
+from ablation.numerics.synchronised import batch_statistics
+from ablation.ranks import present
 from ablation.runs.checkpoint import Snapshot
 from ablation.runs.state_dicts import load_into
 from ablation.training.memory import Memories, remembering
@@ -23,7 +25,7 @@ from ablation.training.method import Phase
 from ablation.training.optim import Sgd, peak, rates
 from ablation.training.recorded import EpochRecord
 from ablation.training.step import StepLog, train_step
-from ablation.types import Average, AverageSpec, Clock, Schedule
+from ablation.types import Average, AverageSpec, Batch, Clock, Schedule, Statistics
 
 SYNC_EVERY = 50
 """Steps between two looks at the finite flags on an accelerator: a look waits for the device."""
@@ -44,6 +46,7 @@ class Recipe:
         classes: K, for memories of logits.
         select_every: epochs between two validations; the last epoch is always validated.
         compile: torch.compile the body, and its folded copy that attacks search on.
+        statistics: BatchNorm's, where several ranks train.
     """
 
     phases: Sequence[Phase]
@@ -56,6 +59,7 @@ class Recipe:
     classes: int
     select_every: int
     compile: bool = False
+    statistics: Statistics = "synchronised"
 
 
 Validate = Callable[[torch.nn.Module], Mapping[str, float | str]]
@@ -212,6 +216,10 @@ def older_key(name: str) -> Key:
 class Engine:
     """Trains a network; the same inputs give the same bits on a CPU, interrupted or not.
 
+    Several ranks each have one, and train the same network. Only rank 0 loads a checkpoint and
+    validates, and the others take over what it found; what they are given to store and report with
+    may do nothing.
+
     Args:
         net: on its device.
         loader: training batches.
@@ -235,6 +243,7 @@ class Engine:
         on_epoch: Callable[[Mapping[str, Any], torch.nn.Module], None],
     ) -> None:
         self.net, self.loader, self.recipe = net, loader, recipe
+        self._ranks = present()
         self._validate, self._store, self._reporter = validate, store, reporter
         self._stop, self._on_epoch = stop, on_epoch
         self.average: Average | None = recipe.average.attach(net) if recipe.average else None
@@ -284,12 +293,16 @@ class Engine:
         total = sum(phase.epochs for phase in self.recipe.phases)
         self._reporter.start(total, len(self.loader), self.position.step)
         try:
-            while self.position.phase < len(self.recipe.phases):
-                while self.position.epoch < self._phase.epochs:
-                    self._epoch()
-                self._next_phase()
+            with batch_statistics(self.recipe.statistics):
+                self._train()
         finally:
             self._reporter.close()
+
+    def _train(self) -> None:
+        while self.position.phase < len(self.recipe.phases):
+            while self.position.epoch < self._phase.epochs:
+                self._epoch()
+            self._next_phase()
 
     def _next_phase(self) -> None:
         self.position.phase += 1
@@ -334,17 +347,16 @@ class Engine:
                 memories=self._memories,
             )
             self._memories.commit(parts, views)
-            self._after_step(log, clock, batch.index)
+            self._after_step(log, clock, batch)
         self._end_of_epoch(started, first)
 
-    def _after_step(self, log: StepLog, clock: Clock, index: Tensor) -> None:
-        count = len(index)
+    def _after_step(self, log: StepLog, clock: Clock, batch: Batch) -> None:
         if self.average is not None:
             self.average.update(self.net, clock)
-        values = self._measured(log, count)
+        values = self._measured(log, batch.count)
         if self._sums is None or self._sums.keys != tuple(values):
             self._sums = EpochSums(values, self._device)
-        self._record.add(index, log.recorded)
+        self._record.add(self._ranks.gather(batch.index, batch.place), log.recorded)
         # A radius that is not finite makes a loss that is not: the cause is watched first.
         causes: dict[Key, Tensor] = {
             ("recorded", name): each.abs().amax() for name, each in log.recorded.items()
@@ -360,8 +372,8 @@ class Engine:
         self.position.step_in_epoch += 1
         if self._device.type == "cpu" or self.position.step % SYNC_EVERY == 0:
             self._guard.check()
-        self._reporter.step(count)
-        if self._stop():
+        self._reporter.step(batch.count)
+        if self._ranks.any(self._stop()):
             self._interrupt()
 
     def _measured(self, log: StepLog, count: int) -> dict[Key, Tensor]:
@@ -393,7 +405,9 @@ class Engine:
         if done % self.recipe.select_every == 0 or last or ends:
             try:
                 self._prepare_average()
-                row |= self._validate(self.evaluated)
+                row |= self._ranks.from_first(lambda: self._validate(self.evaluated))
+            except LostRankError:
+                raise
             except InterruptedRunError:  # the epoch's steps are kept; its validation starts anew
                 self._interrupt()
         self._select(row)
@@ -411,7 +425,7 @@ class Engine:
         self.position.step_in_epoch = 0
         self._sums, self._record = None, EpochRecord()
         self._save()
-        if self._stop() and not last:
+        if self._ranks.any(self._stop()) and not last:
             self._interrupt()
 
     def _row(self) -> dict[str, Any]:
@@ -502,7 +516,7 @@ class Engine:
         )
 
     def _resume(self) -> None:
-        snapshot = self._store.load()
+        snapshot = self._ranks.from_first(self._store.load)
         if snapshot is None:
             self._store.rewind_metrics(0)
             return

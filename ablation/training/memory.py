@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ablation.errors import InputError
+from ablation.ranks import present
 from ablation.types import Batch, MemorySpec, Remembers, Views
 
 
@@ -101,7 +102,8 @@ class Memories:
         tensor = self._allocated(name)
         if self._specs[name].scope == "example":
             return tensor.index_select(0, batch.index)
-        return tensor[: len(batch.y)].clone()
+        first = 0 if batch.place is None else batch.place[0]
+        return tensor[first : first + len(batch.y)].clone()
 
     @torch.no_grad()
     def commit(self, parts: Sequence[Remembers], views: Views) -> None:
@@ -117,18 +119,26 @@ class Memories:
                 raise ValueError(f"{type(part).__name__} writes undeclared memory {unknown}")
             new |= values
         for name, rows in new.items():
-            self._write(name, rows.detach(), views.batch)
+            self._check(name, rows, views.batch)
+        if new:
+            self._write(new, views.batch)
 
-    def _write(self, name: str, rows: Tensor, batch: Batch) -> None:
-        tensor, count = self._allocated(name), len(batch.y)
-        if rows.shape != (count, *tensor.shape[1:]):
-            wanted = [count, *tensor.shape[1:]]
+    def _check(self, name: str, rows: Tensor, batch: Batch) -> None:
+        wanted = [len(batch.y), *self._allocated(name).shape[1:]]
+        if list(rows.shape) != wanted:
             raise ValueError(f"memory {name}: rows of shape {list(rows.shape)}, not {wanted}")
-        rows = rows.to(tensor.dtype)
-        if self._specs[name].scope == "example":
-            tensor.index_copy_(0, batch.index, rows)
-        else:
-            tensor[:count] = rows
+
+    def _write(self, new: Mapping[str, Tensor], batch: Batch) -> None:
+        """Write the rows of all ranks: every rank has the whole memory."""
+        ranks = present()
+        index = ranks.gather(batch.index, batch.place)
+        for name, rows in new.items():
+            tensor = self._allocated(name)
+            rows = ranks.gather(rows.detach().to(tensor.dtype), batch.place)
+            if self._specs[name].scope == "example":
+                tensor.index_copy_(0, index, rows)
+            else:
+                tensor[: len(rows)] = rows
 
     def _allocated(self, name: str) -> Tensor:
         if name not in self._tensors:

@@ -16,6 +16,7 @@ from ablation.models.net import Net
 from ablation.numerics.modes import buffers, restore_buffers
 from ablation.numerics.precision import Precision
 from ablation.random import generator
+from ablation.ranks import present
 from ablation.text import did_you_mean
 from ablation.training.memory import Memories
 from ablation.training.method import ASCENT, CLEAN, Method, Pass, before_views
@@ -46,8 +47,8 @@ class StepLog:
         correct: view -> number of correct predictions of the training pass, or of the pass after
             ``step`` where a view has no other.
         facts: ``<crafter>_<fact>`` -> what the crafter reports of its search, scalar.
-        logits: view -> largest absolute logit of its forwards, scalar. One that is not finite can
-            leave a finite loss: -inf for a wrong class.
+        logits: view -> largest absolute logit of its forwards, scalar; of several ranks, the sum
+            of theirs. One that is not finite can leave a finite loss: -inf for a wrong class.
         recorded: name -> a number of each sample of the batch, [N]: ``radius`` of an individual
             budget, and what crafters record.
     """
@@ -66,6 +67,8 @@ def total_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum the method's terms over the batch: the one place where sum/N is taken.
 
+    N counts the whole batch: with several ranks the results are this rank's share in the loss.
+
     Args:
         method: whose terms are summed.
         views: with all train-mode passes made.
@@ -74,7 +77,7 @@ def total_loss(
     Returns:
         The total and each term's share in it, scalars.
     """
-    count = len(views.batch.y)
+    count = views.batch.count
     parts: dict[str, Tensor] = {}
     for name, slot in method.terms.items():
         factor = slot.factor(views.clock)
@@ -94,7 +97,7 @@ def craft(
 ) -> None:
     """Run a crafter in its mode and with its own random stream; adds the points to ``views``."""
     crafter, batch = method.crafters[name], views.batch
-    rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device)
+    rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device, batch.place)
     exact = isinstance(crafter, SearchesExactly) and crafter.exact
     with views.searching(crafter.bn, folded, exact):
         views.add(name, crafter(views, eps, rng))
@@ -113,7 +116,7 @@ def train_step(
     folded: Folded | None = None,
     memories: Memories | None = None,
 ) -> tuple[StepLog, StepViews]:
-    """Run one step of a method.
+    """Run one step of a method; together with all ranks, if there are several.
 
     Args:
         method: crafters, passes, terms and ascent of the step.
@@ -164,6 +167,7 @@ def train_step(
     with moved:
         loss, parts = closure(net)
         loss.backward()  # type: ignore[no-untyped-call]
+        present().add_up([p.grad for p in net.parameters() if p.grad is not None])
         norm = _grad_norm(net, clip)
         optimizer.step()
     after = views.on(net)  # fresh: parts that remember see the passes the loss was taken of
@@ -176,7 +180,7 @@ def train_step(
         *(loss.detach(), _detached(parts), norm, correct, _facts(views), logits),
         _recorded(method, views, eps),
     )
-    return log, latest
+    return _of_all_ranks(log, batch), latest
 
 
 def _craft_all(
@@ -225,6 +229,21 @@ def _facts(views: StepViews) -> dict[str, Tensor]:
         for name, crafted in views.all_crafted().items()
         for fact, value in crafted.facts.items()
     }
+
+
+def _of_all_ranks(log: StepLog, batch: Batch) -> StepLog:
+    """Measurements of the whole batch: shares are added up, what is of each sample is joined."""
+    if batch.place is None:
+        return log
+    ranks, share = present(), len(batch.y) / batch.count
+    means = {name: share * value for name, value in log.facts.items()}
+    groups = (log.parts, log.correct, means, log.logits)
+    values = [log.loss, *(value for group in groups for value in group.values())]
+    loss, *sums = ranks.sum(torch.stack([value.double() for value in values])).unbind()
+    added = iter(sums)
+    parts, correct, facts, logits = ({name: next(added) for name in group} for group in groups)
+    recorded = {name: ranks.gather(value, batch.place) for name, value in log.recorded.items()}
+    return StepLog(loss, parts, log.grad_norm, correct, facts, logits, recorded)
 
 
 def _recorded(method: Method, views: StepViews, eps: Tensor) -> dict[str, Tensor]:

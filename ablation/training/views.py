@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ablation.numerics.double_backward import TwiceDifferentiable
 from ablation.numerics.modes import BatchNormReplay, MaskedBatchNorm, crafting, mode
 from ablation.numerics.precision import Precision, full_precision
 from ablation.random import generator
+from ablation.ranks import present
 from ablation.training.memory import Memories
 from ablation.training.method import CLEAN
 from ablation.types import AttackMode, Batch, Clock, Crafted, EvalView, Output
@@ -72,6 +74,8 @@ class StepViews:
 
     def add(self, name: str, crafted: Crafted) -> None:
         """Store the result of a crafter."""
+        if crafted.rows is not None and self.batch.place is not None:
+            crafted = replace(crafted, count=present().total(len(crafted.x)))
         self._crafted[name] = crafted
 
     def crafted(self, name: str) -> Crafted:
@@ -89,6 +93,12 @@ class StepViews:
     def _rows(self, name: str) -> Tensor | None:
         return None if name == CLEAN else self._crafted[name].rows
 
+    def _empty(self, name: str) -> bool:
+        """Tell whether a view has no points, on any rank."""
+        if name == CLEAN or (count := self._crafted[name].count) is None:
+            return len(self.x(name)) == 0
+        return count == 0
+
     def y(self, name: str) -> Tensor:
         """Labels of a view's points [R]."""
         rows = self._rows(name)
@@ -104,10 +114,11 @@ class StepViews:
     def run(self, name: str, remember: bool = False) -> None:
         """Make the train-mode forward of a view; ``remember`` prepares a later ``bn:<view>``.
 
-        An empty set of points has no forward, since BatchNorm has no statistics of it.
+        An empty set of points has no forward, since BatchNorm has no statistics of it. But a rank
+        without points takes part in a forward of others, which wait for its share in them.
         """
         x = self.x(name)
-        if len(x) == 0:
+        if self._empty(name):
             classes = self.eval(CLEAN).output.logits.shape[1]
             self._outputs[name] = Output(x.new_zeros(0, classes), x.new_zeros(0, 1))
             return
@@ -143,7 +154,7 @@ class StepViews:
 
     def replay(self, name: str) -> None:
         """Feed a view's batch statistics into BatchNorm's running ones again (``bn:<view>``)."""
-        if len(self.x(name)) > 0:
+        if not self._empty(name):
             self._replays[name].replay()
 
     def done(self, name: str) -> bool:
@@ -164,13 +175,22 @@ class StepViews:
     @torch.no_grad()
     def largest_logits(self) -> dict[str, Tensor]:
         """Largest absolute logit of each forward: ``nat``, ``adv``, or ``eval_nat``; scalars."""
-        outputs = {f"eval_{key[0]}": seen.output for key, seen in self._evaluated.items()}
-        outputs |= self._outputs
-        return {name: out.logits.abs().amax() for name, out in outputs.items() if len(out.logits)}
+        evaluated = {
+            f"eval_{key[0]}": seen.output
+            for key, seen in self._evaluated.items()
+            if not self._empty(key[0])
+        }
+        outputs = {name: out for name, out in self._outputs.items() if not self._empty(name)}
+        return {name: _largest(out.logits) for name, out in (evaluated | outputs).items()}
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum values [N] over the whole batch, on all ranks; a scalar."""
+        return present().sum(values.sum())
 
     def rng(self, stream: str) -> torch.Generator:
         """Random numbers of a stream, keyed by seed and step."""
-        return generator(self._seed, stream, self.clock.step, self.batch.x.device)
+        batch = self.batch
+        return generator(self._seed, stream, self.clock.step, batch.x.device, batch.place)
 
     def memory(self, name: str) -> Tensor:
         """The batch's rows [N, ...] of a memory, as they stood before the step.
@@ -240,6 +260,11 @@ class StepViews:
                 stack.enter_context(crafting(self.net, bn))
             yield
         self._searched, self._precision = self.net, precision
+
+
+def _largest(logits: Tensor) -> Tensor:
+    """Largest absolute value, a scalar; 0 of a rank's empty share."""
+    return logits.abs().amax() if len(logits) else logits.new_zeros(())
 
 
 @contextlib.contextmanager

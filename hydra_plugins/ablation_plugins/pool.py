@@ -24,9 +24,10 @@ class PoolLauncher(Launcher):
     Args:
         jobs: how many at a time; ``None`` means as many as GPUs have places, or without GPUs one
             per two cores.
-        gpus: ``auto`` means all visible ones, a list some of them: each job gets one; ``None``
+        gpus: ``auto`` means all visible ones, a list some of them: each job has its own; ``None``
             assigns none.
         per_gpu: how many jobs share a GPU.
+        gpus_per_job: how many GPUs each job gets.
 
     Attributes:
         command: what runs one job; the job's overrides follow.
@@ -36,8 +37,9 @@ class PoolLauncher(Launcher):
     command: Sequence[str] = (sys.executable, "-m", "ablation.commands.scripts", "train")
     describe: Callable[[Sequence[str]], tuple[str, Path, "Turn | None"]] | None = None
 
-    def __init__(self, jobs: int | None, gpus: Any, per_gpu: int) -> None:
+    def __init__(self, jobs: int | None, gpus: Any, per_gpu: int, gpus_per_job: int = 1) -> None:
         self._jobs, self._gpus, self._per_gpu = jobs, gpus, per_gpu
+        self._per_job = gpus_per_job
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -48,7 +50,7 @@ class PoolLauncher(Launcher):
         del hydra_context, task_function
         listed = self._gpus is None or isinstance(self._gpus, str)
         gpus = self._gpus if listed else list(self._gpus)
-        self._slots = slots(self._jobs, gpus, self._per_gpu)
+        self._slots = slots(self._jobs, gpus, self._per_gpu, self._per_job)
         self._sweep_dir = Path(str(config.hydra.sweep.dir))
         self._options = passed_on(config)
 

@@ -454,3 +454,12 @@ def test_sizes_that_do_not_fit_the_data_are_told_together():
     found = problems("data.val_size=5000", "batch_size=9999", "data.train_size=7000")
     for key in ("data.val_size=5000", "batch_size=9999", "data.train_size=7000"):
         assert any(key in problem for problem in found), found
+
+
+def test_torchrun_starts_no_sweep(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    (problem,) = problems("-m", "seed=0,1", planned=True)
+    assert problem.startswith("torchrun starts one run")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert problems("-m", "seed=0,1", planned=True) == []

@@ -103,7 +103,7 @@ def _step(
     """Make a step on the device; ``begin`` is called when all is there."""
     method = config.phases[-1].method
     net = net.to("cuda")
-    there = Batch(*(each.to("cuda") for each in (batch.x, batch.y, batch.index)))
+    there = Batch(batch.x.to("cuda"), batch.y.to("cuda"), batch.index.to("cuda"))
     folded, optimizer = Folded(net), config.optim.build(net, 0.01)
     rows = {"n_train": 100, "batch_size": len(batch.y)}
     memories = Memories([method], **rows, classes=classes, device=CUDA)

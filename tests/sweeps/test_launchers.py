@@ -305,6 +305,34 @@ def test_a_place_has_a_gpu_of_its_own(monkeypatch, visible, jobs, gpus, expected
 
 
 @pytest.mark.parametrize(
+    ("jobs", "gpus", "expected"),
+    [
+        (None, "auto", ["4,5", "6,7"]),
+        (1, "auto", ["4,5"]),
+        (None, [4, 3, 0], ["8,7"]),
+    ],
+)
+def test_a_place_has_several_gpus_where_a_job_takes_them(monkeypatch, jobs, gpus, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in slots(jobs, gpus, per_job=2)] == expected
+
+
+@pytest.mark.parametrize(
+    ("jobs", "per_job", "message"),
+    [
+        (None, 3, "each takes 3 GPUs of its own (runtime.devices), and there are 2"),
+        (2, 2, "jobs=2: each takes 2 GPUs of its own"),
+        (None, 0, "gpus_per_job=0: a number from 1"),
+    ],
+)
+def test_more_gpus_than_there_are_cannot_be_had(monkeypatch, jobs, per_job, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(InputError) as error:
+        slots(jobs, "auto", per_job=per_job)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("jobs", "gpus", "per_gpu", "message"),
     [
         (0, "auto", 1, "jobs=0: a number from 1, or null"),

@@ -147,6 +147,9 @@ def test_a_variant_is_what_changes_numbers():
     cli = ["++seed=0,1", "++runs_dir=x", "++epochs=5", "hydra/launcher=pool", "scale=smoke",
            "++tracking.mode=disabled", "++runtime.device=cpu"]  # fmt: skip
     assert variant(cli, ["seed"]) == ["epochs=5", "scale=smoke"]
+    assert variant(["runtime.devices=4", "lr=1"], []) == ["lr=1"]
+    replicas = ["runtime.batch_norm=replica", "runtime.devices=4"]
+    assert variant(replicas, []) == replicas
 
 
 # What the run directories say

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from ablation.config.folders import conf_dir, register_components
 from ablation.runs.directory import Run
 from ablation.sweeps import slurm
+from ablation.sweeps.launchers import register_launchers
 
 SQUEUE = """#!/bin/sh
 echo "$@" >> "$FAKE/asked"
@@ -100,3 +104,22 @@ def test_a_job_that_has_ended_is_forgotten(runs, queue):
 )
 def test_jobs_get_a_gpu_where_one_is_asked_for(settings, device):
     assert slurm.device_of(settings) == device
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize(("given", "gpus"), [([], 1), (["runtime.devices=4"], 4)])
+def test_a_job_is_one_task_that_gets_the_gpus_of_its_run(given, gpus):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    register_components()
+    register_launchers()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        chosen = ["hydra/launcher=submitit_slurm", *given]
+        composed = compose("config", chosen, return_hydra_config=True)
+    launcher = dict(OmegaConf.to_container(composed.hydra.launcher, resolve=True))  # type: ignore[arg-type]
+    settings = {
+        k: v for k, v in launcher.items() if k not in ("_target_", "dry", "wait", "per_gpu")
+    }
+    text = slurm.script(slurm.executor(settings, check=False), jobs=1)
+    asked = {line.removeprefix("#SBATCH --") for line in text.splitlines()}
+    assert {f"gpus-per-node={gpus}", "ntasks-per-node=1", "nodes=1"} <= asked
+    assert slurm.device_of(settings) == "cuda"

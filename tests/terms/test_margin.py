@@ -244,7 +244,8 @@ def test_a_batch_of_one_sample_takes_a_step(name):
 def test_duplicating_the_batch_changes_neither_the_loss_nor_its_gradient(name, exponential):
     net = confident_net().eval()
     batch = margin_batch()
-    twice = Batch(*(torch.cat([part, part]) for part in (batch.x, batch.y, batch.index)))
+    x, y, index = (torch.cat([part, part]) for part in (batch.x, batch.y, batch.index))
+    twice = Batch(x, y, index)
     more = (ExponentialLoss(),) if exponential else ()
     method = carrier(name, *more, gamma=0.02)
     losses = [total_loss(method, seen(method, net, b))[1]["margin"] for b in (batch, twice)]
