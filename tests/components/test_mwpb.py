@@ -169,6 +169,8 @@ def test_t6_3_steps_within_individual_radii(steps, wanted):
 def survived(kappa: list[int], steps: int = 10) -> StepViews:
     views = given(Z, Z_ADV, Y)
     shares = torch.tensor(kappa, dtype=torch.float64) / steps
+    if len(kappa) != len(Y):
+        views.batch = replace(views.batch, y=torch.zeros(len(kappa), dtype=torch.long))
     views.add("adv", Crafted(views.batch.x, aux={"survived": shares}))
     return views
 
