@@ -28,10 +28,10 @@ demo: $(READY)  ## train, attack and compare six arms on the embedded digits
 	$(BIN)/ablation-report table=demo against=at
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY)  ## run the slow tests too
-	$(BIN)/python -m pytest -n auto -m ""
+	$(BIN)/python -m pytest -n auto --dist loadfile -m ""
 
 mutate: $(READY)  ## change the mathematics line by line: does a test fail? modules="averages terms/kl"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[mutate]"

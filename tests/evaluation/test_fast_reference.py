@@ -57,7 +57,11 @@ def networks() -> dict[str, nn.Module]:
         (FastApgdT(), ApgdT()),
         (FastFabT(), FabT()),
         (FastSquare(600), Square(600)),
-        (FastAutoAttack("custom", queries=100), AutoAttack("custom", queries=100)),
+        pytest.param(
+            FastAutoAttack("custom", queries=100),
+            AutoAttack("custom", queries=100),
+            marks=pytest.mark.slow,  # its parts are here
+        ),
     ],
     ids=lambda value: value.kind,
 )
