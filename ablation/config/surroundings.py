@@ -20,6 +20,7 @@ from ablation.errors import InputError
 from ablation.evaluation import AutoAttack, Square
 from ablation.models import refusal
 from ablation.ranks import launched
+from ablation.terms import EffectiveWeightNorm, ProbedNorm
 
 Place = Literal["here", "pool", "elsewhere"]
 """Where a job runs: as this process; with a GPU of its own on this machine; on another machine."""
@@ -210,6 +211,24 @@ def sharing_problems(config: Config) -> Iterator[str]:
             "component.closed_form_gradient.masked=true: BatchNorm counts the points of one device "
             "alone; set it to false or runtime.devices=1"
         )
+    yield from _probe_problems(config)
+
+
+def _probe_problems(config: Config) -> Iterator[str]:
+    """Check that no probe is of some samples of the batch: it draws by rows of the whole one."""
+    subsets = {
+        name
+        for phase in config.phases
+        for name, crafter in phase.method.crafters.items()
+        if isinstance(crafter, BoundarySearch) and crafter.subset
+    }
+    terms = [slot.term for phase in config.phases for slot in phase.method.terms.values()]
+    for penalty in (term for term in terms if isinstance(term, EffectiveWeightNorm)):
+        if isinstance(penalty.norm, ProbedNorm) and penalty.view in subsets:
+            yield (
+                f"component.emr.view={penalty.view}: it holds some samples of the batch, and a "
+                f"probe's numbers are drawn for all; set component/emr=exact or runtime.devices=1"
+            )
 
 
 def _shares_bias(config: Config) -> bool:

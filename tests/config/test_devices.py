@@ -58,6 +58,13 @@ def test_what_can_be_shared_is_not_refused(overrides: tuple[str, ...]) -> None:
             ),
             "masked=true: BatchNorm counts the points of one device",
         ),
+        (
+            (
+                *("runtime.devices=2", "method=dyart", "component/emr=probe"),
+                "component.emr.view=boundary",
+            ),
+            "component.emr.view=boundary: it holds some samples of the batch",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_refused(overrides: tuple[str, ...], message: str) -> None:
