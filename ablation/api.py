@@ -119,9 +119,10 @@ def results(runs: Runs, examples: bool = False) -> pd.DataFrame:
 
     Returns:
         One row per number: the run (``run``, ``state``, ``data``, ``model``, ``method``, ``seed``,
-        ``components``), ``metric``, ``split``, ``checkpoint``, ``weights``, ``value`` in ``unit``,
-        ``n`` images, ``params`` of the attack, ``flags``, ``eval_id``, and ``selected``: whether it
-        is of the weights that the run stands for. Runs without a number have no row.
+        ``average``, ``components``), ``metric``, ``split``, ``checkpoint``, ``weights``, ``value``
+        in ``unit``, ``n`` images, ``params`` of the attack, ``flags``, ``eval_id``, and
+        ``selected``: whether it is of the weights that the run stands for. Runs without a number
+        have no row. Runs may differ in settings that have no column: see ``LoadedRun.config``.
 
     Raises:
         InputError: there is no run, or a file in one cannot be used.
@@ -238,6 +239,7 @@ def _facts(path: Path) -> tuple[dict[str, Any], Directory, Config]:
         "data": config.data.name,
         "model": config.model.name,
         "method": config.method.name,
+        "average": "" if config.average is None else type(config.average).__name__.lower(),
         "components": " ".join(name for name, part in config.component.items() if part is not None),
         "seed": config.seed,
     }

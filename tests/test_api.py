@@ -78,6 +78,7 @@ def test_every_number_has_a_row_that_says_where_it_is_from(runs):
         "at": "",
         "trades": "awp",
     }
+    assert dict(zip(table["method"], table["average"], strict=True)) == {"at": "", "trades": "ema"}
     assert set(table["metric"]) == {"clean", "fgsm", "pgd20"}
     assert set(table["state"]) == {"done"}
     row = table.query("metric == 'pgd20'").iloc[0]
