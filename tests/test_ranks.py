@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ablation.models.folding import Folded
-from ablation.numerics.synchronised import Replaced, batch_statistics
+from ablation.numerics.modes import Replaced
+from ablation.numerics.synchronised import batch_statistics
 from ablation.ranks import present
 from ablation.terms import CrossEntropy
 from ablation.training.memory import remembering

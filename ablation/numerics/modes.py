@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,28 @@ def restore_buffers(net: nn.Module, saved: list[Tensor]) -> None:
         buffer.data.copy_(value)  # .data: earlier train-mode passes may still be differentiated
 
 
-class MaskedBatchNorm(TorchFunctionMode):
+class Replaced(TorchFunctionMode):
+    """Calls another function in place of ``F.batch_norm`` in training mode."""
+
+    def __init__(self, batch_norm: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self._batch_norm = batch_norm
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the other function, or ``func`` itself."""
+        del types
+        if func is F.batch_norm and (kwargs or {}).get("training", len(args) > 5 and args[5]):
+            return self._batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class MaskedBatchNorm(Replaced):
     """Let BatchNorm in training mode take its statistics of some samples of the batch alone.
 
     All samples are normalised by them. The numbers of those that count are, up to rounding, what a
@@ -89,55 +111,43 @@ class MaskedBatchNorm(TorchFunctionMode):
     """
 
     def __init__(self, counted: Tensor) -> None:
-        super().__init__()
-        self._counted = counted
+        super().__init__(partial(_masked_batch_norm, counted))
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call the masked form of ``F.batch_norm``, else ``func`` itself."""
-        del types
-        call = self._batch_norm if func is F.batch_norm else func
-        return call(*args, **(kwargs or {}))
 
-    def _batch_norm(
-        self,
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if not training:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        pixels, channels = (0, *range(2, x.dim())), (1, -1) + (1,) * (x.dim() - 2)
-        share = self._counted.to(wide.dtype).view(-1, *(1,) * (x.dim() - 1))
-        number = self._counted.sum() * (x.numel() // (x.shape[0] * x.shape[1]))
-        count = number.to(wide.dtype).clamp_min(1)
-        mean = (wide * share).sum(pixels) / count
-        centred = wide - mean.view(channels)
-        var = (centred.square() * share).sum(pixels) / count
-        if running_mean is not None and running_var is not None:
-            with torch.no_grad():
-                moved = momentum * (number > 0).to(wide.dtype)
-                unbiased = var * (count / (count - 1).clamp_min(1))
-                # .data: earlier passes of the step may still be differentiated
-                running_mean.data.lerp_(mean.to(running_mean.dtype), moved.to(running_mean.dtype))
-                running_var.data.lerp_(unbiased.to(running_var.dtype), moved.to(running_var.dtype))
-        out = centred * torch.rsqrt(var + eps).view(channels)
-        if weight is not None:
-            out = out * weight.view(channels)
-        if bias is not None:
-            out = out + bias.view(channels)
-        return out.to(x.dtype)
+def _masked_batch_norm(
+    counted: Tensor,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.batch_norm`` in training mode of ``x`` [N, C, ...], see ``MaskedBatchNorm``."""
+    del training
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    pixels, channels = (0, *range(2, x.dim())), (1, -1) + (1,) * (x.dim() - 2)
+    share = counted.to(wide.dtype).view(-1, *(1,) * (x.dim() - 1))
+    number = counted.sum() * (x.numel() // (x.shape[0] * x.shape[1]))
+    count = number.to(wide.dtype).clamp_min(1)
+    mean = (wide * share).sum(pixels) / count
+    centred = wide - mean.view(channels)
+    var = (centred.square() * share).sum(pixels) / count
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            moved = momentum * (number > 0).to(wide.dtype)
+            unbiased = var * (count / (count - 1).clamp_min(1))
+            # .data: earlier passes of the step may still be differentiated
+            running_mean.data.lerp_(mean.to(running_mean.dtype), moved.to(running_mean.dtype))
+            running_var.data.lerp_(unbiased.to(running_var.dtype), moved.to(running_var.dtype))
+    out = centred * torch.rsqrt(var + eps).view(channels)
+    if weight is not None:
+        out = out * weight.view(channels)
+    if bias is not None:
+        out = out + bias.view(channels)
+    return out.to(x.dtype)
 
 
 class BatchNormReplay:

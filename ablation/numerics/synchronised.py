@@ -7,7 +7,7 @@ of one process, too: they go through the statistics to the samples of the other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from ablation.numerics.modes import Replaced
 from ablation.ranks import Ranks, present
 from ablation.types import Statistics
 
@@ -33,27 +33,6 @@ def batch_statistics(kind: Statistics) -> Iterator[None]:
         return
     with Replaced(partial(synchronised if kind == "synchronised" else of_replica, ranks)):
         yield
-
-
-class Replaced(TorchFunctionMode):
-    """Calls another function in place of ``F.batch_norm`` in training mode."""
-
-    def __init__(self, batch_norm: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self._batch_norm = batch_norm
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call the other function, or ``func`` itself."""
-        del types
-        if func is F.batch_norm and (kwargs or {}).get("training", len(args) > 5 and args[5]):
-            return self._batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def synchronised(
