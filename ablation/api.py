@@ -251,8 +251,8 @@ def _numbers(
 ) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
-    for number in directory.measurements:
-        row = {
+    rows = [
+        {
             **facts,
             "metric": number.metric,
             "split": number.split,
@@ -266,7 +266,10 @@ def _numbers(
             "flags": number.flags,
             "eval_id": number.eval_id,
         }
-        yield pd.DataFrame([row])
+        for number in directory.measurements
+    ]
+    if rows:
+        yield pd.DataFrame(rows)
 
 
 def _examples(
