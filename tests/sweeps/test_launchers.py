@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import itertools
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobStatus
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from ablation.errors import DONE, INTERRUPTED, InputError, InterruptedRunError
@@ -505,6 +507,18 @@ def test_our_settings_take_the_place_of_hydras_and_the_plugins():
     basic = ConfigStore.instance().load("hydra/launcher/basic.yaml").node
     assert basic._target_.endswith("PoolLauncher")
     assert basic.jobs == 1
+
+
+@pytest.mark.parametrize("name", ["basic", "pool", *EXTRAS])
+def test_every_launcher_takes_its_settings(name):
+    if missing_extra(name):
+        pytest.skip(f"the extra of {name} is not installed")
+    register_launchers()
+    settings = dict(
+        ConfigStore.instance().load(f"hydra/launcher/{name}.yaml").node.items_ex(resolve=False)
+    )
+    launcher = get_class(settings.pop("_target_"))
+    inspect.signature(launcher).bind(**settings)
 
 
 def test_a_missing_extra_is_named(monkeypatch):
