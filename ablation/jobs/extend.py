@@ -32,4 +32,5 @@ def adopt(config: Config, run: Run, images: Images) -> None:
     threads = {} if status is None else {"threads": status.facts.get("threads")}
     run.note(parent=parent.path.name, **{k: v for k, v in threads.items() if v is not None})
     run.save(snapshot)  # last: from here on the run resumes by itself
+    run.settle()
     say(f"goes on  after the {snapshot.epoch} epochs of {parent.path}")

@@ -260,6 +260,9 @@ class Nothing:
     def save(self, snapshot: Snapshot) -> None:
         """Rank 0 saves."""
 
+    def settle(self) -> None:
+        """Rank 0 saved it."""
+
     def load(self) -> Snapshot | None:
         """Rank 0 loads."""
         return None

@@ -73,6 +73,11 @@ class Snapshot:
     average: dict[str, Tensor] | None
     train: dict[str, Any]
 
+    def copied(self) -> Snapshot:
+        """The same in memory of its own, on the CPU: training may go on."""
+        parts = (self.weights, self.average, self.train)
+        return Snapshot(self.step, self.epoch, *on_host(parts, copy=True))
+
 
 class Checkpoints:
     """The checkpoints of one run. Reading needs no lock; only the run's trainer may write.

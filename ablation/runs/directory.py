@@ -32,6 +32,7 @@ from ablation.runs.files import (
     storage_error,
     sweep_temporaries,
 )
+from ablation.runs.state_dicts import on_host
 from ablation.runs.status import (
     LOCK_SECONDS,
     STALE_SECONDS,
@@ -42,6 +43,7 @@ from ablation.runs.status import (
     seconds_since,
     utc_now,
 )
+from ablation.runs.writer import Writer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,6 +75,7 @@ class Run(RunStatus, EvaluationRecords):
         super().__init__(path)
         self.train_id = train_id
         self.checkpoints = Checkpoints(path / "checkpoints", train_id)
+        self._writer = Writer()
 
     @classmethod
     def at(cls, path: Path) -> Run:
@@ -147,9 +150,26 @@ class Run(RunStatus, EvaluationRecords):
             yield
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a resumable checkpoint; see ``Checkpoints.save`` for errors."""
+        """Write a resumable checkpoint of this moment, beside what is done next.
+
+        Raises:
+            InputError: the disk is full or cannot be written, found now or while an earlier one
+                was written; older checkpoints are untouched.
+        """
         self.check_place()
+        copy = snapshot.copied()
+        self._writer.submit(lambda: self._write(copy))
+
+    def _write(self, snapshot: Snapshot) -> None:
         self.checkpoints.save(snapshot)
+
+    def settle(self) -> None:
+        """Wait until all that was saved is on the disk.
+
+        Raises:
+            InputError: the disk is full or cannot be written.
+        """
+        self._writer.settle()
 
     def load(self) -> Snapshot | None:
         """Read the newest intact checkpoint; a damaged one is named on stderr and passed over.
@@ -158,6 +178,7 @@ class Run(RunStatus, EvaluationRecords):
             InputError: none is intact, or one belongs to another run or a newer program; or the
                 best weights so far are damaged.
         """
+        self.settle()
         snapshot, warnings = self.checkpoints.load_latest() or (None, ())
         for warning in warnings:
             warn(f"warning: {warning}")
@@ -177,16 +198,17 @@ class Run(RunStatus, EvaluationRecords):
     ) -> None:
         """Write the weights ``best_robust``, ``best_clean`` or ``last``, and their average.
 
-        ``recorded`` is what training recorded of each image in their epoch, as columns; empty if
-        its method records nothing.
+        They are written beside what is done next, as ``save`` does. ``recorded`` is what training
+        recorded of each image in their epoch, as columns; empty if its method records nothing.
 
         Raises:
-            InputError: the disk is full or cannot be written; the old files are untouched.
+            InputError: as ``save``; the old files are untouched.
         """
         self.check_place()
         averaged = None if average is None else average.state_dict()
         meta = {"epoch": str(epoch), "step": str(step), "run": self.path.name}
-        self.checkpoints.save_weights(name, net.state_dict(), averaged, recorded, meta=meta)
+        parts = on_host((net.state_dict(), averaged, recorded), copy=True)
+        self._writer.submit(lambda: self.checkpoints.save_weights(name, *parts, meta=meta))
 
     def log(self, row: Mapping[str, float | int | str | None]) -> None:
         """Append the line of an epoch, durably. NaN and Inf become null with a ``_reason``.

@@ -201,10 +201,12 @@ def _unwrap(found: object, path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in found.items()}
 
 
-def on_host(value: Any) -> Any:
+def on_host(value: Any, *, copy: bool = False) -> Any:
     """Nested data with every tensor on the CPU; the host waits for a GPU once, not once a tensor.
 
-    Tensors that are there already are not copied.
+    Args:
+        value: tensors in mappings, lists and tuples.
+        copy: copy those that are on the CPU already, too.
     """
     devices: set[torch.device] = set()
 
@@ -212,6 +214,8 @@ def on_host(value: Any) -> Any:
         if isinstance(entry, Tensor) and entry.device.type == "cuda":
             devices.add(entry.device)
             return entry.detach().to("cpu", non_blocking=True)
+        if isinstance(entry, Tensor) and copy:
+            return entry.detach().clone()
         if isinstance(entry, Mapping):
             return {key: move(each) for key, each in entry.items()}
         if isinstance(entry, (list, tuple)):

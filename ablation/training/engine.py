@@ -71,7 +71,10 @@ class Store(Protocol):
     """Where a run keeps checkpoints, weights and metrics: ``ablation.runs.directory.Run``."""
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a resumable checkpoint durably."""
+        """Begin to write a resumable checkpoint; the tensors may change after the call."""
+
+    def settle(self) -> None:
+        """Wait until all that was saved and kept is durable."""
 
     def load(self) -> Snapshot | None:
         """Read the newest intact checkpoint; ``None`` if there is none."""
@@ -85,7 +88,10 @@ class Store(Protocol):
         step: int,
         recorded: Mapping[str, Tensor],
     ) -> None:
-        """Write ``best_robust``, ``best_clean`` or ``last``, and ``EpochRecord.columns``."""
+        """Begin to write ``best_robust``, ``best_clean`` or ``last``, with ``EpochRecord.columns``.
+
+        As in ``save``, the tensors may change after the call.
+        """
 
     def rewind_metrics(self, epoch: int) -> None:
         """Drop the metrics of this epoch and later ones."""
@@ -297,6 +303,7 @@ class Engine:
                 self._train()
         finally:
             self._reporter.close()
+            self._store.settle()
 
     def _train(self) -> None:
         while self.position.phase < len(self.recipe.phases):

@@ -514,9 +514,8 @@ def test_every_launcher_takes_its_settings(name):
     if missing_extra(name):
         pytest.skip(f"the extra of {name} is not installed")
     register_launchers()
-    settings = dict(
-        ConfigStore.instance().load(f"hydra/launcher/{name}.yaml").node.items_ex(resolve=False)
-    )
+    node = ConfigStore.instance().load(f"hydra/launcher/{name}.yaml").node
+    settings = {str(key): value for key, value in node.items_ex(resolve=False)}
     launcher = get_class(settings.pop("_target_"))
     inspect.signature(launcher).bind(**settings)
 

@@ -68,6 +68,8 @@ class Shelf:
         source = net if average is None else average
         self.weights[name] = {k: v.clone() for k, v in source.state_dict().items()}
 
+    def settle(self) -> None: ...
+
     def rewind_metrics(self, epoch: int) -> None:
         self.rewound.append(epoch)
 

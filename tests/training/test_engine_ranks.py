@@ -59,6 +59,8 @@ class Shelf:
     def keep_weights(self, name: str, net: Any, average: Any, epoch: int, *rest: Any) -> None:
         self.kept.append((name, epoch))
 
+    def settle(self) -> None: ...
+
     def rewind_metrics(self, epoch: int) -> None:
         pass
 
