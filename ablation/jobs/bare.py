@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 from ablation.config import experiment as configuration
-from ablation.config.experiment import DataConfig, EvaluationConfig
+from ablation.config.experiment import DataConfig, EvaluationConfig, ModelConfig
 from ablation.config.folders import has_file
 from ablation.config.phases import head_problems
 from ablation.config.rules import data_problems, model_problems, name_problems
@@ -28,7 +29,8 @@ from ablation.jobs.supervise import supervised
 from ablation.models import Net, build_model
 from ablation.models.foreign import fitted, translate
 from ablation.models.outside import build_outside, check_logits, in_pixels, locate
-from ablation.output import say
+from ablation.numerics.modes import evaluating
+from ablation.output import say, warn
 from ablation.runs.directory import Run
 from ablation.runs.state_dicts import load_into, load_weights_file, weights_digest
 
@@ -36,6 +38,8 @@ AS_BUILT = "as_built"
 """Name of the weights of a module that brings its own."""
 PROBED = 2
 """Images that a network from outside must take before anything is written."""
+TRIED, CLEARLY = 256, 10
+"""Images that tell whether the normalisation is the weights', and the points that are a sign."""
 
 
 def bare_problems(config: AssessConfig) -> list[str]:
@@ -100,9 +104,10 @@ def assess_bare(request: AssessConfig) -> int:
         architecture, passes = type(net.body).__name__, None
     else:
         assert path is not None  # noqa: S101
-        net, facts = _one_of_ours(request, path, test), {}
+        net, facts = _one_of_ours(request, path, test)
         architecture, passes = model.name, 1
     net = net.to(device)
+    _warn_of_normalisation(net, data, test)
     weights = _digest_of(net) if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
     facts = {"weights": weights, "data": test.fingerprint(), **facts}
     digest = configuration.digest(facts)
@@ -121,10 +126,11 @@ def assess_bare(request: AssessConfig) -> int:
     return DONE
 
 
-def _one_of_ours(request: AssessConfig, path: Path, test: ImageSet) -> Net:
+def _one_of_ours(request: AssessConfig, path: Path, test: ImageSet) -> tuple[Net, dict[str, Any]]:
+    """A network of the package with these weights, and what tells it apart."""
     data, model = request.data, request.model
     assert data is not None  # noqa: S101  the problems say so
-    assert isinstance(model, configuration.ModelConfig)  # noqa: S101
+    assert isinstance(model, ModelConfig)  # noqa: S101
     weights, _ = load_weights_file(path)
     net = build_model(
         model.spec,
@@ -138,7 +144,35 @@ def _one_of_ours(request: AssessConfig, path: Path, test: ImageSet) -> Net:
     # Published weights rarely hold the constants of the input normalisation.
     renamed = translate(weights, net, model.spec)
     load_into(net, {**own_normalisation(net), **renamed}, str(path))
-    return net
+    told = {"spec": dataclasses.asdict(model.spec), "head": model.head}
+    return net, {"network": {**told, "normalize": _constants(model, data)}}
+
+
+def _constants(model: ModelConfig | ModuleConfig, data: DataConfig) -> Any:
+    """What tells the input normalisation of a network apart."""
+    return {"mean": list(data.mean), "std": list(data.std)} if model.normalize else False
+
+
+def _warn_of_normalisation(net: Net, data: DataConfig, test: ImageSet) -> None:
+    """Warn if a network gets clearly more images right with its normalisation the other way."""
+    x = to_float(test.images[:TRIED].to(next(net.parameters()).device))
+    y = test.labels[:TRIED].to(x.device)
+    if net.mean is not None and net.std is not None:
+        other = x * net.std + net.mean
+    else:
+        mean, std = (x.new_tensor(each).view(1, -1, 1, 1) for each in (data.mean, data.std))
+        other = (x - mean) / std
+    with evaluating(net), torch.no_grad():
+        own, turned = (
+            100 * (net(each).argmax(1) == y).double().mean().item() for each in (x, other)
+        )
+    if turned > own + CLEARLY:
+        normalises = net.mean is not None
+        warn(
+            f"warning: model.normalize={str(normalises).lower()} gets {own:.0f}% of {len(x)} clean "
+            f"test images right, model.normalize={str(not normalises).lower()} {turned:.0f}%: set "
+            f"what the weights were trained with"
+        )
 
 
 def _outside(
@@ -162,7 +196,7 @@ def _outside(
     told = {
         "target": model.target,
         "kwargs": dict(model.kwargs),
-        "normalize": model.normalize,
+        "normalize": _constants(model, data),
     }
     return net, {"network": told}
 

@@ -8,10 +8,13 @@ import sys
 import pytest
 import torch
 import yaml
+from torch.nn.functional import cross_entropy
 
 from ablation.config.command_line import said
+from ablation.data import Digits
 from ablation.errors import DONE, ConfigError, InputError
 from ablation.jobs import evaluate
+from ablation.models import Mlp, build_model
 from ablation.models.outside import build_outside
 from ablation.reports import groups
 from tests.support.jobs import plain
@@ -70,6 +73,47 @@ def test_normalisation_and_arguments_are_part_of_what_is_attacked(tmp_path):
     for more in ((), ("model.normalize=true",), ("++model.kwargs.width=8",)):
         assert evaluate.run(*asked(tmp_path, *NET, *QUICK, *more)) == DONE
     assert len(list((tmp_path / "runs").glob("*"))) == 3
+
+
+@pytest.fixture(scope="module")
+def normalising(tmp_path_factory):
+    """Weights of ``model=mlp`` that were trained on digits with 1 subtracted, divided by 0.2."""
+    data, _ = Digits().load(tmp_path_factory.getbasetemp())
+    torch.manual_seed(0)
+    net = build_model(Mlp(hidden=1, width=32), channels=1, size=(8, 8), classes=10)
+    adam = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(100):
+        adam.zero_grad()
+        torch.autograd.backward(cross_entropy(net((data.images / 255 - 1) / 0.2), data.labels))
+        adam.step()
+    path = tmp_path_factory.mktemp("weights") / "net.pt"
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_weights_with_the_wrong_normalisation_are_told(tmp_path, normalising, capsys, outside):
+    model = ("model=mlp", "model.spec.hidden=1", "model.spec.width=32")
+    if outside:
+        model = ("model=torch_module", "model.target=tests.jobs.test_outside:small_mlp")
+    constants = ("data=digits", "data.mean=[1.0]", "data.std=[0.2]")
+    given = (*model, *constants, *QUICK, f"checkpoint={normalising}")
+    hint = "set what the weights were trained with"
+    assert evaluate.run(*asked(tmp_path, *given, "model.normalize=false")) == DONE
+    told = capsys.readouterr().err
+    assert hint in told
+    assert "model.normalize=true 9" in told  # and so many percent
+    assert evaluate.run(*asked(tmp_path, *given, "model.normalize=true")) == DONE
+    assert hint not in capsys.readouterr().err
+    assert evaluate.run(*asked(tmp_path, *given, "model.normalize=true", "data.mean=[0.1]")) == DONE
+    assert len(list((tmp_path / "runs").glob("*"))) == 3  # three networks, three results
+    for folder in (tmp_path / "runs").glob("*"):
+        assert yaml.safe_load((folder / "config.yaml").read_text())["network"]
+
+
+def small_mlp():
+    """The network of ``normalising``, as anyone may build it."""
+    return build_model(Mlp(hidden=1, width=32), channels=1, size=(8, 8), classes=10)
 
 
 def test_the_record_has_the_numbers_of_the_whole_test_set(tmp_path):
