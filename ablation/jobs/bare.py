@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from ablation.config import experiment as configuration
 from ablation.config.experiment import DataConfig, EvaluationConfig, ModelConfig
 from ablation.config.folders import has_file
+from ablation.config.parser import plain
 from ablation.config.phases import head_problems
 from ablation.config.rules import data_problems, model_problems, name_problems
 from ablation.config.surroundings import count_problems
@@ -144,8 +144,7 @@ def _one_of_ours(request: AssessConfig, path: Path, test: ImageSet) -> tuple[Net
     # Published weights rarely hold the constants of the input normalisation.
     renamed = translate(weights, net, model.spec)
     load_into(net, {**own_normalisation(net), **renamed}, str(path))
-    told = {"spec": dataclasses.asdict(model.spec), "head": model.head}
-    return net, {"network": {**told, "normalize": _constants(model, data)}}
+    return net, {"network": {**plain(model), "normalize": _constants(model, data)}}
 
 
 def _constants(model: ModelConfig | ModuleConfig, data: DataConfig) -> Any:

@@ -93,9 +93,9 @@ def normalising(tmp_path_factory):
 
 @pytest.mark.parametrize("outside", [False, True])
 def test_weights_with_the_wrong_normalisation_are_told(tmp_path, normalising, capsys, outside):
-    model = ("model=mlp", "model.spec.hidden=1", "model.spec.width=32")
+    model = ["model=mlp", "model.spec.hidden=1", "model.spec.width=32"]
     if outside:
-        model = ("model=torch_module", "model.target=tests.jobs.test_outside:small_mlp")
+        model = ["model=torch_module", "model.target=tests.jobs.test_outside:small_mlp"]
     constants = ("data=digits", "data.mean=[1.0]", "data.std=[0.2]")
     given = (*model, *constants, *QUICK, f"checkpoint={normalising}")
     hint = "set what the weights were trained with"
