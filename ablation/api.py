@@ -42,7 +42,7 @@ from ablation.evaluation import evaluate as attack
 from ablation.evaluation.attacks import Attack
 from ablation.evaluation.measures import Measure
 from ablation.jobs import train as job
-from ablation.jobs.setup import build_net, build_net_of, load_images
+from ablation.jobs.setup import bare_net
 from ablation.jobs.state import weights_problems
 from ablation.reports.records import Directory, read, stands_for
 from ablation.runs.directory import Run, find_runs
@@ -104,7 +104,7 @@ def load_run(
         raise InputError("; ".join(problems))
     if kind == "average" and not run.checkpoints.has(name, average=True):
         raise InputError(f"{path}: it trained with average=none; load weights='raw'")
-    net = _empty_net(config, torch.device(device))
+    net = bare_net(config, torch.device(device))
     load_into(net, run.checkpoints.load_weights(name, kind == "average"), path.name)
     return LoadedRun(path, config, name, kind, net.eval(), results(path))
 
@@ -187,15 +187,6 @@ def train(overrides: Sequence[str] = ()) -> LoadedRun:
     status = Run.at(path).status()
     why = f"{path}: {None if status is None else status.error}"
     raise InterruptedRunError(why) if code == INTERRUPTED else InputError(why)
-
-
-def _empty_net(config: Config, device: torch.device) -> nn.Module:
-    """A run's network without its weights; images are read only if their size is not known."""
-    method, extent = config.phases[-1].method, config.data.source.extent(config.data_root)
-    if extent is None:
-        images = load_images(config, torch.device("cpu")).train
-        return build_net(config, images, method, device)
-    return build_net_of(config, extent.channels, extent.size, method, device)
 
 
 def _each(runs: Runs) -> Iterator[Path]:

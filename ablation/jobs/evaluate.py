@@ -23,7 +23,7 @@ from ablation.errors import DONE, INTERRUPTED, ConfigError
 from ablation.jobs.attack import evaluate_checkpoint
 from ablation.jobs.bare import assess_bare, bare_problems
 from ablation.jobs.request import AssessConfig, ModuleConfig
-from ablation.jobs.robustbench import Facts, write_record
+from ablation.jobs.robustbench import facts_of, write_record
 from ablation.jobs.setup import load_images, pick_device, start_tracking
 from ablation.jobs.state import asked_keys, missing, weights_problems
 from ablation.jobs.summary import result_table
@@ -271,14 +271,4 @@ def _keep_record(config: Config, run: Run) -> None:
     """The record of the weights that a run stands for; a smoke run stands for nothing."""
     if config.scale == "smoke":
         return
-    node, extent = config.evaluation, config.data.source.extent(config.data_root)
-    eps = config.eps if node.eps is None else node.eps
-    facts = Facts(
-        dataset=config.data.name,
-        architecture=config.model.name,
-        threat=(eps, node.norm or config.norm),
-        images=None if extent is None else extent.test,
-        passes=1,
-        additional_data=None if config.init_from else False,
-    )
-    write_record(run, checkpoints(config)[0], chosen_weights(config), facts)
+    write_record(run, checkpoints(config)[0], chosen_weights(config), facts_of(config))

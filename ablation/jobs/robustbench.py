@@ -9,10 +9,11 @@ AutoAttack's standard version at the record's radius: everything else stays null
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ablation.config.experiment import Config
 from ablation.evaluation import AutoAttack
 from ablation.runs.directory import Run
 from ablation.runs.files import atomic_write_text, json_text
@@ -44,6 +45,20 @@ class Facts:
     additional_data: bool | None = None
 
 
+def facts_of(config: Config) -> Facts:
+    """What a run's config says, at the radius of its evaluation."""
+    node, extent = config.evaluation, config.data.source.extent(config.data_root)
+    eps = config.eps if node.eps is None else node.eps
+    return Facts(
+        dataset=config.data.name,
+        architecture=config.model.name,
+        threat=(eps, node.norm or config.norm),
+        images=None if extent is None else extent.test,
+        passes=1,
+        additional_data=None if config.init_from else False,
+    )
+
+
 def write_record(run: Run, checkpoint: str, weights: str, facts: Facts) -> None:
     """Write the record of a set of weights into its folder, from all results there.
 
@@ -51,6 +66,20 @@ def write_record(run: Run, checkpoint: str, weights: str, facts: Facts) -> None:
         InputError: the disk is full or cannot be written.
     """
     entries = (run.result() or {}).get("entries", ())
+    atomic_write_text(run.path / FILE, json_text(record(entries, checkpoint, weights, facts)))
+
+
+def record(
+    entries: Iterable[Mapping[str, Any]], checkpoint: str, weights: str, facts: Facts
+) -> dict[str, Any]:
+    """The record of a set of weights.
+
+    Args:
+        entries: of a run's results.
+        checkpoint: name of the weights.
+        weights: raw or average.
+        facts: what else is known.
+    """
     whole = [
         entry
         for entry in entries
@@ -61,7 +90,7 @@ def write_record(run: Run, checkpoint: str, weights: str, facts: Facts) -> None:
     clean = (entry["value"] for entry in whole if entry["metric"] == "clean")
     robust = (entry["value"] for entry in whole if _is_standard(entry["params"], facts.threat))
     eps, norm = facts.threat
-    record = {
+    return {
         "link": None,
         "name": None,
         "authors": None,
@@ -78,7 +107,6 @@ def write_record(run: Run, checkpoint: str, weights: str, facts: Facts) -> None:
         "footnote": None,
         "unreliable": None,
     }
-    atomic_write_text(run.path / FILE, json_text(record))
 
 
 def _is_standard(params: Mapping[str, Any], threat: tuple[float, Norm]) -> bool:

@@ -128,6 +128,18 @@ def build_net_of(
     return net
 
 
+def bare_net(config: Config, device: torch.device) -> Net:
+    """A run's network before its weights; images are read only if their size is not known.
+
+    Raises:
+        InputError: it is not known, and the images cannot be read.
+    """
+    method, extent = config.phases[-1].method, config.data.source.extent(config.data_root)
+    if extent is None:
+        return build_net(config, load_images(config, torch.device("cpu")).train, method, device)
+    return build_net_of(config, extent.channels, extent.size, method, device)
+
+
 def validator(config: Config, images: Images, stop: Callable[[], bool]) -> Validate:
     """Clean accuracy on all validation images, PGD accuracy on a fixed set of them.
 
