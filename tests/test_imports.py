@@ -26,6 +26,7 @@ FLOORS = (
     {"jobs"},
     {"sweeps"},
     {"reports"},
+    {"exports"},
     {"commands"},
     {"api"},
 )
@@ -111,6 +112,7 @@ def users(package: str) -> set[str]:
         ("wandb", {"ablation.runs.tracking"}),
         ("pyautoattack", {"ablation.evaluation"}),
         ("wandb_workspaces", {"ablation.reports.dashboard"}),
+        ("huggingface_hub", {"ablation.exports.hub"}),
         ("matplotlib", {"ablation.reports"}),
         (
             "optuna",
