@@ -31,5 +31,21 @@ def report() -> None:
     main()
 
 
+def export() -> None:
+    """``ablation-export``."""
+    end_in_imports()
+    from ablation.commands.export import main
+
+    main()
+
+
+def runs() -> None:
+    """``ablation-runs``."""
+    end_in_imports()
+    from ablation.commands.runs import main
+
+    main()
+
+
 if __name__ == "__main__":  # the launcher pool
     {"train": train, "evaluate": evaluate, "report": report}[sys.argv.pop(1)]()

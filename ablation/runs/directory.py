@@ -278,9 +278,40 @@ class Run(RunStatus, EvaluationRecords):
             atomic_write_bytes(self.metrics_path, content)
 
     @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep everybody else off a run that exists, to copy or remove it; no record changes.
+
+        Raises:
+            InputError: there is no such folder, it is a link, or another process works on it.
+        """
+        if self.path.is_symlink():
+            raise InputError(f"{self.path} is a link, which is not followed; name what it leads to")
+        if not self.path.is_dir():
+            raise InputError(f"{self.path} is gone")
+        with self._alone(LOCK_SECONDS):
+            yield
+
+    @contextmanager
     def _locked(
         self, check: Callable[[], None] = lambda: None, patience: float = LOCK_SECONDS
     ) -> Iterator[None]:
+        try:
+            with self._alone(patience):
+                check()
+                self._place, self._started = place_of(self.path), utc_now()
+                owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._started}
+                self.note(owner=owner)
+                yield
+        finally:
+            self._place = self._started = None
+
+    @contextmanager
+    def _alone(self, patience: float) -> Iterator[None]:
+        """Hold the lock of the run.
+
+        Raises:
+            InputError: another process has it, or the directory cannot be written.
+        """
         try:
             make_folder(self.path)
             lock = FileLock(self.path / ".lock", thread_local=False)
@@ -294,13 +325,8 @@ class Run(RunStatus, EvaluationRecords):
                 if not free:
                     raise InputError(self._who_has_it())
                 self._check_claim()
-                check()
-                self._place, self._started = place_of(self.path), utc_now()
-                owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._started}
-                self.note(owner=owner)
                 yield
         finally:
-            self._place = self._started = None
             lock.release()
 
     def _check_claim(self) -> None:
