@@ -45,17 +45,13 @@ class Use:
 @cache
 def tables() -> Mapping[str, Table]:
     """Every table file of ours."""
-    return {
-        name: load_table(sweeps_dir() / f"{name}.yaml") for name in table_names([sweeps_dir()])
-    }
+    return {name: load_table(sweeps_dir() / f"{name}.yaml") for name in table_names([sweeps_dir()])}
 
 
 @cache
 def uses() -> Sequence[Use]:
     """Every row of every table file."""
-    return [
-        _use(name, table, arm) for name, table in tables().items() for arm in table.arms
-    ]
+    return [_use(name, table, arm) for name, table in tables().items() for arm in table.arms]
 
 
 def _use(name: str, table: Table, arm: str) -> Use:

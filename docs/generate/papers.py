@@ -14,7 +14,17 @@ from ablation.reports.claim_files import Paper, load_paper
 from ablation.sweeps.published import PublishedTable, load_published, published_path
 from ablation.sweeps.tables import Table
 from docs.generate import cost, facts
-from docs.generate.markdown import block, code, comment, escaped, joined, page, prose, section, table
+from docs.generate.markdown import (
+    block,
+    code,
+    comment,
+    escaped,
+    joined,
+    page,
+    prose,
+    section,
+    table,
+)
 from docs.generate.parts import paper_of
 
 ROOT = Path(__file__).parents[2]
@@ -175,5 +185,7 @@ def pages() -> dict[str, str]:
     listed = table(["paper", "title"], rows)
     return found | {
         f"papers/{OWN}.md": own_page(),
-        "papers/index.md": page("Papers", "Each has its tables, their rows and its claims.", listed),
+        "papers/index.md": page(
+            "Papers", "Each has its tables, their rows and its claims.", listed
+        ),
     }

@@ -68,7 +68,9 @@ def _options(name: str) -> str:
     for option in facts.options(f"component/{name}"):
         node = facts.node_of(name, option)
         head = comment(CONF / "component" / name / f"{option}.yaml")
-        sets = [code(f"{key}: {_written(value)}") for key, value in node.items() if key != "_target_"]
+        sets = [
+            code(f"{key}: {_written(value)}") for key, value in node.items() if key != "_target_"
+        ]
         says = "as above" if option == "enabled" else " ".join(map(joined, head))
         rows.append([code(f"component/{name}={option}"), says, ", ".join(sets)])
     return table(["option", "is", "sets"], rows)

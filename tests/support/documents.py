@@ -18,7 +18,7 @@ DOCUMENTS = sorted(
 )
 LINE = re.compile(r"^ *(?:\$ )?((?:ablation-\w+|torchrun)\b.*)$", re.M)
 """A command on a line of its own, as blocks have it, with or without a prompt."""
-INLINE = re.compile(r"`(ablation-(?:train|evaluate|report)(?: [^`]*)?)`")
+INLINE = re.compile(r"`(ablation-(?:train|evaluate|report) [^`]+)`")
 """A command within a sentence."""
 
 
