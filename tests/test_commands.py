@@ -34,7 +34,7 @@ BIN = Path(sys.executable).parent
 MISTAKEN = "model=resnet81"
 """A word of the command that shows what mistakes are answered with."""
 OF_CONTRIBUTING = ("component/logit_norm=enabled", "method=noise_at", "model=linear")
-"""What the recipes of CONTRIBUTING.md make; ``tests/test_contract.py`` has the parts as they are."""
+"""What the recipes of CONTRIBUTING.md make, step by step."""
 NETS = """
 from torch import nn
 

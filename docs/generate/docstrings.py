@@ -7,7 +7,6 @@ import importlib
 import inspect
 import re
 import types
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ablation.types import Fraction, StepSize
@@ -18,7 +17,7 @@ MODULES = (
     *("models", "evaluation", "types"),
 )
 """Rooms whose public names have an entry in the reference."""
-WRITTEN: Mapping[Any, str] = {Fraction: "fraction", StepSize: "step size"}
+WRITTEN: dict[Any, str] = {Fraction: "fraction", StepSize: "step size"}
 """Types that YAML writes in a way of their own: 8/255, eps/4."""
 
 
@@ -49,7 +48,7 @@ def arguments(cls: type) -> dict[str, str]:
     return {name: found[name] for name in (field.name for field in _fields(cls)) if name in found}
 
 
-def annotations(cls: type) -> dict[str, str]:
+def written_types(cls: type) -> dict[str, str]:
     """The type of each field as YAML takes it."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: _written(hints[field.name]) for field in _fields(cls)}
@@ -61,7 +60,7 @@ def _fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
 
 def _written(hint: Any) -> str:
     if hint in WRITTEN:
-        return WRITTEN[hint]
+        return str(WRITTEN[hint])
     if get_origin(hint) is Annotated:
         return _written(get_args(hint)[0])
     if get_origin(hint) is Literal:
@@ -108,8 +107,5 @@ def public(room: str) -> list[str]:
         for name, value in vars(module).items()
         if getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
     ]
-    return [
-        name
-        for name in names
-        if inspect.isclass(getattr(module, name)) or inspect.isfunction(getattr(module, name))
-    ]
+    documented = (inspect.isclass, inspect.isfunction)
+    return [name for name in names if any(is_one(getattr(module, name)) for is_one in documented)]

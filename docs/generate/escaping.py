@@ -9,7 +9,7 @@ import griffe
 from docs.generate.markdown import escaped
 
 
-class Escaping(griffe.Extension):
+class Escaping(griffe.Extension):  # type: ignore[misc]
     """Escapes what Markdown would take for its own, code excepted."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Hook of MkDocs: takes in the generated pages, and the files of the repository outside ``docs``."""
+"""Hook of MkDocs: takes in the generated pages, and files of the repository outside ``docs``."""
 
 from __future__ import annotations
 

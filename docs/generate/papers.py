@@ -185,7 +185,5 @@ def pages() -> dict[str, str]:
     listed = table(["paper", "title"], rows)
     return found | {
         f"papers/{OWN}.md": own_page(),
-        "papers/index.md": page(
-            "Papers", "Each has its tables, their rows and its claims.", listed
-        ),
+        "papers/index.md": page("Papers", "Their tables, rows and claims.", listed),
     }

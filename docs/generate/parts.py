@@ -80,7 +80,7 @@ def _parameters(name: str, classes: Mapping[str, type]) -> Iterator[str]:
     """A table for each class; of a variant, what it has beside the first."""
     shown: set[str] = set()
     for option, cls in classes.items():
-        means, types = docstrings.arguments(cls), docstrings.annotations(cls)
+        means, types = docstrings.arguments(cls), docstrings.written_types(cls)
         values = facts.node_of(name, option)
         rows = [
             [code(f"component.{name}.{key}"), types[key], code(_yaml(values, cls, key)), means[key]]
@@ -170,7 +170,7 @@ def method_page(name: str) -> str:
         f"`{name}`",
         block(f"ablation-train method={name}"),
         section("Formula and source", prose(head[:1])),
-        section("Deviations and readings", prose(head[1:])),
+        section("Deviations and readings", prose(head[1:]) or "Those of its components, below."),
         section("Components that it switches on", "\n".join(listed)),
         section(
             "Composition",
