@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import griffe
 
 from docs.generate.markdown import escaped
+
+NAME = re.compile(r"^ +[\w\\*]+:", re.M)
+"""A parameter at the beginning of its entry, which is no text."""
 
 
 class Escaping(griffe.Extension):  # type: ignore[misc]
@@ -15,4 +19,5 @@ class Escaping(griffe.Extension):  # type: ignore[misc]
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Change a docstring before it is parsed."""
         if obj.docstring is not None:
-            obj.docstring.value = escaped(obj.docstring.value)
+            text = escaped(obj.docstring.value)
+            obj.docstring.value = NAME.sub(lambda found: found[0].replace("\\", ""), text)

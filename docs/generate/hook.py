@@ -36,6 +36,12 @@ RECIPES = {
     "A table": "how-to/table.md",
 }
 """Sections of CONTRIBUTING.md that have pages of their own."""
+FOLDERS = {
+    "conf/component": "components/index.md",
+    "conf/method": "methods/index.md",
+    "multirun_sweeps": "papers/index.md",
+}
+"""Folders whose files have pages, and the page that lists these."""
 GENERATED = ("components", "methods", "papers", "reference")
 SOURCES = {place: file for file, place in PLACES.items()} | dict.fromkeys(
     RECIPES.values(), "CONTRIBUTING.md"
@@ -83,7 +89,7 @@ def target_of(link: str, source: str, place: str) -> str:
     """Where a link of the file ``source`` leads from its ``place`` in the site."""
     link, _, anchor = link.partition("#")
     file = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
-    target = PLACES.get(file, file.removeprefix("docs/"))
+    target = {**PLACES, **FOLDERS}.get(file, file.removeprefix("docs/"))
     for title, recipe in RECIPES.items():
         if file == "CONTRIBUTING.md" and anchor == title.lower().replace(" ", "-"):
             target, anchor = recipe, ""
