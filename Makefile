@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow mutate lint type check bench lock wheel clean
+.PHONY: help setup demo test test-slow mutate lint type check bench docs torch-lowest torch-newest lock wheel try-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +54,17 @@ bench: $(READY)  ## time training steps against a plain reference step, and plan
 	$(BIN)/python -m benchmarks.launches
 	$(BIN)/python -m benchmarks.sweep
 
+docs: $(READY)  ## build the site into site/; a warning fails
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Of the versions that pyproject.toml allows, in place of the locked ones.
+torch-lowest: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python "torch==2.6.*" "torchvision==0.21.*"
+
+torch-newest: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --upgrade torch torchvision
+
 lock: $(READY)  ## resolve requirements.lock anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --extra dev pyproject.toml --output-file requirements.lock
@@ -61,6 +72,12 @@ lock: $(READY)  ## resolve requirements.lock anew
 wheel: $(READY)  ## build dist/*.whl
 	$(BIN)/uv build --quiet --wheel --out-dir dist .
 
+try-wheel: wheel  ## install the wheel into an environment of its own and run it
+	rm -rf build/wheel && $(PYTHON) -m venv build/wheel
+	$(BIN)/uv pip install --quiet --python build/wheel/bin/python dist/*.whl
+	cd build/wheel && bin/ablation-train table=demo scale=smoke seed=0 tracking.mode=disabled
+	cd build/wheel && bin/ablation-report table=demo scale=smoke
+
 clean:  ## remove the environment, caches and builds; runs/ and data/ stay
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

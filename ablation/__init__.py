@@ -5,7 +5,7 @@ The interface for Python is ``ablation.api``; its names are here, too, and impor
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["LoadedRun", "evaluate", "load_run", "results", "train"]
 
 

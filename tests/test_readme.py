@@ -1,9 +1,8 @@
-"""The documents keep their word: links lead somewhere, commands compose, the Python block runs."""
+"""The documents keep their word: links lead somewhere, files exist, the Python block runs."""
 
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -16,31 +15,11 @@ import ablation
 from ablation.config.folders import conf_dir
 from ablation.sweeps.spaces import search_names
 from ablation.sweeps.tables import table_names
-from tests.support.configs import compose_config
+from tests.support.documents import DOCUMENTS, README, ROOT, blocks, without_blocks
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-DOCUMENTS = sorted(
-    [
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
-        ROOT / "multirun_sweeps" / "README.md",
-        ROOT / "benchmarks" / "README.md",
-    ]
-)
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 TABLES = table_names([ROOT / "multirun_sweeps"])
 FOLDERS = ("ablation", "conf", "tests", "docs", "benchmarks", "multirun_sweeps", "hydra_plugins")
-
-
-def blocks(text: str, language: str = "") -> list[str]:
-    """The fenced blocks of a language; without one, those that name none."""
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
-    return found
-
-
-def without_blocks(text: str) -> str:
-    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 
 
 def anchors(path: Path) -> set[str]:
@@ -81,27 +60,6 @@ def test_the_figure_is_small():
     figures = list((ROOT / "docs" / "figures").glob("*.png"))
     assert figures
     assert all(path.stat().st_size < 200_000 for path in figures)
-
-
-def commands() -> list[list[str]]:
-    """The overrides of each ``ablation-train`` in the README that is one job."""
-    lines = "\n".join(blocks(README.read_text("utf-8"))).splitlines()
-    found = [
-        shlex.split(line, comments=True) for line in lines if line.startswith("ablation-train")
-    ]
-    return [words[1:] for words in found if all("=" in word for word in words[1:])]
-
-
-def test_the_readme_has_commands():
-    assert len(commands()) >= 5
-
-
-@pytest.mark.parametrize("overrides", commands(), ids=" ".join)
-def test_every_command_composes(overrides):
-    mine = [text for text in overrides if not text.startswith(("table=", "row=", "hydra"))]
-    tables = [text.partition("=")[2] for text in overrides if text.startswith("table=")]
-    assert set(tables) <= {*TABLES}
-    compose_config(*mine)
 
 
 def test_the_groups_are_all_listed():

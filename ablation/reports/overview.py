@@ -87,7 +87,7 @@ def publish_overview(runs_dir: Path, tables_dir: str | None = None) -> None:
     for name in tqdm(names, desc="planning tables", disable=None, leave=False):
         try:
             table = open_table(name, tables_dir)
-            needs[name] = list(_needs(table, runs_dir, composer))
+            needs[name] = list(needed_runs(table, runs_dir, composer))
             titles[name] = table.title
         except InputError as error:  # of the user's own; the others can be shown
             problems.append(f"left out: {name}: {_first_problem(error)}")
@@ -102,8 +102,13 @@ def _first_problem(error: InputError) -> str:
     return error.problems[0] if isinstance(error, ConfigError) else one_line(error)
 
 
-def _needs(table: Table, runs_dir: Path, composer: Composer) -> Iterator[Need]:
+def needed_runs(table: Table, runs_dir: Path, composer: Composer) -> Iterator[Need]:
     """The runs of a table; of an arm that waits for a choice, all candidates with their share.
+
+    Args:
+        table: whose runs.
+        runs_dir: where they are, if they are done.
+        composer: of an initialised ``GlobalHydra``; several tables may share one.
 
     Raises:
         ConfigError: the table has problems.

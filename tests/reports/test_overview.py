@@ -39,17 +39,17 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_the_runs_of_every_seed_are_those_of_the_plan(composer, tmp_path):
-    found = [need.run for need in module._needs(TABLE, tmp_path, composer)]
+    found = [need.run for need in module.needed_runs(TABLE, tmp_path, composer)]
     plan = Planner(TABLE, [f"++runs_dir={tmp_path}"], check=False, composer=composer).plan()
     assert sorted(found) == sorted(job.config.run_name for job in plan.jobs)
     assert len(found) == 4
 
 
 def test_what_is_done_and_what_failed_is_read_from_the_runs(composer, tmp_path):
-    needs = list(module._needs(TABLE, tmp_path, composer))
+    needs = list(module.needed_runs(TABLE, tmp_path, composer))
     fake_run(needs[0].config, {})
     fake_run(needs[3].config, {}, state="failed")
-    again = {n.run: n.state for n in module._needs(TABLE, tmp_path, composer)}
+    again = {n.run: n.state for n in module.needed_runs(TABLE, tmp_path, composer)}
     assert [again[need.run] for need in needs] == ["done", "new", "new", "failed"]
 
 
@@ -57,7 +57,7 @@ def test_of_an_arm_that_waits_all_candidates_count_in_part(composer, tmp_path):
     last = Arm(["epochs=9"], source=From("a", 1, Select("pgd20")))
     arms = {"a": Arm(["lr=0.1,0.2,0.3"]), "last": last}
     table = replace(TABLE, arms=arms, set=[*SET, "evaluation.val=[pgd20]"])
-    needs = list(module._needs(table, tmp_path, composer))
+    needs = list(module.needed_runs(table, tmp_path, composer))
     waiting = [need for need in needs if need.state == "pending"]
     assert len(needs) == 12
     assert {need.config.epochs for need in waiting} == {9}
@@ -108,7 +108,7 @@ def test_the_users_own_tables_are_listed_and_a_broken_one_is_named(
     (tables / "mine.yaml").write_text(yaml.safe_dump({**content, "set": SET}))
     (tables / "broken.yaml").write_text("title: Broken\narms: {}\n")
     monkeypatch.setattr(module, "table_names", lambda _: ["broken", "mine"])
-    (first, *_) = module._needs(TABLE, runs, composer)
+    (first, *_) = module.needed_runs(TABLE, runs, composer)
     other = replace(first.config, epochs=77)
     fake_run(other, {}, launch=Launch(other.train_id, "mine", ["a"], ["epochs=77"]))
     publish_overview(runs, str(tables))
