@@ -38,8 +38,8 @@ AS_BUILT = "as_built"
 """Name of the weights of a module that brings its own."""
 PROBED = 2
 """Images that a network from outside must take before anything is written."""
-TRIED, CLEARLY = 256, 10
-"""Images that tell whether the normalisation is the weights', and the points that are a sign."""
+TRIED, CLEARLY = 256, 2
+"""Images that tell whether the normalisation is the weights', and the deviations of a sign test."""
 
 
 def bare_problems(config: AssessConfig) -> list[str]:
@@ -162,15 +162,14 @@ def _warn_of_normalisation(net: Net, data: DataConfig, test: ImageSet) -> None:
         mean, std = (x.new_tensor(each).view(1, -1, 1, 1) for each in (data.mean, data.std))
         other = (x - mean) / std
     with evaluating(net), torch.no_grad():
-        own, turned = (
-            100 * (net(each).argmax(1) == y).double().mean().item() for each in (x, other)
-        )
-    if turned > own + CLEARLY:
-        normalises = net.mean is not None
+        own, turned = ((net(each).argmax(1) == y).double() for each in (x, other))
+    gain = turned - own  # +1 and -1 where only one of them is right
+    if gain.sum() > CLEARLY * gain.abs().sum().sqrt():
+        now, then = ("true", "false") if net.mean is not None else ("false", "true")
         warn(
-            f"warning: model.normalize={str(normalises).lower()} gets {own:.0f}% of {len(x)} clean "
-            f"test images right, model.normalize={str(not normalises).lower()} {turned:.0f}%: set "
-            f"what the weights were trained with"
+            f"warning: model.normalize={now} gets {100 * own.mean():.0f}% of {len(x)} clean test "
+            f"images right, model.normalize={then} {100 * turned.mean():.0f}%: set what the "
+            f"weights were trained with"
         )
 
 

@@ -71,9 +71,9 @@ def _written(hint: Any) -> str:
         return "`null`"
     if inner := get_args(hint):
         return f"list of {_written(inner[0])}" if len(inner) == 1 else str(hint)
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "`true`, `false`"}.get(
-        hint.__name__, hint.__name__
-    )
+    words = {"str": "text", "int": "whole number", "float": "number", "bool": "`true`, `false`"}
+    name = str(hint.__name__)
+    return words.get(name, name)
 
 
 def linked(text: str) -> str:
