@@ -19,6 +19,12 @@ MODULES = (
 """Rooms whose public names have an entry in the reference."""
 WRITTEN: dict[Any, str] = {Fraction: "fraction", StepSize: "step size"}
 """Types that YAML writes in a way of their own: 8/255, eps/4."""
+PLAIN: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "`true`, `false`",
+}
 
 
 def summary(cls: type) -> str:
@@ -71,9 +77,7 @@ def _written(hint: Any) -> str:
         return "`null`"
     if inner := get_args(hint):
         return f"list of {_written(inner[0])}" if len(inner) == 1 else str(hint)
-    words = {"str": "text", "int": "whole number", "float": "number", "bool": "`true`, `false`"}
-    name = str(hint.__name__)
-    return words.get(name, name)
+    return PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def linked(text: str) -> str:
