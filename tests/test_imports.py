@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {"text"},
     {"types", "errors", "random", "schedules", "output"},
-    {"ranks"},
+    {"ranks", "plugins"},
     {"numerics", "data", "runs", "ascents", "averages"},
     {"models"},
     {"crafters", "terms", "weights", "budgets", "evaluation"},
@@ -27,7 +27,7 @@ FLOORS = (
     {"sweeps"},
     {"reports"},
     {"commands"},
-    {"api"},
+    {"api", "testing"},
 )
 """Rooms of ``ablation/`` from the ground up: a file imports its own room, or a lower floor."""
 
@@ -104,7 +104,7 @@ def users(package: str) -> set[str]:
             "hydra",
             {
                 *("ablation.config", "ablation.sweeps", "ablation.reports", "ablation.commands"),
-                "ablation.api",
+                *("ablation.api", "ablation.testing"),
             },
         ),
         ("omegaconf", {"ablation.config", "ablation.sweeps", "ablation.commands"}),
