@@ -109,6 +109,7 @@ def users(package: str) -> set[str]:
         ),
         ("omegaconf", {"ablation.config", "ablation.sweeps", "ablation.commands"}),
         ("wandb", {"ablation.runs.tracking"}),
+        ("torch.utils.tensorboard", {"ablation.runs.tensorboard"}),
         ("pyautoattack", {"ablation.evaluation"}),
         ("wandb_workspaces", {"ablation.reports.dashboard"}),
         ("matplotlib", {"ablation.reports"}),
