@@ -29,7 +29,7 @@ def events(folder: Path) -> Any:
     return found.Reload()
 
 
-def points(folder: Path, tag: str) -> list[tuple[int, float]]:
+def points(folder: Path, tag: str) -> list[tuple[int, Any]]:
     return [(event.step, event.value) for event in events(folder).Scalars(tag)]
 
 
