@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {"text"},
     {"types", "errors", "random", "schedules", "output"},
-    {"ranks"},
+    {"ranks", "plugins"},
     {"numerics", "data", "runs", "ascents", "averages"},
     {"models"},
     {"crafters", "terms", "weights", "budgets", "evaluation"},
@@ -28,7 +28,7 @@ FLOORS = (
     {"reports"},
     {"exports"},
     {"commands"},
-    {"api"},
+    {"api", "testing"},
 )
 """Rooms of ``ablation/`` from the ground up: a file imports its own room, or a lower floor."""
 
@@ -105,11 +105,12 @@ def users(package: str) -> set[str]:
             "hydra",
             {
                 *("ablation.config", "ablation.sweeps", "ablation.reports", "ablation.commands"),
-                "ablation.api",
+                *("ablation.api", "ablation.testing"),
             },
         ),
         ("omegaconf", {"ablation.config", "ablation.sweeps", "ablation.commands"}),
         ("wandb", {"ablation.runs.tracking"}),
+        ("torch.utils.tensorboard", {"ablation.runs.tensorboard"}),
         ("pyautoattack", {"ablation.evaluation"}),
         ("wandb_workspaces", {"ablation.reports.dashboard"}),
         ("huggingface_hub", {"ablation.exports.hub"}),

@@ -32,7 +32,7 @@ from ablation.config.folders import (
     option_files_problems,
     register_components,
     register_files,
-    sweeps_dir,
+    tables_dirs,
 )
 from ablation.config.hydra_node import (
     command_line_problems,
@@ -43,6 +43,7 @@ from ablation.config.hydra_node import (
 from ablation.config.overrides import crossed, groups, letting_in, readable, sift
 from ablation.errors import BAD_INPUT, DONE, INTERRUPTED, JOB_FAILED, ConfigError, InputError
 from ablation.output import lasting_output, say, warn
+from ablation.plugins import installed
 from ablation.sweeps.launchers import missing_extra, register_launchers
 from ablation.sweeps.spaces import missing_optuna, search_names
 from ablation.sweeps.tables import table_names
@@ -68,14 +69,13 @@ def run(
         check: problems of a composed config, one line each; called before anything starts.
         planned: multiruns go to the sweeper ``arms``, which plans and checks its jobs itself.
     """
-    register_components()
-    if planned:
-        register_launchers()
-        folders = [*own_tables(sys.argv), sweeps_dir()]
-        register_files("table", table_names(folders))
-        register_files("search", search_names(folders))
-        if sweeping(sys.argv):
-            sys.argv.append("--multirun")
+    try:
+        register(planned)
+    except InputError as error:
+        warn(f"error: {error}")
+        sys.exit(BAD_INPUT)
+    if planned and sweeping(sys.argv):
+        sys.argv.append("--multirun")
     codes: list[int] = []
 
     def task(config: DictConfig) -> None:
@@ -91,6 +91,20 @@ def run(
     if len(codes) == 1 or INTERRUPTED in codes:
         sys.exit(codes[-1])
     sys.exit(JOB_FAILED if any(codes) else DONE)
+
+
+def register(planned: bool) -> None:
+    """Tell Hydra of the components, launchers, tables and searches that there are.
+
+    Raises:
+        InputError: a plug-in is broken, or would hide what another package brings.
+    """
+    register_components()
+    if planned:
+        register_launchers()
+        folders = [*own_tables(sys.argv), *tables_dirs()]
+        register_files("table", table_names(folders))
+        register_files("search", search_names(folders))
 
 
 def own_tables(arguments: Sequence[str]) -> list[Path]:
@@ -123,6 +137,8 @@ def _launch(
     given, overrides, _ = flags.split(arguments)
     if given.version:
         say(f"ablation {version('ablation')}")
+        for plugin in installed():
+            say(f"plug-in {plugin.distribution} {plugin.version} ({plugin.package})")
         sys.exit(DONE)
     checked = any(text.startswith("++launch=") for text in overrides)  # by the sweeper
     problems = [] if checked else preflight(config_name, arguments, check, planned)

@@ -64,6 +64,10 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
         problems.append("metric=: only with examples=<row>,<row>, whose attack it is")
     if found.dashboard and found.table is None:
         problems.append("dashboard=true: only with table=; W&B finds the runs by the table's tag")
+    if found.tracking.backend != "wandb":
+        problems.append(
+            f"tracking.backend={found.tracking.backend}: a report goes to W&B alone; leave it out"
+        )
     if found.runs is not None and found.overrides:
         problems.append(
             f"{' '.join(found.overrides)}: not with runs=, which takes runs as they are"

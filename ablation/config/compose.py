@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from hydra import compose
@@ -92,8 +93,13 @@ class Composer:
             raise ConfigError([one_line(error)]) from error
         return to_plain(config)
 
+    @cached_property
+    def _own(self) -> DictConfig:
+        """The config without a choice, with Hydra's node."""
+        return compose(self._name, [], return_hydra_config=True)
+
     def _base(self, choices: Sequence[str]) -> DictConfig:
-        """The composed options; those of a user's own folder may not reach Hydra's node.
+        """The composed options; those of other folders may not reach Hydra's node.
 
         Raises:
             ConfigError: one of them does.
@@ -101,7 +107,6 @@ class Composer:
         if not self._foreign:
             return compose(self._name, list(choices))
         composed = compose(self._name, list(choices), return_hydra_config=True)
-        own = compose(self._name, [], return_hydra_config=True)
-        if problems := option_file_problems(composed, own):
+        if problems := option_file_problems(composed, self._own):
             raise ConfigError(problems)
         return without_hydra(composed)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ablation.config.experiment import CheckpointName, Config, EvaluationConfig, Weights, digest
+from ablation.config.experiment import (
+    CheckpointName,
+    Config,
+    EvaluationConfig,
+    Weights,
+    digest,
+    stamped,
+)
 from ablation.config.parser import plain
 from ablation.evaluation import Measure, SplitName
 from ablation.types import Norm
@@ -34,7 +41,8 @@ def eval_id(
     if source is not None:
         node["attack_from"] = source
     eps = eps if evaluation.eps is None else evaluation.eps
-    return digest({**node, "eps": eps, "norm": evaluation.norm or norm, "weights": weights})
+    node |= {"eps": eps, "norm": evaluation.norm or norm, "weights": weights}
+    return digest(stamped(node))
 
 
 def checkpoints(config: Config) -> list[CheckpointName]:

@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ablation.config.parser import plain
+from ablation import plugins
+from ablation.config.parser import TARGET, parts, plain
 from ablation.data import Augment, Source
 from ablation.evaluation import Attack, Measure, SplitName
 from ablation.models import ModelSpec
@@ -338,7 +339,8 @@ class Config:
         """The container that ``train_id`` hashes: no paths, tracking, device, evaluation, monitor.
 
         The training attack's keys act through the crafters, so they are left out: a method that
-        does not attack is the same whatever they say.
+        does not attack is the same whatever they say. Plug-ins whose classes it names are in it
+        with their versions.
         """
         full = self.container()
         for key in ("attack", "evaluation", "tracking", "monitor"):
@@ -365,7 +367,7 @@ class Config:
         full["init_from"] = self.init_from and Path(self.init_from).name
         if full["scale"] == "full":
             del full["scale"]
-        return {"numerics": MARGIN_NUMERICS if margins else NUMERICS, **full}
+        return stamped({"numerics": MARGIN_NUMERICS if margins else NUMERICS, **full})
 
     def container(self) -> dict[str, Any]:
         """The resolved config as plain data, complete, fit for YAML and for ``load``."""
@@ -375,6 +377,12 @@ class Config:
         parts["component"] = {k: v or DISABLED for k, v in parts["component"].items()}
         parts["average"] = parts["average"] or {}
         return parts
+
+
+def stamped(node: dict[str, Any]) -> dict[str, Any]:
+    """Plain data with the versions of the plug-ins whose classes they name, if any."""
+    versions = plugins.versions(str(part[TARGET]) for part in parts(node))
+    return {**node, "plugins": versions} if versions else node
 
 
 def digest(container: Mapping[str, Any]) -> str:

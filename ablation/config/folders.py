@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ablation import plugins
 from ablation.errors import ConfigError
-from ablation.text import one_line
+from ablation.text import did_you_mean, one_line
 
 
 def conf_dir() -> Path:
@@ -26,6 +27,16 @@ def conf_dir() -> Path:
 def sweeps_dir() -> Path:
     """``multirun_sweeps/`` beside the package, or its copy in an installed wheel."""
     return beside("multirun_sweeps", "_sweeps", "README.md")
+
+
+def conf_dirs() -> list[Path]:
+    """Folders of options: ours, and those of plug-ins."""
+    return [conf_dir(), *plugins.folders("conf")]
+
+
+def tables_dirs() -> list[Path]:
+    """Folders of table files: ours, and those of plug-ins."""
+    return [sweeps_dir(), *plugins.folders("tables")]
 
 
 def beside(checkout: str, installed: str, witness: str) -> Path:
@@ -43,19 +54,55 @@ def has_file(path: Path) -> bool:
         return False
 
 
-@lru_cache(maxsize=1)
+@cache
 def component_names() -> list[str]:
-    """Every component that ``conf/component`` has a folder for."""
-    return sorted(path.name for path in (conf_dir() / "component").iterdir() if path.is_dir())
+    """Every component that ``conf/component`` has a folder for, here or in a plug-in."""
+    paths = [path for folder in conf_dirs() for path in folder.glob("component/*")]
+    return sorted({path.name for path in paths if path.is_dir()})
 
 
 def register_components() -> None:
     """Make ``component: defaults`` list every folder of ``conf/component``, disabled.
 
     So a new component is one class and its YAML options; no list is edited.
+
+    Raises:
+        InputError: a plug-in is broken, or would hide an option or a table.
     """
+    check_plugins()
     node = {"defaults": [{name: "disabled"} for name in component_names()]}
     ConfigStore.instance().store(group="component", name="defaults", node=node)
+
+
+@cache
+def check_plugins() -> None:
+    """Hold the files of every plug-in against ours; once a process.
+
+    Raises:
+        InputError: an entry point of one is wrong.
+        ConfigError: with everything that is wrong with its files.
+    """
+    problems = plugins.clashes(conf_dir(), "conf", "**/*.yaml")
+    problems += plugins.clashes(sweeps_dir(), "tables", "*.yaml")
+    problems += plugins.clashes(sweeps_dir(), "tables", "searches/*.yaml")
+    known = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    for plugin in plugins.installed():
+        problems += [plugin.problem(text) for text in _conf_problems(plugin.folder / "conf", known)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _conf_problems(folder: Path, known: Sequence[str]) -> Iterator[str]:
+    """What is wrong with a plug-in's options."""
+    groups = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    for name in groups:
+        if name not in known:
+            yield f"conf/{name}: no such group; {did_you_mean(name, known)} Rename it"
+    yield from option_files_problems(folder, groups)
+    for path in sorted(folder.glob("component/*")):
+        ours = (conf_dir() / "component" / path.name).is_dir()
+        if path.is_dir() and not ours and not (path / "disabled.yaml").is_file():
+            yield f"conf/component/{path.name}: add disabled.yaml with 'enabled: false'"
 
 
 def register_files(key: str, names: Sequence[str]) -> None:

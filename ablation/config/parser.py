@@ -14,15 +14,18 @@ import importlib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Literal
 
+from ablation import plugins
 from ablation.config.places import is_protocol, misfit
+from ablation.errors import InputError
 from ablation.text import did_you_mean
 
 TARGET = "_target_"
 ALLOWED_PREFIX = "ablation."
-"""A configuration may only name classes of this package: it cannot run anything else."""
+"""A configuration may only name classes of this package and of installed plug-ins (``plugins``): it
+cannot run anything else."""
 MOST = 10**9
 """Largest whole number of any key: what counts more is mistyped."""
 MOST_SEED = 2**63 - 1
@@ -70,18 +73,55 @@ def locate(target: str) -> type:
     """The class a ``_target_`` names.
 
     Raises:
-        ValueError: it lies outside the package, does not exist, or is no dataclass.
+        ValueError: it lies outside the package and every plug-in, cannot be imported, does not
+            exist, or is no dataclass.
     """
-    if not target.startswith(ALLOWED_PREFIX):
-        raise ValueError(f"only classes under {ALLOWED_PREFIX} may be named")
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError("there is no such class") from error
+    except InputError as error:
+        raise ValueError(str(error)) from error
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ValueError("it is not a dataclass")
+    if not _allowed(found.__module__):
+        raise ValueError(f"it is a class of {found.__module__}; {_where()}")
     return found
+
+
+def _module(name: str) -> types.ModuleType:
+    """Import a module that a configuration may name."""
+    if f"{name}.".startswith(ALLOWED_PREFIX):
+        return importlib.import_module(name)
+    plugin = plugins.owner(name)
+    if plugin is None:
+        raise ValueError(_where())
+    return plugins.load(plugin, name)
+
+
+def _allowed(module: str) -> bool:
+    return f"{module}.".startswith(ALLOWED_PREFIX) or plugins.owner(module) is not None
+
+
+def _where() -> str:
+    places = [ALLOWED_PREFIX, *(f"{plugin.package}." for plugin in plugins.installed())]
+    return (
+        f"only classes under {', '.join(places)} may be named, and those of plug-ins once they are "
+        f"installed"
+    )
+
+
+def parts(node: Any) -> Iterator[MutableMapping[str, Any]]:
+    """Every mapping with a ``_target_`` in plain data, outermost first."""
+    if isinstance(node, MutableMapping):
+        if TARGET in node:
+            yield node
+        for entry in node.values():
+            yield from parts(entry)
+    elif isinstance(node, list):
+        for entry in node:
+            yield from parts(entry)
 
 
 @dataclasses.dataclass

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-HOMES: Mapping[str, str] = {
-    "Term": "ablation.terms",
-    "Weight": "ablation.weights",
-    "Budget": "ablation.budgets",
-}
-"""Of parts that members do not tell apart: all three are called with the views alone."""
+from ablation.plugins import OWN, owner
+
+HOMES: Mapping[str, str] = {"Term": "terms", "Weight": "weights", "Budget": "budgets"}
+"""Modules of this package, or of a plug-in's, for parts that members do not tell apart: all three
+are called with the views alone."""
 
 ROOMS = (
     *("ablation.ascents", "ablation.averages", "ablation.budgets", "ablation.components"),
@@ -42,7 +41,7 @@ def misfit(cls: type, protocols: Sequence[type]) -> str | None:
 def keeps(cls: type, protocol: type) -> bool:
     """Check that a class has the members of a protocol, and methods of the same arguments."""
     home = HOMES.get(protocol.__name__)
-    if home is not None and not f"{cls.__module__}.".startswith(f"{home}."):
+    if home is not None and not f"{cls.__module__}.".startswith(f"{_package(cls)}.{home}."):
         return False
     if inspect.isabstract(cls):
         return False
@@ -54,6 +53,12 @@ def keeps(cls: type, protocol: type) -> bool:
         if inspect.isfunction(wanted) and (found is None or not _takes(found, wanted)):
             return False
     return True
+
+
+def _package(cls: type) -> str:
+    """``ablation`` of its own classes, else the package of the plug-in."""
+    plugin = owner(cls.__module__)
+    return OWN if plugin is None else plugin.package
 
 
 def _members(protocol: type) -> Iterator[str]:

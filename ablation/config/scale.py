@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from ablation.config.parser import TARGET, locate
+from ablation.config.parser import TARGET, locate, parts
 
 
 def scaled(container: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def scaled(container: Mapping[str, Any]) -> dict[str, Any]:
         if key != "selection.n" or keep["val_size"] != 0:  # none of no images
             _cap_key(found, key, cap)
     caps = scale.get("parts", {})
-    for part in _parts(found):
+    for part in parts(found):
         _cap_part(part, caps)
         _squeeze(part, epochs, found.get("epochs"))
     return found
@@ -60,18 +60,6 @@ def owner_of(container: Any, key: str) -> tuple[MutableMapping[str, Any] | None,
         container = container.get(step) if isinstance(container, Mapping) else None
     held = isinstance(container, MutableMapping) and name in container
     return (container if held else None), name
-
-
-def _parts(node: Any) -> Iterator[MutableMapping[str, Any]]:
-    """Every mapping with a ``_target_``, outermost first."""
-    if isinstance(node, MutableMapping):
-        if TARGET in node:
-            yield node
-        for entry in node.values():
-            yield from _parts(entry)
-    elif isinstance(node, list):
-        for entry in node:
-            yield from _parts(entry)
 
 
 def _cap_part(part: MutableMapping[str, Any], caps: Mapping[str, int]) -> None:

@@ -20,6 +20,7 @@ from ablation.errors import InputError
 from ablation.evaluation import AutoAttack, Square
 from ablation.models import refusal
 from ablation.ranks import launched
+from ablation.runs.tensorboard import missing_extra
 from ablation.terms import EffectiveWeightNorm, ProbedNorm
 
 Place = Literal["here", "pool", "elsewhere"]
@@ -54,6 +55,7 @@ def outside_problems(config: Config, place: Place = "here") -> list[str]:
         *config.data.source.check(config.data_root),
         *device_problems(config.runtime.device, place),
         *sharing_problems(config),
+        *missing_extra(config.tracking),
     ]
 
 

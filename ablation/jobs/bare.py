@@ -110,7 +110,7 @@ def assess_bare(request: AssessConfig) -> int:
     _warn_of_normalisation(net, data, test)
     weights = _digest_of(net) if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
     facts = {"weights": weights, "data": test.fingerprint(), **facts}
-    digest = configuration.digest(facts)
+    digest = configuration.digest(configuration.stamped(facts))
     stem = AS_BUILT if path is None else path.stem
     folder = Run(Path(request.runs_dir) / f"{data.name}-{model.name}-{stem}-{digest}", digest)
     eps = data.eps if request.eps is None else request.eps

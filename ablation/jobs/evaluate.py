@@ -31,6 +31,7 @@ from ablation.jobs.supervise import supervised
 from ablation.jobs.transfer import Origin, is_same, open_origin, origin_problems
 from ablation.output import say, warn
 from ablation.runs.directory import Run
+from ablation.runs.tensorboard import missing_extra
 from ablation.types import Fraction
 
 
@@ -80,6 +81,7 @@ def _outside(values: dict[str, Any], parser: Parser) -> ModuleConfig | None:
 def _problems(found: AssessConfig, saved: Mapping[str, Any]) -> list[str]:
     problems = [text.removeprefix("runtime.") for text in device_problems(found.device)]
     problems += radius_problems(found.eps, found.norm)
+    problems += missing_extra(found.tracking)
     norm = found.evaluation.norm or found.norm or saved.get("norm")
     problems += evaluation_problems(replace(found.evaluation, norm=norm))
     if found.worker is not None and (found.run is None or found.worker < 0):

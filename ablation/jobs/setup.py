@@ -20,6 +20,7 @@ from ablation.jobs.monitor import Curves, Monitor, fixed_subset
 from ablation.models import Net, build_model
 from ablation.numerics.devices import warn_of_idle_gpus
 from ablation.numerics.precision import fastest_exact_matmul
+from ablation.runs import tensorboard
 from ablation.runs.directory import Run
 from ablation.runs.launches import recorded_group, recorded_launches, recorded_recipe
 from ablation.runs.state_dicts import load_into, load_weights_file
@@ -233,7 +234,10 @@ def check_split(path: Path, split: Split) -> None:
 
 
 def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str) -> Tracker:
-    """Start tracking in W&B beside the local files: seeds of one arm form a group."""
+    """Start tracking beside the local files: in W&B, seeds of one arm form a group."""
+    settings = {**config.container(), "arm_id": config.arm_id}
+    if node.backend == "tensorboard":
+        return tensorboard.start(node, run.path, run.last_epoch(), settings)
     suffix = "" if job_type == "train" else f"-{job_type}"
     launches = recorded_launches(run)
     parts = {"data": config.data.name, "model": config.model.name, "method": config.method.name}
@@ -251,7 +255,7 @@ def start_tracking(node: TrackingConfig, config: Config, run: Run, job_type: str
         group=recorded_group(run) or own_group(config),
         job_type=job_type,
         tags=[*(f"{key}:{name}" for key, name in parts.items()), *tables, *rows, *marks],
-        settings={**config.container(), "arm_id": config.arm_id},
+        settings=settings,
     )
 
 

@@ -256,6 +256,11 @@ class Run(RunStatus, EvaluationRecords):
                 damaged.append(number)
         return rows, damaged
 
+    def last_epoch(self) -> int:
+        """The last epoch in ``metrics.jsonl``, damaged lines left out; 0 if there is none."""
+        rows, _ = self._rows()
+        return max((row.get("epoch", 0) for row in rows), default=0)
+
     def rewind_metrics(self, epoch: int) -> None:
         """Drop the lines of this epoch (of the whole run) and later ones, and damaged ones.
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ablation.plugins import installed
+
 PACKAGES = (
     *("ablation", "torch", "torchvision", "numpy", "safetensors", "hydra-core", "omegaconf"),
     *("pyautoattack", "wandb"),
@@ -27,7 +29,7 @@ def versions() -> Mapping[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return found | {plugin.distribution: plugin.version for plugin in installed()}
 
 
 @cache

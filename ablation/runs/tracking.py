@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+Backend = Literal["wandb", "tensorboard"]
 Mode = Literal["online", "offline", "disabled"]
 ORDER: tuple[Mode, ...] = ("disabled", "offline", "online")
 
@@ -52,7 +53,9 @@ class TrackingConfig:
 
     Attributes:
         mode: ``online`` falls back to offline without key or network; ``disabled`` does not import
-            wandb.
+            the backend.
+        backend: ``tensorboard`` writes event files into the run directory, in either mode that is
+            not ``disabled``; of the keys below it takes ``images`` alone.
         project: of all runs.
         entity: user or team; ``None`` means the account's default.
         tags: added to every run, beside its data, model, method, recipe, table and row.
@@ -64,6 +67,7 @@ class TrackingConfig:
     """
 
     mode: Mode = "offline"
+    backend: Backend = "wandb"
     project: str = DEFAULT_PROJECT
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
@@ -481,9 +485,10 @@ def offline_reason(config: TrackingConfig) -> str | None:
         config: of the jobs.
 
     Returns:
-        One line; ``None`` if the mode is another, or the server answers and there is a key.
+        One line; ``None`` if the mode or backend is another, or the server answers and there is a
+        key.
     """
-    if narrowed(config.mode, os.environ) != "online":
+    if config.backend != "wandb" or narrowed(config.mode, os.environ) != "online":
         return None
     import wandb
 

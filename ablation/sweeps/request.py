@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 
-from ablation.config.folders import sweeps_dir
+from ablation.config.folders import tables_dirs
 from ablation.config.overrides import key_of, parsed
 from ablation.errors import ConfigError
 from ablation.sweeps.planning import choose_rows
@@ -78,7 +78,7 @@ def read_request(arguments: Sequence[str]) -> Request:
 def table_folders(tables_dir: object = None) -> list[Path]:
     """Where table files are looked for; the user's own come first."""
     own = [] if tables_dir is None else [Path(str(tables_dir)).expanduser()]
-    return [*own, sweeps_dir()]
+    return [*own, *tables_dirs()]
 
 
 def open_table(name: str, tables_dir: object = None) -> Table:

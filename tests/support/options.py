@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-import yaml
-
-import ablation.components
 from ablation.config.folders import conf_dir
+from ablation.testing import completed, component_options, options
+
+__all__ = ["COMPONENTS", "CONF", "completed", "options", "refused"]
 
 CONF = conf_dir()
-
-
-EVALUATED = ("torch_module",)
-"""Options that ``ablation-evaluate`` alone takes."""
-
-
-def options(group: str) -> list[str]:
-    """Those that a training may choose."""
-    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    return [name for name in names if name not in EVALUATED]
-
-
-COMPONENTS = [
-    f"component/{path.parent.name}={path.stem}"
-    for path in sorted(CONF.glob("component/*/*.yaml"))
-    if path.stem != "disabled"
-]
-
-
-def completed(override: str) -> list[str]:
-    """The override, and those that enable what its component requires."""
-    if not override.startswith("component/"):
-        return [override]
-    group = override.partition("=")[0]
-    nodes = [yaml.safe_load(path.read_text()) for path in (CONF / group).glob("*.yaml")]
-    target = next(node["_target_"] for node in nodes if "_target_" in node)
-    required = getattr(getattr(ablation.components, target.rpartition(".")[2]), "requires", ())
-    if override == "component/closed_form_gradient=dyart":  # its filter is for searched points
-        required = (*required, "fab_margin")
-    more = ["optim.weight_decay=0"] if group == "component/pmhr" else []  # it has its own
-    return [*(f"component/{name}=enabled" for name in required), override, *more]
-
-
+COMPONENTS = component_options()
 NO_ATTACK = dict.fromkeys(
     ("standard", "elsayed", "dyart"),
     (

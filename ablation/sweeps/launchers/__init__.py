@@ -1,4 +1,4 @@
-"""The settings of ``hydra/launcher=...``: the YAML files beside this one, and extras they need.
+"""The settings of ``hydra/launcher=...``: the YAML files beside this one and in plug-ins; extras.
 
 Imports no torch: it runs before every command.
 """
@@ -11,6 +11,10 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
+
+from ablation import plugins
+from ablation.config.folders import read_yaml
+from ablation.errors import ConfigError
 
 EXTRAS = {
     "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
@@ -25,10 +29,17 @@ def register_launchers() -> None:
 
     YAML files in ``conf`` could not do that: Hydra would take what its store has under the same
     name for their schema.
+
+    Raises:
+        ConfigError: a plug-in's has the name of another, or cannot be read.
     """
     Plugins.instance()  # plugins store theirs now, not later
-    for path in sorted(Path(__file__).parent.glob("*.yaml")):
-        node = OmegaConf.load(path)
+    ours = Path(__file__).parent
+    if problems := plugins.clashes(ours, "launchers", "*.yaml"):
+        raise ConfigError(problems)
+    found = [ours, *plugins.folders("launchers")]
+    for path in sorted(path for folder in found for path in folder.glob("*.yaml")):
+        node = OmegaConf.create(read_yaml(path))
         ConfigStore.instance().store(path.stem, node, group="hydra/launcher", provider="ablation")
 
 

@@ -1,0 +1,7 @@
+"""Whatever this plug-in brings composes, trains and resumes."""
+
+from ablation.testing import Contract
+
+
+class TestContract(Contract):
+    plugin = "ablation-example"
