@@ -1,7 +1,8 @@
 """Whatever can be combined trains, saves and resumes: methods, components, averages, networks.
 
 Every method and every component variant meets every built-in network. A component gets the method
-that is next in turn, and a model the average, so that the whole table need not be run.
+and the optimiser that are next in turn, and a model the average, so that the whole table need not
+be run.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ SMALL = {
 }
 """Each architecture as small as it can be."""
 MODELS, METHODS, AVERAGES = options("model"), options("method"), options("average")
+OPTIMS = options("optim")
 SIZE, CLASSES, BATCH, STEPS = (8, 12), 3, 6, 2
 """Images are not square; an epoch, and every phase, is of two steps."""
 QUICK = ("epochs=110", "attack.steps=2", "attack.step_size=eps/2")
@@ -199,9 +201,10 @@ def test_every_method_trains_and_resumes_on_every_model(configs, method, model):
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_trains_and_resumes_on_every_model(configs, component, model):
     turn = COMPONENTS.index(component) + MODELS.index(model) % 2
+    optim = OPTIMS[turn % len(OPTIMS)]
     for method in in_turn(METHODS, turn):
         try:
-            config = configs(model, f"method={method}", *completed(component))
+            config = configs(model, f"method={method}", f"optim={optim}", *completed(component))
         except ConfigError:  # it has nothing that the component could change
             continue
         return check(config)

@@ -23,7 +23,7 @@ from ablation.models import ModelSpec
 from ablation.runs.launches import Launch
 from ablation.runs.tracking import TrackingConfig
 from ablation.training.method import Component, Method, Phase, Slot, parse_passes
-from ablation.training.optim import Sgd
+from ablation.training.optim import Optim
 from ablation.types import (
     Ascent,
     AttackMode,
@@ -275,7 +275,7 @@ class Config:
     eps: Fraction
     attack: AttackConfig
     augment: Augment
-    optim: Sgd
+    optim: Optim
     lr: float
     batch_size: int
     schedule: Schedule
@@ -346,6 +346,7 @@ class Config:
         for key in ("runs_dir", "data_dir", "retry", "extend"):
             del full[key]
         del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
+        del full["optim"]["lr"]
         if self.runtime.batch_norm == "synchronised":
             del full["runtime"]["devices"], full["runtime"]["batch_norm"]
         full["data"]["source"].pop("download", None)

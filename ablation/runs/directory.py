@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 VOLATILE = (
     *("attack", "evaluation", "tracking", "monitor"),
     *("runs_dir", "data_dir", "retry", "extend", "init_from"),
-    *("runtime.device", "data.eps", "data.augment", "data.source.download"),
+    *("runtime.device", "data.eps", "data.augment", "optim.lr", "data.source.download"),
     # Older configs lack these; the identity has them.
     *("data.source.relabel", "runtime.devices", "runtime.batch_norm"),
 )

@@ -22,7 +22,7 @@ from ablation.runs.checkpoint import Snapshot
 from ablation.runs.state_dicts import load_into
 from ablation.training.memory import Memories, remembering
 from ablation.training.method import Phase
-from ablation.training.optim import Sgd, peak, rates
+from ablation.training.optim import Optim, peak, rates
 from ablation.training.recorded import EpochRecord
 from ablation.training.step import StepLog, train_step
 from ablation.types import Average, AverageSpec, Batch, Clock, Schedule, Statistics
@@ -50,7 +50,7 @@ class Recipe:
     """
 
     phases: Sequence[Phase]
-    optim: Sgd
+    optim: Optim
     schedule: Schedule
     lr: float
     average: AverageSpec | None
@@ -330,8 +330,7 @@ class Engine:
         self.net.train()
         for batch in self.loader.epoch(self._total_epoch, start=first):
             lr, momentum = self._rates(place.step_in_epoch)
-            for group in self._optimizer.param_groups:
-                group["lr"], group["momentum"] = lr, momentum
+            self.recipe.optim.set_rates(self._optimizer, lr, momentum)
             epoch, decay = phase.counts_from + place.epoch, lr / peak(phase, self.recipe.lr)
             clock = Clock(epoch, place.step, phase.name, decay)
             log, views = train_step(
