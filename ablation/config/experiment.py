@@ -169,6 +169,9 @@ class RuntimeConfig:
         batch_norm: statistics in training, where there are several: ``synchronised``, of the whole
             batch, as on one device; ``replica``, of each device's part, as DataParallel has it in
             the papers' code. With ``replica`` the number of devices is part of the identity.
+        accumulate: in how many parts a batch is taken, one after the other; ``auto``, in twice as
+            many whenever memory runs out. The weights are the same up to rounding; no part of the
+            identity.
     """
 
     device: str
@@ -178,6 +181,7 @@ class RuntimeConfig:
     deterministic: bool
     devices: int = 1
     batch_norm: Statistics = "synchronised"
+    accumulate: Literal["auto"] | int = 1
 
 
 @dataclass(frozen=True)
@@ -346,7 +350,7 @@ class Config:
         for key in ("runs_dir", "data_dir", "retry", "extend"):
             del full[key]
         del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
-        del full["optim"]["lr"]
+        del full["optim"]["lr"], full["runtime"]["accumulate"]
         if self.runtime.batch_norm == "synchronised":
             del full["runtime"]["devices"], full["runtime"]["batch_norm"]
         full["data"]["source"].pop("download", None)

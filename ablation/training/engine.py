@@ -22,6 +22,7 @@ from ablation.runs.checkpoint import Snapshot
 from ablation.runs.state_dicts import load_into
 from ablation.training.memory import Memories, remembering
 from ablation.training.method import Phase
+from ablation.training.micro_batches import Accumulate, MicroBatches
 from ablation.training.optim import Optim, peak, rates
 from ablation.training.recorded import EpochRecord
 from ablation.training.step import StepLog, train_step
@@ -47,6 +48,7 @@ class Recipe:
         select_every: epochs between two validations; the last epoch is always validated.
         compile: torch.compile the body, and its folded copy that attacks search on.
         statistics: BatchNorm's, where several ranks train.
+        accumulate: in how many parts each batch is taken, one after the other.
     """
 
     phases: Sequence[Phase]
@@ -60,6 +62,7 @@ class Recipe:
     select_every: int
     compile: bool = False
     statistics: Statistics = "synchronised"
+    accumulate: Accumulate = 1
 
 
 Validate = Callable[[torch.nn.Module], Mapping[str, float | str]]
@@ -260,8 +263,10 @@ class Engine:
         self._record = EpochRecord()
         self._device = next(net.parameters()).device
         self._guard = Guard((), self._device)
+        methods = [phase.method for phase in recipe.phases]
+        self._micro_batches = MicroBatches.of(recipe.accumulate, net, methods)
         self._memories = Memories(
-            [phase.method for phase in recipe.phases],
+            methods,
             n_train=loader.n_train,
             batch_size=loader.batch_size,
             classes=recipe.classes,
@@ -344,6 +349,7 @@ class Engine:
                 clip=self._clip,
                 folded=self._folded,
                 memories=self._memories,
+                micro_batches=self._micro_batches,
             )
             self._memories.commit(parts, views)
             self._after_step(log, clock, batch)
