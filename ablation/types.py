@@ -216,7 +216,10 @@ class Views(Protocol):
         """Spread values [R] of a view's points over the batch [N], zero elsewhere."""
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum values [N] over the whole batch, on all processes that share it; a scalar."""
+        """Sum values [N] over the whole batch, on all processes that share it; a scalar.
+
+        A part that asks for it declares ``Couples``.
+        """
 
     def rng(self, stream: str) -> torch.Generator:
         """Random numbers of a stream: the same whenever the step is computed anew (AWP)."""
@@ -231,7 +234,7 @@ class Views(Protocol):
 class Crafter(Protocol):
     """Searches for points in input space.
 
-    Traits it may declare: ``SearchesExactly``, ``CraftsSubset``.
+    Traits it may declare: ``SearchesExactly``, ``CraftsSubset``, ``Couples``.
     """
 
     @property
@@ -266,7 +269,7 @@ class Individual(Protocol):
 
 
 class Term(Protocol):
-    """Loss per sample. Traits it may declare: ``NeedsWholeBatch``, ``RunsEagerly``."""
+    """Loss per sample. Traits it may declare: ``NeedsWholeBatch``, ``Couples``, ``RunsEagerly``."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -292,6 +295,15 @@ class NeedsWholeBatch(Protocol):
     @property
     def whole(self) -> bool:
         """True if a view of a subset is refused; the default is False."""
+
+
+@runtime_checkable
+class Couples(Protocol):
+    """A part with a say on whether its result for one sample depends on others of the batch."""
+
+    @property
+    def couples(self) -> bool:
+        """True if it does, as by ``Views.total``; the default is False."""
 
 
 @runtime_checkable
@@ -322,7 +334,7 @@ class CraftsSubset(Protocol):
 
 
 class Weight(Protocol):
-    """Weight of each example in a term. Trait it may declare: ``NeedsWholeBatch``."""
+    """Weight of each example in a term. Traits it may declare: ``NeedsWholeBatch``, ``Couples``."""
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -49,6 +49,11 @@ class ProbabilisticMargin:
         """Name the train-mode views that the weight reads."""
         return (self.view,)
 
+    @property
+    def couples(self) -> bool:
+        """Whether the weights depend on each other: their mean does."""
+        return self.normalize == "batch"
+
     def __call__(self, views: Views) -> Tensor:
         """Compute the weights [N], detached."""
         z = views.logits(self.view).detach()
@@ -179,6 +184,8 @@ class Geometry:
 
     whole: ClassVar[bool] = True
     """A weight for every sample of the batch: its view must hold all of them."""
+    couples: ClassVar[bool] = True
+    """The weights have the mean 1."""
 
     shift: float = -1.0
     start: int = 0

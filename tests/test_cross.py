@@ -1,7 +1,8 @@
 """Whatever can be combined trains, saves and resumes: methods, components, averages, networks.
 
 Every method and every component variant meets every built-in network. A component gets the method
-that is next in turn, and a model the average, so that the whole table need not be run.
+and the optimiser that are next in turn, and a model the average, so that the whole table need not
+be run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ablation.testing import SMALL, Configs, check_training, composing, in_turn
 from tests.support.options import COMPONENTS, completed, options
 
 MODELS, METHODS, AVERAGES = options("model"), options("method"), options("average")
+OPTIMS = options("optim")
 
 
 @pytest.fixture(scope="module")
@@ -37,4 +39,5 @@ def test_every_method_trains_and_resumes_on_every_model(configs, method, model):
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_trains_and_resumes_on_every_model(configs, component, model):
     turn = COMPONENTS.index(component) + MODELS.index(model) % 2
-    check_training(configs.of_component(model, in_turn(METHODS, turn), completed(component)))
+    chosen = (f"optim={OPTIMS[turn % len(OPTIMS)]}", *completed(component))
+    check_training(configs.of_component(model, in_turn(METHODS, turn), chosen))

@@ -24,7 +24,7 @@ from ablation.models import ModelSpec
 from ablation.runs.launches import Launch
 from ablation.runs.tracking import TrackingConfig
 from ablation.training.method import Component, Method, Phase, Slot, parse_passes
-from ablation.training.optim import Sgd
+from ablation.training.optim import Optim
 from ablation.types import (
     Ascent,
     AttackMode,
@@ -170,6 +170,9 @@ class RuntimeConfig:
         batch_norm: statistics in training, where there are several: ``synchronised``, of the whole
             batch, as on one device; ``replica``, of each device's part, as DataParallel has it in
             the papers' code. With ``replica`` the number of devices is part of the identity.
+        accumulate: in how many parts a batch is taken, one after the other; ``auto``, in twice as
+            many whenever memory runs out. The weights are the same up to rounding; no part of the
+            identity.
     """
 
     device: str
@@ -179,6 +182,7 @@ class RuntimeConfig:
     deterministic: bool
     devices: int = 1
     batch_norm: Statistics = "synchronised"
+    accumulate: Literal["auto"] | int = 1
 
 
 @dataclass(frozen=True)
@@ -276,7 +280,7 @@ class Config:
     eps: Fraction
     attack: AttackConfig
     augment: Augment
-    optim: Sgd
+    optim: Optim
     lr: float
     batch_size: int
     schedule: Schedule
@@ -348,6 +352,7 @@ class Config:
         for key in ("runs_dir", "data_dir", "retry", "extend"):
             del full[key]
         del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
+        del full["optim"]["lr"], full["runtime"]["accumulate"]
         if self.runtime.batch_norm == "synchronised":
             del full["runtime"]["devices"], full["runtime"]["batch_norm"]
         full["data"]["source"].pop("download", None)

@@ -178,12 +178,26 @@ class Parser:
         rest = [choice for choice in choices if choice is not type(None)]
         if all(map(is_protocol, rest)):
             return self._part(rest, value, key, eps)
+        if _are_kinds(rest):
+            return self._kind(rest, value, key, eps)
         for choice in rest[:-1]:
             attempt = Parser()
             found = attempt.parse(choice, value, key, eps)
             if not attempt.problems:
                 return found
         return self.parse(rest[-1], value, key, eps)
+
+    def _kind(self, classes: Sequence[type], value: Any, key: str, eps: float) -> Any:
+        """One of several classes: the first, unless ``_target_`` names another."""
+        first = _public_name(classes[0])
+        named = value.get(TARGET, first) if isinstance(value, Mapping) else first
+        by_name = {_public_name(cls): cls for cls in classes}
+        if named not in by_name:
+            kinds = " or ".join(cls.__name__ for cls in classes)
+            remedy = f"the class here is {kinds}; choose from {', '.join(by_name)}"
+            self._fail(f"{key}.{TARGET}", named, remedy)
+            return None
+        return self._dataclass(by_name[named], value, key, eps)
 
     def _choice(self, choices: tuple[Any, ...], value: Any, key: str) -> Any:
         if value not in choices:
@@ -306,10 +320,20 @@ def plain(value: Any, part: bool = False) -> Any:
 
 
 def _plain_field(value: Any, hint: Any) -> Any:
-    """Step sizes say that they are relative; a bare number would be read as pixels."""
+    """Step sizes say that they are relative; a bare number would be read as pixels.
+
+    Of several classes the first goes without saying (``Parser._kind``).
+    """
     if typing.get_origin(hint) is typing.Annotated and hint.__metadata__ == ("step_size",):
         return f"eps*{value!r}"
-    return plain(value, _holds_part(hint))
+    choices = typing.get_args(hint)
+    named = _are_kinds(choices) and type(value) is not choices[0]
+    return plain(value, _holds_part(hint) or named)
+
+
+def _are_kinds(choices: Sequence[Any]) -> bool:
+    """Check that a union is of several named dataclasses."""
+    return len(choices) > 1 and all(map(dataclasses.is_dataclass, choices))
 
 
 def _holds_part(hint: Any) -> bool:

@@ -14,6 +14,7 @@ from ablation.models import HEADS, ModelSpec, build_model
 from ablation.text import did_you_mean
 from ablation.training.memory import memory_problems
 from ablation.training.method import Component, Method, Phase
+from ablation.training.micro_batches import couplings
 from ablation.training.step import check_layers
 from ablation.types import RunsEagerly
 
@@ -43,6 +44,29 @@ def layer_problems(spec: ModelSpec, phases: Sequence[Phase]) -> list[str]:
     except InputError as error:
         return [str(error)]
     return []
+
+
+def accumulation_problems(config: Config, phases: Sequence[Phase]) -> list[str]:
+    """Why batches cannot be taken in as many parts as asked for, as far as the config says."""
+    asked = config.runtime.accumulate
+    if asked == "auto" or asked == 1:
+        return []
+    key = f"runtime.accumulate={asked}"
+    if asked < 1 or asked > config.batch_size:
+        return [f"{key}: between 1 and batch_size={config.batch_size}, or auto"]
+    if config.runtime.devices > 1:
+        return [f"{key}: devices share a batch already; set it to 1 or runtime.devices=1"]
+    if any(model_problems(config.model.spec)):
+        return []
+    try:
+        with torch.device("meta"):
+            net = build_model(config.model.spec, channels=3, size=32, classes=10)
+    except InputError:  # it takes other images; told where the network is built
+        return []
+    return [
+        f"{key}: {reason}; set it to 1, or a smaller batch_size with a smaller lr"
+        for reason in couplings(net, [phase.method for phase in phases])
+    ]
 
 
 def _eager_problems(method: Method) -> list[str]:

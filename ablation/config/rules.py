@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -13,6 +14,8 @@ from ablation.config.experiment import Config, DataConfig, EvaluationConfig
 from ablation.errors import InputError
 from ablation.evaluation import Measure
 from ablation.models import ModelSpec, build_model
+from ablation.schedules import Torch
+from ablation.training.optim import AdamW
 
 ROLES = ("robust", "classify")
 """Roles that components look for; see ``Method``."""
@@ -86,6 +89,26 @@ def _schedule(c: Config) -> Iterator[str]:
             f"schedule.milestones: the first lies beyond epochs={c.epochs}, so the rate never "
             f"falls; set schedule.milestones=[...] or schedule=constant"
         )
+    if isinstance(c.schedule, Torch) and c.lr > 0:
+        for epoch in range(min(c.epochs, MOST_LOOKS)):
+            rate = c.schedule.lr(c.lr, epoch, c.epochs)
+            if not 0 <= rate < math.inf:
+                yield f"schedule.kwargs: the rate of epoch {epoch} would be {rate:g}; change them"
+                return
+
+
+def _optim(c: Config) -> Iterator[str]:
+    if isinstance(c.optim, AdamW) and c.lr >= MOST_ADAM_LR:
+        yield (
+            f"lr={c.lr:g}: AdamW moves a weight by up to about lr a step, whatever its gradient; "
+            f"set lr=1e-3"
+        )
+
+
+MOST_LOOKS = 10_000
+"""Epochs whose learning rate is looked at: with more, a person has mistyped."""
+MOST_ADAM_LR = 0.1
+"""Weights are smaller than that: it is SGD's."""
 
 
 def data_problems(node: DataConfig) -> Iterator[str]:
@@ -249,6 +272,6 @@ def _roles(c: Config) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
-    *(_threat, _names, _numbers, _schedule, _data, _model),
+    *(_threat, _names, _numbers, _schedule, _optim, _data, _model),
     *(_selection, _evaluation, _attack, _roles, _decay),
 )

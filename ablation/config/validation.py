@@ -11,7 +11,12 @@ from ablation.config.experiment import Config, DataConfig, ModelConfig
 from ablation.config.folders import component_names
 from ablation.config.from_data import DERIVED, completed
 from ablation.config.parser import TARGET, Parser
-from ablation.config.phases import built_phases, head_problems, layer_problems
+from ablation.config.phases import (
+    accumulation_problems,
+    built_phases,
+    head_problems,
+    layer_problems,
+)
 from ablation.config.rules import broken_rules
 from ablation.config.scale import owner_of, scaled
 from ablation.errors import ConfigError
@@ -102,6 +107,7 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     phases = built_phases(config, problems)
     problems += head_problems(config.model.head, phases)
     problems += layer_problems(config.model.spec, phases)
+    problems += accumulation_problems(config, phases)
     return replace(config, phases=phases), problems
 
 

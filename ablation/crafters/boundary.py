@@ -76,6 +76,11 @@ class FabSearch:
             )
 
     @property
+    def couples(self) -> bool:
+        """Whether samples depend on each other: all on the first."""
+        return self.shared_bias
+
+    @property
     def gradients(self) -> int:
         """Number of gradients with respect to the input: one per step and restart."""
         return self.steps * self.restarts
@@ -159,6 +164,11 @@ class BoundarySearch:
     def steps(self) -> int:
         """Gradients with respect to the input, for estimates of time."""
         return self.search.gradients + int(self.subset)
+
+    @property
+    def couples(self) -> bool:
+        """Whether samples depend on each other: a single point of the batch is left out."""
+        return self.subset
 
     def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
         """Search the boundary around the clean batch; ``eps`` [N] bounds random starts."""

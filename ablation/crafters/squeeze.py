@@ -81,6 +81,11 @@ class Squeeze:
             adv, col = self._step(views, (clean, col, adv), z_clean, eps)
         return Crafted(adv, aux={PARTNER: col})
 
+    @property
+    def couples(self) -> bool:
+        """Whether samples depend on each other: on whether the clean point is chosen anywhere."""
+        return self.reassigns == "with_clean"
+
     def _step(
         self, views: Views, triple: tuple[Tensor, Tensor, Tensor], z_clean: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,9 @@ from ablation.runs.status import State
 from ablation.text import first_line
 
 REMEDY = (
-    "set a smaller batch_size= in training, evaluation.batch_size= in evaluation, or choose a "
-    "device with more memory; retry=true tries again"
+    "set a smaller batch_size= in training (where the network has no BatchNorm, "
+    "runtime.accumulate=auto keeps it), evaluation.batch_size= in evaluation, or choose a device "
+    "with more memory; retry=true tries again"
 )
 """What to do where memory ran out."""
 

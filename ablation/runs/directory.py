@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 VOLATILE = (
     *("attack", "evaluation", "tracking", "monitor"),
     *("runs_dir", "data_dir", "retry", "extend", "init_from"),
-    *("runtime.device", "data.eps", "data.augment", "data.source.download"),
+    *("runtime.device", "data.eps", "data.augment", "optim.lr", "data.source.download"),
     # Older configs lack these; the identity has them.
-    *("data.source.relabel", "runtime.devices", "runtime.batch_norm"),
+    *("data.source.relabel", "runtime.devices", "runtime.batch_norm", "runtime.accumulate"),
 )
 """Keys in which a command may differ from a run's ``config.yaml``: they change nothing that was
 trained, or act through other keys that are compared."""

@@ -374,10 +374,10 @@ def disk(config: Config, networks: Networks) -> int:
     split = networks.split(config)
     state, parameters = networks.bytes(config)
     weights = state * (1 if config.average is None else 2)
-    momentum = 0 if config.optim.momentum == 0 else parameters
+    moments = config.optim.moments * parameters
     epochs = sum(phase.epochs for phase in config.phases)
     named = 3 if config.data.val_size > 0 else 1
-    total = min(2, epochs) * (weights + momentum) + named * weights
+    total = min(2, epochs) * (weights + moments) + named * weights
     total += 8 * (split["train"] + split["val"]) + 400 * epochs + 10_000
     for node in evaluations.evaluations(config):
         rows = split[node.split] if node.n is None else min(node.n, split[node.split])

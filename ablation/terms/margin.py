@@ -45,6 +45,11 @@ class MarginTerm(ABC):
     def needs(self) -> tuple[str, ...]:
         """Train-mode views it reads."""
 
+    @property
+    def couples(self) -> bool:
+        """Whether samples depend on each other: on how many of them are correct."""
+        return self.reduction == "correct"
+
     @abstractmethod
     def costs(self, views: Views) -> tuple[Tensor, Tensor]:
         """Compute the penalties [N], and which samples are classified correctly [N], bool."""

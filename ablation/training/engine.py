@@ -22,7 +22,8 @@ from ablation.runs.checkpoint import Snapshot
 from ablation.runs.state_dicts import load_into
 from ablation.training.memory import Memories, remembering
 from ablation.training.method import Phase
-from ablation.training.optim import Sgd, peak, rates
+from ablation.training.micro_batches import Accumulate, MicroBatches
+from ablation.training.optim import Optim, peak, rates
 from ablation.training.recorded import EpochRecord
 from ablation.training.step import StepLog, train_step
 from ablation.types import Average, AverageSpec, Batch, Clock, Schedule, Statistics
@@ -47,10 +48,11 @@ class Recipe:
         select_every: epochs between two validations; the last epoch is always validated.
         compile: torch.compile the body, and its folded copy that attacks search on.
         statistics: BatchNorm's, where several ranks train.
+        accumulate: in how many parts each batch is taken, one after the other.
     """
 
     phases: Sequence[Phase]
-    optim: Sgd
+    optim: Optim
     schedule: Schedule
     lr: float
     average: AverageSpec | None
@@ -60,6 +62,7 @@ class Recipe:
     select_every: int
     compile: bool = False
     statistics: Statistics = "synchronised"
+    accumulate: Accumulate = 1
 
 
 Validate = Callable[[torch.nn.Module], Mapping[str, float | str]]
@@ -266,8 +269,10 @@ class Engine:
         self._record = EpochRecord()
         self._device = next(net.parameters()).device
         self._guard = Guard((), self._device)
+        methods = [phase.method for phase in recipe.phases]
+        self._micro_batches = MicroBatches.of(recipe.accumulate, net, methods)
         self._memories = Memories(
-            [phase.method for phase in recipe.phases],
+            methods,
             n_train=loader.n_train,
             batch_size=loader.batch_size,
             classes=recipe.classes,
@@ -337,8 +342,7 @@ class Engine:
         self.net.train()
         for batch in self.loader.epoch(self._total_epoch, start=first):
             lr, momentum = self._rates(place.step_in_epoch)
-            for group in self._optimizer.param_groups:
-                group["lr"], group["momentum"] = lr, momentum
+            self.recipe.optim.set_rates(self._optimizer, lr, momentum)
             epoch, decay = phase.counts_from + place.epoch, lr / peak(phase, self.recipe.lr)
             clock = Clock(epoch, place.step, phase.name, decay)
             log, views = train_step(
@@ -352,6 +356,7 @@ class Engine:
                 clip=self._clip,
                 folded=self._folded,
                 memories=self._memories,
+                micro_batches=self._micro_batches,
             )
             self._memories.commit(parts, views)
             self._after_step(log, clock, batch)

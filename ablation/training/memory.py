@@ -20,22 +20,23 @@ def remembering(root: object) -> list[Remembers]:
         root: a method, a part, or a sequence of them; dataclass fields, mappings and sequences
             are followed, so that a loss nested in a crafter is among them.
     """
-    return list({id(part): part for part in _walk(root)}.values())
+    found = (part for part in parts_of(root) if isinstance(part, Remembers))
+    return list({id(part): part for part in found}.values())
 
 
-def _walk(value: object) -> Iterator[Remembers]:
-    if isinstance(value, Mapping):
-        for entry in value.values():
-            yield from _walk(entry)
-    elif isinstance(value, (list, tuple)):
-        for entry in value:
-            yield from _walk(entry)
-    elif not isinstance(value, type):
-        if isinstance(value, Remembers):
-            yield value
-        if dataclasses.is_dataclass(value):
-            for field in dataclasses.fields(value):
-                yield from _walk(getattr(value, field.name))
+def parts_of(root: object) -> Iterator[object]:
+    """Yield whatever a method is made of, as ``remembering`` finds it."""
+    if isinstance(root, Mapping):
+        for entry in root.values():
+            yield from parts_of(entry)
+    elif isinstance(root, (list, tuple)):
+        for entry in root:
+            yield from parts_of(entry)
+    elif not isinstance(root, type):
+        yield root
+        if dataclasses.is_dataclass(root):
+            for field in dataclasses.fields(root):
+                yield from parts_of(getattr(root, field.name))
 
 
 def memory_problems(root: object) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +20,7 @@ from ablation.ranks import present
 from ablation.text import did_you_mean
 from ablation.training.memory import Memories
 from ablation.training.method import ASCENT, CLEAN, Method, Pass, before_views
+from ablation.training.micro_batches import MicroBatches, summed
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Individual, SearchesExactly
 
@@ -115,6 +116,7 @@ def train_step(
     clip: float | None = None,
     folded: Folded | None = None,
     memories: Memories | None = None,
+    micro_batches: MicroBatches | None = None,
 ) -> tuple[StepLog, StepViews]:
     """Run one step of a method; together with all ranks, if there are several.
 
@@ -129,58 +131,116 @@ def train_step(
         clip: largest norm of the gradient, or ``None``.
         folded: copy of ``net`` for searches in evaluation mode; ``None`` searches on ``net``.
         memories: what parts remember of earlier steps; read here, committed by the caller.
+        micro_batches: in how many parts the batch is taken; ``None`` takes it whole.
 
     Returns:
-        The measurements, and the views that the loss was taken of, for ``Memories.commit``.
+        The measurements, and the views that the loss was taken of (of the last part of the batch),
+        for ``Memories.commit``.
 
     Raises:
         ValueError: parts record the same name, or values that are not one of each sample.
     """
-    passes = method.training_passes
-    observed = method.observed()
-    views = StepViews(net, batch, clock, precision, None, observed, seed, memories)
-    eps = batch.x.new_zeros(len(batch.x))
-    if any(entry.kind == "craft" for entry in passes):  # a burn-in has no use for radii
+    micro_batches = micro_batches or MicroBatches()
+
+    def begin(part: Batch) -> _Part:
+        observed = method.observed()
+        views = StepViews(net, part, clock, precision, None, observed, seed, memories)
+        return _Part(method, views, seed, folded)
+
+    with contextlib.ExitStack() as stack:
+        while True:
+            parts = map(begin, micro_batches.split(batch))
+            try:
+                done = stack.enter_context(_differentiated(method, net, clock, optimizer, parts))
+                break
+            except Exception as error:
+                if not micro_batches.grow(error, batch):
+                    raise
+        present().add_up([p.grad for p in net.parameters() if p.grad is not None])
+        norm = _grad_norm(net, clip)
+        optimizer.step()
+    logs = [part.log(done.loss, done.terms, norm) for part in done.parts]
+    return _of_all_ranks(_joined(logs, done.parts), batch), done.parts[-1].latest
+
+
+class _Part:
+    """A batch in a step, or a part of it: crafts its points, and then computes its loss.
+
+    Attributes:
+        views: at the weights before an ascent.
+        latest: those that the loss was taken of.
+    """
+
+    def __init__(self, method: Method, views: StepViews, seed: int, folded: Folded | None) -> None:
+        self._method, self.views, self.latest = method, views, views
+        self._eps = views.batch.x.new_zeros(len(views.batch.x))
+        # a burn-in has no use for radii
+        if any(entry.kind == "craft" for entry in method.training_passes):
+            with torch.no_grad():
+                self._eps = method.budget(views)
+        _craft_all(method, views, self._eps, seed, folded)
+
+    def loss(self, net: Net, terms: Sequence[str] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Make the passes of the loss and compute it; see ``total_loss``."""
+        method, passes = self._method, self._method.training_passes
+        if method.ascent is None:
+            remaining = passes[before_views(passes) :]
+        else:  # the weights moved since the passes before: make those of the loss anew
+            self.latest, remaining = self.views.on(net), method.loss_passes
+        for entry in remaining:
+            if entry.kind != "craft":
+                _pass(self.latest, entry, passes)
+        return total_loss(method, self.latest, terms)
+
+    def log(self, loss: Tensor, terms: Mapping[str, Tensor], norm: Tensor) -> StepLog:
+        """Make the passes after the step and measure."""
+        method, latest = self._method, self.latest
+        after = self.views.on(latest.net)  # fresh: parts that remember see the loss's passes
         with torch.no_grad():
-            eps = method.budget(views)
-    first = before_views(passes)
-    _craft_all(method, views, eps, seed, folded)
-    latest = views
+            for entry in method.trailing_passes:
+                _pass(after, entry, method.trailing_passes)
+        correct = _correct(after) | _correct(latest)
+        logits = after.largest_logits() | latest.largest_logits()
+        return StepLog(
+            *(loss, terms, norm, correct, _facts(self.views), logits),
+            _recorded(method, self.views, self._eps),
+        )
+
+
+@dataclass(frozen=True)
+class _Differentiated:
+    """A batch whose gradient is in the parameters: its parts, loss and terms, detached."""
+
+    parts: list[_Part]
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+
+
+@contextlib.contextmanager
+def _differentiated(
+    method: Method,
+    net: Net,
+    clock: Clock,
+    optimizer: torch.optim.Optimizer,
+    parts: Iterable[_Part],
+) -> Iterator[_Differentiated]:
+    """Craft, move the weights, take the gradient; leave: the weights move back."""
+    parts = list(parts)
 
     def closure(
         net: nn.Module, terms: Sequence[str] | None = None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        nonlocal latest
-        if method.ascent is None:
-            remaining = passes[first:]
-        else:  # the weights moved since the passes before: make those of the loss anew
-            latest, remaining = views.on(cast(Net, net)), method.loss_passes
-        for entry in remaining:
-            if entry.kind != "craft":
-                _pass(latest, entry, passes)
-        return total_loss(method, latest, terms)
+        losses = (part.loss(cast(Net, net), terms) for part in parts)
+        return next(losses) if len(parts) == 1 else summed(net, losses)
 
     moved = (
         contextlib.nullcontext() if method.ascent is None else method.ascent(net, closure, clock)
     )
     optimizer.zero_grad(set_to_none=True)
     with moved:
-        loss, parts = closure(net)
+        loss, terms = closure(net)
         loss.backward()  # type: ignore[no-untyped-call]
-        present().add_up([p.grad for p in net.parameters() if p.grad is not None])
-        norm = _grad_norm(net, clip)
-        optimizer.step()
-    after = views.on(net)  # fresh: parts that remember see the passes the loss was taken of
-    with torch.no_grad():
-        for entry in method.trailing_passes:
-            _pass(after, entry, method.trailing_passes)
-    correct = _correct(after) | _correct(latest)
-    logits = after.largest_logits() | latest.largest_logits()
-    log = StepLog(
-        *(loss.detach(), _detached(parts), norm, correct, _facts(views), logits),
-        _recorded(method, views, eps),
-    )
-    return _of_all_ranks(log, batch), latest
+        yield _Differentiated(parts, loss.detach(), _detached(terms))
 
 
 def _craft_all(
@@ -229,6 +289,35 @@ def _facts(views: StepViews) -> dict[str, Tensor]:
         for name, crafted in views.all_crafted().items()
         for fact, value in crafted.facts.items()
     }
+
+
+def _joined(logs: Sequence[StepLog], parts: Sequence[_Part]) -> StepLog:
+    """Measurements of the parts of a batch, in order, as of one."""
+    first, *others = logs
+    if not others:
+        return first
+    sizes = [len(part.views.batch.y) for part in parts]
+
+    def added(
+        values: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
+    ) -> dict[str, Tensor]:
+        names = dict.fromkeys(name for each in values for name in each)
+        pairs = list(zip(weights, values, strict=True))
+        return {
+            name: torch.stack([w * each[name] for w, each in pairs if name in each]).sum(0)
+            for name in names
+        }
+
+    ones = [1.0] * len(logs)
+    return StepLog(
+        first.loss,
+        first.parts,
+        first.grad_norm,
+        added([log.correct for log in logs], ones),
+        added([log.facts for log in logs], [size / sum(sizes) for size in sizes]),
+        added([log.logits for log in logs], ones),
+        {name: torch.cat([log.recorded[name] for log in logs]) for name in first.recorded},
+    )
 
 
 def _of_all_ranks(log: StepLog, batch: Batch) -> StepLog:

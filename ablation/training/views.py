@@ -184,7 +184,13 @@ class StepViews:
         return {name: _largest(out.logits) for name, out in (evaluated | outputs).items()}
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum values [N] over the whole batch, on all ranks; a scalar."""
+        """Sum values [N] over the whole batch, on all ranks; a scalar.
+
+        Raises:
+            ValueError: these samples are a part of it, and the others are computed later.
+        """
+        if self.batch.place is not None and present().alone:
+            raise ValueError("a part that takes sums over the batch must declare it: Couples")
         return present().sum(values.sum())
 
     def rng(self, stream: str) -> torch.Generator:

@@ -114,7 +114,18 @@ def test_every_mistake_of_a_command_line_is_reported_at_once():
         (["runtime.device=cuda:77"], "CUDA devices are visible; set runtime.device=auto"),
         (["runtime.device=tpu"], "choose auto, cpu, cuda"),
         (["optim.nesterov=true", "optim.momentum=0.0"], "nesterov=true needs momentum"),
+        (["optim=adamw", "optim.momentum=0.5"], "optim.momentum=0.5: unknown key"),
+        (["optim=adamw", "optim.betas=[1]"], "betas=[1.0]: two in [0, 1), such as [0.9,0.999]"),
+        (["optim=adamw", "lr=0.1"], "lr=0.1: AdamW moves a weight by up to about lr a step"),
         (["schedule=piecewise", "schedule.milestones=[9,5]"], "must increase"),
+        (
+            ["schedule=torch", "schedule.name=ReduceLROnPlateau"],
+            "schedule: name=ReduceLROnPlateau: it follows a measured number",
+        ),
+        (
+            ["schedule=torch", "schedule.name=ExponentialLR", "schedule.kwargs={gamma: -1}"],
+            "schedule.kwargs: the rate of epoch 1 would be -0.1",
+        ),
         (["++method.budget._target_=os.system"], "only classes under ablation."),
         (["lr="], "lr"),
         (["init_from=nowhere"], "init_from=nowhere: no finished run there"),

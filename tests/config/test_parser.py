@@ -10,6 +10,7 @@ import pytest
 
 from ablation.config.parser import Parser, fraction, plain, relative_step
 from ablation.text import show_fraction
+from ablation.training.optim import AdamW, Optim, Sgd
 from ablation.types import Budget, Fraction, StepSize
 
 
@@ -55,6 +56,21 @@ def test_values_are_converted():
     assert found.rates == [1.0, 0.5]
     assert found.parts["b"].eps == 0.25
     assert found.parts["none"] is None
+
+
+@dataclass(frozen=True)
+class Choosing:
+    optim: Optim
+
+
+@pytest.mark.parametrize("optim", [Sgd(momentum=0.5), AdamW(betas=(0.5, 0.9), clip=1.0)])
+def test_the_first_of_several_classes_goes_without_saying_and_another_is_named(optim):
+    container = plain(Choosing(optim))
+    named = {} if isinstance(optim, Sgd) else {"_target_": "ablation.training.optim.AdamW"}
+    assert {k: v for k, v in container["optim"].items() if k == "_target_"} == named
+    parser = Parser()
+    assert parser.parse(Choosing, container, "") == Choosing(optim)
+    assert parser.problems == []
 
 
 def test_a_nodes_own_eps_scales_its_steps():

@@ -96,7 +96,11 @@ def test_a_target_where_the_class_is_fixed_is_told(name):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("++optim._target_=torch.optim.AdamW", "optim._target_='torch.optim.AdamW': the class"),
+        (
+            "++optim._target_=torch.optim.AdamW",
+            "optim._target_='torch.optim.AdamW': the class here is Sgd or AdamW; choose from "
+            "ablation.training.optim.Sgd, ablation.training.optim.AdamW",
+        ),
         (
             "++model._target_=mypkg.net.MyNet",
             "always ModelConfig; remove it; a class can be chosen at model.spec._target_",

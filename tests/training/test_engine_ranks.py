@@ -22,7 +22,7 @@ from ablation.runs.checkpoint import Snapshot
 from ablation.schedules import Piecewise
 from ablation.training.engine import Engine, Recipe
 from ablation.training.method import Phase
-from ablation.training.optim import Sgd
+from ablation.training.optim import AdamW, Optim, Sgd
 from ablation.types import AverageSpec, Statistics
 from tests.support.configs import compose_config
 from tests.support.parts import small_net
@@ -33,13 +33,16 @@ IMAGES, BATCH, EPOCHS = 21, 8, 3
 STEPS = 3
 MMA = ("method=at", "component/mma=enabled")
 LMA = ("method=at", "component/ema_logits=enabled")
+AWP = ("method=trades", "component/awp=enabled")
 RUNS: dict[str, tuple[tuple[str, ...], AverageSpec | None]] = {
     "trades, ema": (("method=trades",), Ema(0.9)),
     "at, swa": (("method=at",), Swa(1)),
     "mma": (MMA, None),
     "lma": (LMA, Ema(0.9, buffers="average")),
+    "awp, adamw": (AWP, Ema(0.9)),
 }
-CUTS = ("mma", "lma", "at, swa")
+OPTIMS: dict[str, Optim] = {"awp, adamw": AdamW(eps=1e-4, clip=0.5)}
+CUTS = ("mma", "lma", "at, swa", "awp, adamw")
 
 
 @dataclass
@@ -105,7 +108,7 @@ def run(
     method = compose_config("eps=0.1", *overrides).phases[-1].method
     recipe = Recipe(
         (Phase("main", EPOCHS, method),),
-        Sgd(clip=0.5),
+        OPTIMS.get(name, Sgd(clip=0.5)),
         Piecewise([2]),
         *(0.1, average, 0, nullcontext, 3, 1),
         statistics=kind or "synchronised",

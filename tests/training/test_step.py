@@ -19,7 +19,7 @@ from ablation.terms import KL, CrossEntropy
 from ablation.training.engine import EpochSums, Key
 from ablation.training.memory import Memories
 from ablation.training.method import Method, Pass, Slot, parse_passes
-from ablation.training.optim import LightSgd
+from ablation.training.optim import LightAdamW, LightSgd
 from ablation.training.step import total_loss, train_step
 from ablation.training.views import StepViews
 from ablation.types import Clock, Crafted, Gate, Views
@@ -372,18 +372,24 @@ def test_a_pass_is_parsed_and_written_back(text, kind, view):
     assert str(parsed) == text
 
 
-def test_our_sgd_is_torchs_bit_for_bit():
+@pytest.mark.parametrize(
+    ("light", "torchs", "more"),
+    [
+        (LightSgd, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        (LightAdamW, torch.optim.AdamW, {"betas": (0.8, 0.99), "eps": 1e-6}),
+    ],
+)
+def test_our_optimisers_are_torchs_bit_for_bit(light, torchs, more):
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-    settings |= {"nesterov": True, "fused": True}
-    first: torch.optim.SGD = LightSgd(ours.parameters(), **settings)
-    second = torch.optim.SGD(theirs.parameters(), **settings)
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 5e-4, "fused": True, **more}
+    first = light(ours.parameters(), **settings)
+    second = torchs(theirs.parameters(), **settings)
     for number in range(6):
         if number == 3:  # resume in the middle
             first_state = first.state_dict()
-            first = LightSgd(ours.parameters(), lr=1.0, fused=True)
+            first = light(ours.parameters(), lr=1.0, fused=True)
             first.load_state_dict(first_state)
         x = torch.randn(7, 5)
         for net, optimizer in ((ours, first), (theirs, second)):
@@ -395,11 +401,13 @@ def test_our_sgd_is_torchs_bit_for_bit():
         assert torch.equal(mine, other)
 
 
-def test_a_step_does_not_import_the_compiler():
+@pytest.mark.parametrize("optim", ["Sgd", "AdamW"])
+def test_a_step_does_not_import_the_compiler(optim):
     code = (
-        "import sys, torch; from ablation.training.optim import LightSgd, Sgd;"
+        f"import sys, torch; from ablation.training.optim import {optim} as Optim;"
+        "from ablation.schedules import Torch; Torch().lr(0.1, 1, 3);"
         "net = torch.nn.Linear(2, 1);"
-        "o = Sgd().build(net, 0.1); o.zero_grad(); net(torch.ones(1, 2)).sum().backward();"
+        "o = Optim().build(net, 0.1); o.zero_grad(); net(torch.ones(1, 2)).sum().backward();"
         "o.step(); o.load_state_dict(o.state_dict()); print('torch._dynamo' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
