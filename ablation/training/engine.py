@@ -249,13 +249,12 @@ class Engine:
         self.average: Average | None = recipe.average.attach(net) if recipe.average else None
         self.position = Position()
         self._optimizer = recipe.optim.build(net, recipe.lr)
-        self._folded = Folded(net)
+        self._folded = Folded(net, recipe.compile)
         if recipe.compile:
             import torch._functorch.config as functorch
 
             functorch.donated_buffer = False  # a Taylor margin goes back through a pass twice
-            for body in (net.body, self._folded.net.body):
-                body.compile()
+            net.body.compile()
         self._sums: EpochSums | None = None
         self._record = EpochRecord()
         self._device = next(net.parameters()).device

@@ -17,7 +17,7 @@ from ablation.config.folders import conf_dir, register_components
 from ablation.config.validation import load
 from ablation.models.folding import Folded
 from ablation.models.net import Net
-from ablation.numerics.precision import precision_context
+from ablation.numerics.precision import precision_context, product_type
 from ablation.training.memory import Memories, remembering
 from ablation.training.step import StepLog, train_step
 from ablation.types import Batch, Clock
@@ -107,6 +107,9 @@ def _step(
     folded, optimizer = Folded(net), config.optim.build(net, 0.01)
     rows = {"n_train": 100, "batch_size": len(batch.y)}
     memories = Memories([method], **rows, classes=classes, device=CUDA)
+    in_context = precision_context(precision, CUDA)  # type: ignore[arg-type]
+    for low in {None, product_type(in_context, CUDA)}:  # the copies are made once a run
+        folded.refresh(low)
     net.train()
     begin()
     measured, views = train_step(
@@ -116,7 +119,7 @@ def _step(
         there,
         Clock(1, 0),
         seed=0,
-        precision=precision_context(precision, CUDA),  # type: ignore[arg-type]
+        precision=in_context,
         clip=config.optim.clip,
         folded=folded,
         memories=memories,

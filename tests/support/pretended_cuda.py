@@ -210,9 +210,13 @@ class PlacedGenerator(torch.Generator):
     device = property(lambda self: self.placed)
 
 
+def _host(kind: str) -> str:
+    return "cpu" if kind == "cuda" else kind
+
+
 class _Autocast(torch.autocast):
     def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
-        super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+        super().__init__(_host(device_type), *args, **kwargs)
 
 
 def _is_cuda(device: Any) -> bool:
@@ -491,6 +495,8 @@ def pretending() -> Iterator[Log]:
     changed: dict[str, Any] = {
         "torch.Generator": PlacedGenerator,
         "torch.autocast": _Autocast,
+        "torch.is_autocast_enabled": lambda kind, ask=torch.is_autocast_enabled: ask(_host(kind)),
+        "torch.get_autocast_dtype": lambda kind, ask=torch.get_autocast_dtype: ask(_host(kind)),
         "torch._C._group_tensors_by_device_and_dtype": _grouped,
         "torch.cuda._lazy_init": lambda: None,
         "torch.cuda.is_available": lambda: True,
