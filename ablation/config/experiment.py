@@ -30,6 +30,7 @@ from ablation.types import (
     AverageSpec,
     Budget,
     Crafter,
+    Fast,
     Fraction,
     Norm,
     Schedule,
@@ -156,7 +157,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Numerics: all but the devices are part of a run's identity.
+    """Numerics: all but the devices and ``fast`` are part of a run's identity.
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
@@ -169,6 +170,8 @@ class RuntimeConfig:
         batch_norm: statistics in training, where there are several: ``synchronised``, of the whole
             batch, as on one device; ``replica``, of each device's part, as DataParallel has it in
             the papers' code. With ``replica`` the number of devices is part of the identity.
+        fast: ``auto`` captures training attacks as CUDA graphs on a GPU, where they can be: the
+            same numbers up to rounding; ``off`` launches them operation by operation.
     """
 
     device: str
@@ -178,6 +181,7 @@ class RuntimeConfig:
     deterministic: bool
     devices: int = 1
     batch_norm: Statistics = "synchronised"
+    fast: Fast = "auto"
 
 
 @dataclass(frozen=True)
@@ -345,7 +349,8 @@ class Config:
             del full[key]
         for key in ("runs_dir", "data_dir", "retry", "extend"):
             del full[key]
-        del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
+        del full["runtime"]["device"], full["runtime"]["fast"]
+        del full["data"]["eps"], full["data"]["augment"]
         if self.runtime.batch_norm == "synchronised":
             del full["runtime"]["devices"], full["runtime"]["batch_norm"]
         full["data"]["source"].pop("download", None)

@@ -52,5 +52,6 @@ def engine(
         select_every=config.selection.every,
         compile=config.runtime.compile,
         statistics=config.runtime.batch_norm,
+        fast=config.runtime.fast,
     )
     return Engine(net, loader, recipe, validate, store, reporter, stop, on_epoch)

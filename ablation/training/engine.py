@@ -15,6 +15,7 @@ from ablation.data.loader import DeviceLoader
 from ablation.errors import InterruptedRunError, LostRankError, NonFiniteError
 from ablation.models.folding import Folded
 from ablation.models.net import Net
+from ablation.numerics.graphs import Graphs
 from ablation.numerics.precision import Precision
 from ablation.numerics.synchronised import batch_statistics
 from ablation.ranks import present
@@ -24,8 +25,9 @@ from ablation.training.memory import Memories, remembering
 from ablation.training.method import Phase
 from ablation.training.optim import Sgd, peak, rates
 from ablation.training.recorded import EpochRecord
+from ablation.training.searches import Searches
 from ablation.training.step import StepLog, train_step
-from ablation.types import Average, AverageSpec, Batch, Clock, Schedule, Statistics
+from ablation.types import Average, AverageSpec, Batch, Clock, Fast, Schedule, Statistics
 
 SYNC_EVERY = 50
 """Steps between two looks at the finite flags on an accelerator: a look waits for the device."""
@@ -47,6 +49,7 @@ class Recipe:
         select_every: epochs between two validations; the last epoch is always validated.
         compile: torch.compile the body, and its folded copy that attacks search on.
         statistics: BatchNorm's, where several ranks train.
+        fast: searches are captured as CUDA graphs where they can be (``auto``), or not (``off``).
     """
 
     phases: Sequence[Phase]
@@ -60,6 +63,7 @@ class Recipe:
     select_every: int
     compile: bool = False
     statistics: Statistics = "synchronised"
+    fast: Fast = "auto"
 
 
 Validate = Callable[[torch.nn.Module], Mapping[str, float | str]]
@@ -258,6 +262,10 @@ class Engine:
         self._sums: EpochSums | None = None
         self._record = EpochRecord()
         self._device = next(net.parameters()).device
+        self._searches: Searches | None = None
+        if recipe.fast == "auto" and self._device.type == "cuda":
+            rows = self._ranks.rows(loader.batch_size)
+            self._searches = Searches(rows.stop - rows.start, Graphs())
         self._guard = Guard((), self._device)
         self._memories = Memories(
             [phase.method for phase in recipe.phases],
@@ -343,6 +351,7 @@ class Engine:
                 precision=self.recipe.precision,
                 clip=self._clip,
                 folded=self._folded,
+                searches=self._searches,
                 memories=self._memories,
             )
             self._memories.commit(parts, views)

@@ -20,8 +20,9 @@ from ablation.ranks import present
 from ablation.text import did_you_mean
 from ablation.training.memory import Memories
 from ablation.training.method import ASCENT, CLEAN, Method, Pass, before_views
+from ablation.training.searches import Searches
 from ablation.training.views import StepViews
-from ablation.types import Batch, Clock, Individual, SearchesExactly
+from ablation.types import Batch, Clock, Individual, SearchesExactly, Selects
 
 
 def check_layers(method: Method, net: Net) -> None:
@@ -93,14 +94,25 @@ def total_loss(
 
 
 def craft(
-    method: Method, views: StepViews, name: str, eps: Tensor, seed: int, folded: Folded | None
+    method: Method,
+    views: StepViews,
+    name: str,
+    eps: Tensor,
+    seed: int,
+    folded: Folded | None,
+    searches: Searches | None = None,
 ) -> None:
     """Run a crafter in its mode and with its own random stream; adds the points to ``views``."""
     crafter, batch = method.crafters[name], views.batch
     rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device, batch.place)
     exact = isinstance(crafter, SearchesExactly) and crafter.exact
+    search = crafter.search_all if isinstance(crafter, Selects) else crafter
     with views.searching(crafter.bn, folded, exact):
-        views.add(name, crafter(views, eps, rng))
+        if searches is None:
+            crafted = search(views, eps, rng)
+        else:
+            crafted = searches.run(name, crafter, search, views, eps, rng)
+    views.add(name, crafter.select(crafted) if isinstance(crafter, Selects) else crafted)
 
 
 def train_step(
@@ -114,6 +126,7 @@ def train_step(
     precision: Precision = contextlib.nullcontext,
     clip: float | None = None,
     folded: Folded | None = None,
+    searches: Searches | None = None,
     memories: Memories | None = None,
 ) -> tuple[StepLog, StepViews]:
     """Run one step of a method; together with all ranks, if there are several.
@@ -128,6 +141,8 @@ def train_step(
         precision: context of every forward.
         clip: largest norm of the gradient, or ``None``.
         folded: copy of ``net`` for searches in evaluation mode; ``None`` searches on ``net``.
+        searches: programs of the crafters, that search on ``folded``; ``None`` runs them as they
+            are.
         memories: what parts remember of earlier steps; read here, committed by the caller.
 
     Returns:
@@ -144,7 +159,7 @@ def train_step(
         with torch.no_grad():
             eps = method.budget(views)
     first = before_views(passes)
-    _craft_all(method, views, eps, seed, folded)
+    _craft_all(method, views, eps, seed, folded, searches)
     latest = views
 
     def closure(
@@ -184,14 +199,19 @@ def train_step(
 
 
 def _craft_all(
-    method: Method, views: StepViews, eps: Tensor, seed: int, folded: Folded | None
+    method: Method,
+    views: StepViews,
+    eps: Tensor,
+    seed: int,
+    folded: Folded | None,
+    searches: Searches | None,
 ) -> None:
     """Run the crafters, and the passes that stand before them."""
     passes = method.training_passes
     counts = ASCENT in passes or method.ascent is None
     for entry in passes[: before_views(passes)]:
         if entry.kind == "craft":
-            craft(method, views, entry.view, eps, seed, folded)
+            craft(method, views, entry.view, eps, seed, folded, searches)
         elif counts:
             _pass(views, entry, passes)
         else:  # the crafter needs it now; the closure makes it again, and that one counts
@@ -225,7 +245,7 @@ def _detached(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _facts(views: StepViews) -> dict[str, Tensor]:
     return {
-        f"{name}_{fact}": value
+        f"{name}_{fact}": value.double().mean()
         for name, crafted in views.all_crafted().items()
         for fact, value in crafted.facts.items()
     }
