@@ -7,7 +7,10 @@ changes no other draws, and that the arms of an ablation are paired: same order,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,6 +32,38 @@ class RowGenerator(torch.Generator):
     """
 
     place: tuple[int, int]
+
+
+class Tape(torch.Generator):
+    """Hands out numbers that were drawn before, in the order of the draws.
+
+    Attributes:
+        numbers: of each draw.
+    """
+
+    numbers: Iterator[Tensor]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw: what drew, as ``torch.rand``, and its numbers."""
+
+    make: Callable[..., Tensor]
+    numbers: Tensor
+
+
+_notes: ContextVar[list[Draw] | None] = ContextVar("notes", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[list[Draw]]:
+    """Note every ``draw`` within."""
+    found: list[Draw] = []
+    before = _notes.set(found)
+    try:
+        yield found
+    finally:
+        _notes.reset(before)
 
 
 def generator(
@@ -66,8 +101,14 @@ def draw(
         rng: the generator.
         like: gives device and type.
     """
-    if not isinstance(rng, RowGenerator):
-        return make(shape, generator=rng, device=like.device, dtype=like.dtype)
-    first, count = rng.place
-    whole = make((count, *shape[1:]), generator=rng, device=like.device, dtype=like.dtype)
-    return whole[first : first + shape[0]]
+    if isinstance(rng, Tape):
+        return next(rng.numbers)
+    if isinstance(rng, RowGenerator):
+        first, count = rng.place
+        whole = make((count, *shape[1:]), generator=rng, device=like.device, dtype=like.dtype)
+        numbers = whole[first : first + shape[0]]
+    else:
+        numbers = make(shape, generator=rng, device=like.device, dtype=like.dtype)
+    if (notes := _notes.get()) is not None:
+        notes.append(Draw(make, numbers))
+    return numbers

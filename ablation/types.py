@@ -20,6 +20,8 @@ Start = Literal["clean", "gaussian", "uniform"]
 Statistics = Literal["synchronised", "replica"]
 """Whose statistics BatchNorm takes in training where several processes share a batch: the whole
 batch's, or those of each process's own part."""
+Fast = Literal["auto", "off"]
+"""Whether training attacks are captured as CUDA graphs: on a GPU where they can be, or never."""
 Fraction = Annotated[float, "fraction"]
 """A number that may be written as a fraction, ``8/255``; config/parser.py parses it."""
 StepSize = Annotated[float, "step_size"]
@@ -57,7 +59,8 @@ class Crafted:
         x: points, shape [R, C, H, W], detached.
         rows: the batch's samples they belong to, shape [R]; ``None`` means all, in order.
         aux: further tensors of the search, for example ``{"steps": [R]}``.
-        facts: scalars for the log, averaged over an epoch's steps.
+        facts: for the log, scalars or a number of each sample [N]: their means, averaged over an
+            epoch's steps.
         recorded: a number of each sample of the batch by name, [N], as ``radius``: its distribution
             over an epoch is logged, and kept with the weights of the epochs that are kept.
         counted: samples that count in BatchNorm's statistics of the points' pass, [N], bool;
@@ -234,7 +237,8 @@ class Views(Protocol):
 class Crafter(Protocol):
     """Searches for points in input space.
 
-    Traits it may declare: ``SearchesExactly``, ``CraftsSubset``, ``Couples``.
+    Traits it may declare: ``SearchesExactly``, ``CraftsSubset``, ``Selects``, ``Couples``. It draws
+    by ``ablation.random.draw`` alone.
     """
 
     @property
@@ -331,6 +335,21 @@ class CraftsSubset(Protocol):
     @property
     def subset(self) -> bool:
         """True if it does; the default is False."""
+
+
+@runtime_checkable
+class Selects(Protocol):
+    """A crafter that is a search of all samples, after which it may leave some of them out.
+
+    Calling it does both. On a GPU the search has one size, and is captured; how many samples are
+    left only the host can wait for.
+    """
+
+    def search_all(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
+        """Search a point of every sample of the batch; see ``Crafter``."""
+
+    def select(self, crafted: Crafted) -> Crafted:
+        """Leave out what is not to be trained on."""
 
 
 class Weight(Protocol):

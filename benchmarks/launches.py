@@ -45,24 +45,25 @@ def net_of(config: Config, name: str) -> Net:
     return build_model(NETS[name], channels=3, size=(16, 16), classes=10, head=head)
 
 
-def launches(config: Config, name: str, precision: str) -> int:
-    """Count the launches of a step."""
+def launches(config: Config, name: str, precision: str, captured: bool) -> int:
+    """Count the launches of a step, of which a CUDA graph is one."""
     x = torch.rand(8, 3, 16, 16, generator=generator(0, "launches"))
     batch = Batch(x, torch.arange(8), torch.arange(8))
-    return stepped(config, net_of(config, name), batch, precision, classes=10).launches
+    return stepped(config, net_of(config, name), batch, precision, 10, captured).launches
 
 
 def counted(
     rows: dict[str, tuple[str, tuple[str, ...]]], nets: Sequence[str] = tuple(NETS)
 ) -> dict[str, dict[str, int]]:
-    """Launches by row, then by network and precision."""
+    """Launches by row, then by network, precision and whether searches are captured."""
     with composing() as configs:
         built = {row: configs(method, more) for row, (method, more) in rows.items()}
     return {
         row: {
-            f"{net} {precision}": launches(config, net, precision)
+            f"{net} {precision}{kind}": launches(config, net, precision, bool(kind))
             for net in nets
             for precision in ("fp32", "bf16")
+            for kind in ("", " captured")
         }
         for row, config in built.items()
     }

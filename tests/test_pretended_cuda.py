@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import ablation.crafters.pgd as crafter
 from ablation.numerics import functional
@@ -151,6 +153,52 @@ def test_a_training_step_has_the_bits_of_the_cpu(method):
             nets.append(net.to("cpu"))
     assert largest_difference(*nets) == 0
     assert largest_difference(nets[0], small_net()) > 0
+
+
+def recorded(run: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+    graph: Any = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        return graph, run()
+
+
+def test_a_graph_runs_again_what_was_recorded_on_the_numbers_of_now():
+    with pretending() as log:
+        x, total = torch.ones(3, device="cuda"), torch.zeros(3, device="cuda")
+
+        def run() -> Tensor:
+            point = x.clone().requires_grad_()
+            (grad,) = torch.autograd.grad(point.square().sum(), point)
+            total.add_(grad)
+            return grad.view(3, 1) * 2
+
+        graph, out = recorded(run)
+        total.zero_()
+        assert out.isnan().all()
+        log.clear()
+        x.fill_(5.0)
+        graph.replay()
+        graph.replay()
+        assert log.launched == 3
+        assert out.flatten().tolist() == [20, 20, 20]
+        assert total.tolist() == [20, 20, 20]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda a: a.sum().item(),
+        lambda a: a[a > 0],
+        lambda a: torch.ones(3).to("cuda"),
+        lambda a: torch.rand(3, generator=torch.Generator("cuda"), device="cuda"),
+    ],
+)
+def test_a_graph_refuses_waits_and_draws(act):
+    with pretending() as log:
+        a = torch.ones(3, device="cuda")
+        with pytest.raises(RefusedError):
+            recorded(lambda: act(a))
+        assert log.graph is None
+        act(a)
 
 
 FAULTS = {

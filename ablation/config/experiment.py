@@ -31,6 +31,7 @@ from ablation.types import (
     AverageSpec,
     Budget,
     Crafter,
+    Fast,
     Fraction,
     Norm,
     Schedule,
@@ -157,7 +158,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Numerics: all but the devices are part of a run's identity.
+    """Numerics: all but the devices and ``fast`` are part of a run's identity.
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
@@ -173,6 +174,8 @@ class RuntimeConfig:
         accumulate: in how many parts a batch is taken, one after the other; ``auto``, in twice as
             many whenever memory runs out. The weights are the same up to rounding; no part of the
             identity.
+        fast: ``auto`` captures training attacks as CUDA graphs on a GPU, where they can be: the
+            same numbers up to rounding; ``off`` launches them operation by operation.
     """
 
     device: str
@@ -183,6 +186,7 @@ class RuntimeConfig:
     devices: int = 1
     batch_norm: Statistics = "synchronised"
     accumulate: Literal["auto"] | int = 1
+    fast: Fast = "auto"
 
 
 @dataclass(frozen=True)
@@ -351,8 +355,8 @@ class Config:
             del full[key]
         for key in ("runs_dir", "data_dir", "retry", "extend"):
             del full[key]
-        del full["runtime"]["device"], full["data"]["eps"], full["data"]["augment"]
-        del full["optim"]["lr"], full["runtime"]["accumulate"]
+        del full["runtime"]["device"], full["runtime"]["accumulate"], full["runtime"]["fast"]
+        del full["data"]["eps"], full["data"]["augment"], full["optim"]["lr"]
         if self.runtime.batch_norm == "synchronised":
             del full["runtime"]["devices"], full["runtime"]["batch_norm"]
         full["data"]["source"].pop("download", None)

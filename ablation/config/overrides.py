@@ -169,7 +169,7 @@ def quoted(value: Any) -> str:
 
 SEEDLESS = (
     *("runs_dir", "data_dir", "retry", "extend", "tables_dir", "tracking"),
-    *("runtime.device", "runtime.accumulate", "hydra"),
+    *("runtime.device", "runtime.accumulate", "runtime.fast", "hydra"),
 )
 """Keys of the command line that change no number: they do not make another variant of a table."""
 

@@ -87,6 +87,6 @@ class Bisection:
         return Crafted(
             point.clamp(0, 1) if self.clamped else point,
             aux={"radius": radius, "correct": correct, "counted": counted},
-            facts={"correct": correct.double().mean(), "counted": counted.double().mean()},
+            facts={"correct": correct, "counted": counted},
             recorded={"radius": radius, "radius_floor": radius.clamp_min(self.minimum)},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -127,8 +127,8 @@ class BoundarySearch:
     """Crafter of boundary points of correctly classified samples, in evaluation mode by default.
 
     ``aux`` holds, per sample of the batch [N]: ``correct`` (phi > 0), ``found``, ``distance`` (inf
-    where not found) and ``phi`` at the sample. ``facts`` holds the shares of the batch that are
-    correct and found (and kept by the filter).
+    where not found) and ``phi`` at the sample. ``facts`` holds which are correct and found (and
+    kept by the filter), [N].
 
     Without ``subset`` the points are those of the whole batch, the sample itself where none was
     found, and nothing waits for the device. With ``subset`` they are those found, for a
@@ -172,6 +172,10 @@ class BoundarySearch:
 
     def __call__(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
         """Search the boundary around the clean batch; ``eps`` [N] bounds random starts."""
+        return self.select(self.search_all(views, eps, rng))
+
+    def search_all(self, views: Views, eps: Tensor, rng: torch.Generator) -> Crafted:
+        """Search the points of all samples, [N]; ``grad_norm`` is of all of them, too."""
         x, y = views.batch.x, views.batch.y
 
         def phi(points: Tensor) -> Tensor:
@@ -182,20 +186,26 @@ class BoundarySearch:
         points = nearest.x if self.point == "boundary" else nearest.origin
         facts = {"correct": aux["correct"], "found": nearest.found}
         if not self.subset:
-            return Crafted(points, None, {**aux, "found": nearest.found}, _shares(facts))
+            return Crafted(points, None, {**aux, "found": nearest.found}, facts)
         value, grad = _linearise(phi, points)
         kept = nearest.found
         if self.filtered:
             kept = kept & kkt_filter(x, points, grad, value)
             facts["kept"] = kept
         aux |= {"found": kept, "grad_norm": dual_norm(grad, self.norm)}
+        return Crafted(points, None, aux, facts)
+
+    def select(self, crafted: Crafted) -> Crafted:
+        """Leave the points that were found, if a ``subset`` is asked for."""
+        kept = crafted.aux["found"]
+        if not self.subset:
+            return crafted
         if self.masked:
-            counted = kept & (kept.sum() > 1)
-            return Crafted(points, None, aux, _shares(facts), counted=counted)
+            return replace(crafted, counted=kept & (kept.sum() > 1))
         rows = torch.nonzero(kept).squeeze(1)
         rows = rows if present().total(len(rows)) > 1 else rows[:0]
-        aux |= {"grad_norm": aux["grad_norm"][rows]}
-        return Crafted(points[rows], rows, aux, _shares(facts))
+        aux = {**crafted.aux, "grad_norm": crafted.aux["grad_norm"][rows]}
+        return replace(crafted, x=crafted.x[rows], rows=rows, aux=aux)
 
 
 def _linearise(phi: Phi, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,8 +215,3 @@ def _linearise(phi: Phi, points: Tensor) -> tuple[Tensor, Tensor]:
         value = phi(points)
         (grad,) = torch.autograd.grad(value.sum(), points)
     return value.detach(), grad
-
-
-def _shares(masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Compute the share of the batch in each mask [N]."""
-    return {name: mask.to(torch.float64).mean() for name, mask in masks.items()}

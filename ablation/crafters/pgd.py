@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -73,7 +75,9 @@ class Pgd:
             z = views.forward(point)
             if self.counts:
                 survived.add_(z.detach().argmax(1) == y)
-            return sum((coef * loss(z) for coef, loss in objectives), start=z.new_zeros(()))
+            return reduce(
+                add, [loss(z) if coef == 1 else coef * loss(z) for coef, loss in objectives]
+            )
 
         start = first_point(self.start, x, eps, self.norm, self.start_std, rng)
         point = pgd(objective, x, start, eps, eps * self.step_size, self.steps, self.norm)

@@ -53,5 +53,6 @@ def engine(
         compile=config.runtime.compile,
         statistics=config.runtime.batch_norm,
         accumulate=config.runtime.accumulate,
+        fast=config.runtime.fast,
     )
     return Engine(net, loader, recipe, validate, store, reporter, stop, on_epoch)

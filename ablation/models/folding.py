@@ -17,32 +17,58 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from ablation.models.heads import LinearHead
 from ablation.models.net import Net
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Layers whose weights autocast rounds."""
 
 
 class Folded:
-    """A folded copy of a network; ``refresh`` updates it with the network's weights.
+    """Folded copies of a network to search on: one for each type that weights are stored in.
 
     Args:
         net: the network that is trained; its body must be traceable by torch.fx.
+        compiled: torch.compile the copies' bodies.
     """
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: Net, compiled: bool = False) -> None:
+        self._source, self._compiled = net, compiled
+        self._copies: dict[torch.dtype | None, _Copy] = {}
+
+    def refresh(self, low: torch.dtype | None = None) -> Net:
+        """Update a copy with the network's present weights and return it, in evaluation mode.
+
+        Args:
+            low: type that autocast rounds the factors of products to (``product_type``): weights
+                are stored in it, so that the many passes of a search need not round them.
+        """
+        if low not in self._copies:
+            self._copies[low] = _Copy(self._source, low)
+            if self._compiled:
+                self._copies[low].net.body.compile()
+        return self._copies[low].refresh()
+
+
+class _Copy:
+    """One folded copy, with weights of products in the type ``low`` if that is given."""
+
+    def __init__(self, net: Net, low: torch.dtype | None) -> None:
         self._source = net
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
         body = fx.symbolic_trace(self.net.body)
-        self._pairs = _fold(body)
+        self.pairs = _fold(body)
         self.net.body = body
-        folded = {f"body.{name}." for pair in self._pairs for name in pair}
-        names = self.net.state_dict(keep_vars=True)
-        kept = [name for name in names if not any(name.startswith(f) for f in folded)]
-        floating = [name for name in kept if names[name].is_floating_point()]
-        whole = [name for name in kept if name not in floating]
-        self._kept = [each for each in (floating, whole) if each]
-        convs = [self._layers(pair)[0] for pair in self._pairs]
+        if low is not None:
+            _store_in(low, self.net, body)
+        folded = {f"body.{name}." for pair in self.pairs for name in pair}
+        self._kept: dict[torch.dtype, list[str]] = {}
+        for name, value in self.net.state_dict().items():
+            if not any(name.startswith(each) for each in folded):
+                self._kept.setdefault(value.dtype, []).append(name)
+        convs = [self._layers(pair)[0] for pair in self.pairs]
         self._no_bias = [
             torch.zeros(conv.out_channels, dtype=conv.weight.dtype, device=conv.weight.device)
             for conv in convs
@@ -55,13 +81,13 @@ class Folded:
 
     @torch.no_grad()
     def refresh(self) -> Net:
-        """Update the copy with the network's present weights and return it, in evaluation mode."""
+        """Update the copy in place: its tensors stay where they are."""
         source, folded = self._source.state_dict(), self.net.state_dict()
-        for names in self._kept:  # a list of one type is one launch on a GPU
+        for names in self._kept.values():  # a list of one type is one launch on a GPU
             torch._foreach_copy_([folded[n] for n in names], [source[n] for n in names])
-        if not self._pairs:
+        if not self.pairs:
             return self.net
-        layers = [self._layers(pair) for pair in self._pairs]
+        layers = [self._layers(pair) for pair in self.pairs]
         means = [cast(Tensor, norm.running_mean) for _, norm in layers]
         variances = [cast(Tensor, norm.running_var) for _, norm in layers]
         gammas, betas = ([getattr(norm, name) for _, norm in layers] for name in ("weight", "bias"))
@@ -77,7 +103,7 @@ class Folded:
         torch._foreach_mul_(shifts, spread)
         torch._foreach_mul_(shifts, gammas)
         torch._foreach_add_(shifts, betas)
-        names = [f"body.{conv}" for conv, _ in self._pairs]
+        names = [f"body.{conv}" for conv, _ in self.pairs]
         torch._foreach_copy_([folded[f"{name}.bias"] for name in names], shifts)
         for name, (conv, _), scale in zip(names, layers, scales, strict=True):
             shape = (-1,) + (1,) * (conv.weight.dim() - 1)
@@ -105,6 +131,16 @@ def search_copy(net: nn.Module) -> nn.Module:
         else:
             copied.set_submodule(name, folded)
     return copied.to(memory_format=torch.channels_last)
+
+
+def _store_in(low: torch.dtype, net: Net, body: fx.GraphModule) -> None:
+    """Store the weights that autocast would round in its type: the same bits, rounded once."""
+    names = [f"body.{call.target}" for call in body.graph.nodes if call.op == "call_module"]
+    if isinstance(net.head, LinearHead):
+        names.append("head.linear")
+    for module in map(net.get_submodule, names):
+        if type(module) in PRODUCTS and module.weight.dtype == torch.float32:
+            module.to(low)
 
 
 def _fold(body: fx.GraphModule) -> list[tuple[str, str]]:

@@ -245,11 +245,27 @@ def pgd(
         steps: number of gradient steps.
         norm: the ball's norm.
     """
-    point = start.detach() if steps else project(start.detach(), x, eps, norm)
-    length = per_sample(step, x)
+    if not steps:
+        return project(start.detach(), x, eps, norm)
+    point, ascend = start.detach(), _ascent(x, eps, step, norm)
     for _ in range(steps):
         point.requires_grad_(True)
         with torch.enable_grad():
-            (grad,) = torch.autograd.grad(objective(point).sum(), point)
-        point = project(point.detach() + length * steepest(grad, norm), x, eps, norm)
-    return point.detach()
+            loss = objective(point)
+            (grad,) = torch.autograd.grad(loss, point, torch.ones_like(loss))
+        point = ascend(point.detach(), grad)
+    return point
+
+
+def _ascent(x: Tensor, eps: Tensor, step: Tensor, norm: Norm) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make the step point, gradient -> project(point + step * steepest(gradient)).
+
+    In linf the ball and the pixels are one box, and a sign times a length is exact: the step is
+    three launches, of the same bits.
+    """
+    length = per_sample(step, x)
+    if norm != "linf":
+        return lambda point, grad: project(point + length * steepest(grad, norm), x, eps, norm)
+    radius = per_sample(eps, x)
+    low, high = (x - radius).clamp_min(0), (x + radius).clamp_max(1)
+    return lambda point, grad: torch.addcmul(point, length, steepest(grad, norm)).clamp(low, high)

@@ -77,6 +77,13 @@ def precision_context(kind: Literal["fp32", "tf32", "bf16"], device: torch.devic
     return contextlib.nullcontext
 
 
+def product_type(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that a context rounds the factors of products to; ``None``: it does not."""
+    with precision():
+        enabled = torch.is_autocast_enabled(device.type)
+        return torch.get_autocast_dtype(device.type) if enabled else None
+
+
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Multiply and convolve fp32 numbers on a GPU as they are."""

@@ -15,6 +15,7 @@ from ablation.data.loader import DeviceLoader
 from ablation.errors import InterruptedRunError, LostRankError, NonFiniteError
 from ablation.models.folding import Folded
 from ablation.models.net import Net
+from ablation.numerics.graphs import Graphs
 from ablation.numerics.precision import Precision
 from ablation.numerics.synchronised import batch_statistics
 from ablation.ranks import present
@@ -25,8 +26,9 @@ from ablation.training.method import Phase
 from ablation.training.micro_batches import Accumulate, MicroBatches
 from ablation.training.optim import Optim, peak, rates
 from ablation.training.recorded import EpochRecord
+from ablation.training.searches import Searches
 from ablation.training.step import StepLog, train_step
-from ablation.types import Average, AverageSpec, Batch, Clock, Schedule, Statistics
+from ablation.types import Average, AverageSpec, Batch, Clock, Fast, Schedule, Statistics
 
 SYNC_EVERY = 50
 """Steps between two looks at the finite flags on an accelerator: a look waits for the device."""
@@ -49,6 +51,7 @@ class Recipe:
         compile: torch.compile the body, and its folded copy that attacks search on.
         statistics: BatchNorm's, where several ranks train.
         accumulate: in how many parts each batch is taken, one after the other.
+        fast: searches are captured as CUDA graphs where they can be (``auto``), or not (``off``).
     """
 
     phases: Sequence[Phase]
@@ -63,6 +66,7 @@ class Recipe:
     compile: bool = False
     statistics: Statistics = "synchronised"
     accumulate: Accumulate = 1
+    fast: Fast = "auto"
 
 
 Validate = Callable[[torch.nn.Module], Mapping[str, float | str]]
@@ -258,16 +262,19 @@ class Engine:
         self.average: Average | None = recipe.average.attach(net) if recipe.average else None
         self.position = Position()
         self._optimizer = recipe.optim.build(net, recipe.lr)
-        self._folded = Folded(net)
+        self._folded = Folded(net, recipe.compile)
         if recipe.compile:
             import torch._functorch.config as functorch
 
             functorch.donated_buffer = False  # a Taylor margin goes back through a pass twice
-            for body in (net.body, self._folded.net.body):
-                body.compile()
+            net.body.compile()
         self._sums: EpochSums | None = None
         self._record = EpochRecord()
         self._device = next(net.parameters()).device
+        self._searches: Searches | None = None
+        if recipe.fast == "auto" and self._device.type == "cuda":
+            rows = self._ranks.rows(loader.batch_size)
+            self._searches = Searches(rows.stop - rows.start, Graphs())
         self._guard = Guard((), self._device)
         methods = [phase.method for phase in recipe.phases]
         self._micro_batches = MicroBatches.of(recipe.accumulate, net, methods)
@@ -355,6 +362,7 @@ class Engine:
                 precision=self.recipe.precision,
                 clip=self._clip,
                 folded=self._folded,
+                searches=self._searches,
                 memories=self._memories,
                 micro_batches=self._micro_batches,
             )

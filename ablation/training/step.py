@@ -21,8 +21,9 @@ from ablation.text import did_you_mean
 from ablation.training.memory import Memories
 from ablation.training.method import ASCENT, CLEAN, Method, Pass, before_views
 from ablation.training.micro_batches import MicroBatches, summed
+from ablation.training.searches import Searches
 from ablation.training.views import StepViews
-from ablation.types import Batch, Clock, Individual, SearchesExactly
+from ablation.types import Batch, Clock, Individual, SearchesExactly, Selects
 
 
 def check_layers(method: Method, net: Net) -> None:
@@ -94,14 +95,25 @@ def total_loss(
 
 
 def craft(
-    method: Method, views: StepViews, name: str, eps: Tensor, seed: int, folded: Folded | None
+    method: Method,
+    views: StepViews,
+    name: str,
+    eps: Tensor,
+    seed: int,
+    folded: Folded | None,
+    searches: Searches | None = None,
 ) -> None:
     """Run a crafter in its mode and with its own random stream; adds the points to ``views``."""
     crafter, batch = method.crafters[name], views.batch
     rng = generator(seed, f"craft/{name}", views.clock.step, batch.x.device, batch.place)
     exact = isinstance(crafter, SearchesExactly) and crafter.exact
+    search = crafter.search_all if isinstance(crafter, Selects) else crafter
     with views.searching(crafter.bn, folded, exact):
-        views.add(name, crafter(views, eps, rng))
+        if searches is None:
+            crafted = search(views, eps, rng)
+        else:
+            crafted = searches.run(name, crafter, search, views, eps, rng)
+    views.add(name, crafter.select(crafted) if isinstance(crafter, Selects) else crafted)
 
 
 def train_step(
@@ -115,6 +127,7 @@ def train_step(
     precision: Precision = contextlib.nullcontext,
     clip: float | None = None,
     folded: Folded | None = None,
+    searches: Searches | None = None,
     memories: Memories | None = None,
     micro_batches: MicroBatches | None = None,
 ) -> tuple[StepLog, StepViews]:
@@ -130,6 +143,8 @@ def train_step(
         precision: context of every forward.
         clip: largest norm of the gradient, or ``None``.
         folded: copy of ``net`` for searches in evaluation mode; ``None`` searches on ``net``.
+        searches: programs of the crafters, that search on ``folded``, for a batch that is taken
+            whole; ``None`` runs crafters as they are.
         memories: what parts remember of earlier steps; read here, committed by the caller.
         micro_batches: in how many parts the batch is taken; ``None`` takes it whole.
 
@@ -145,7 +160,8 @@ def train_step(
     def begin(part: Batch) -> _Part:
         observed = method.observed()
         views = StepViews(net, part, clock, precision, None, observed, seed, memories)
-        return _Part(method, views, seed, folded)
+        whole = part is batch  # a program has the size of a whole batch, and its memory
+        return _Part(method, views, seed, folded, searches if whole else None)
 
     with contextlib.ExitStack() as stack:
         while True:
@@ -171,14 +187,21 @@ class _Part:
         latest: those that the loss was taken of.
     """
 
-    def __init__(self, method: Method, views: StepViews, seed: int, folded: Folded | None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        views: StepViews,
+        seed: int,
+        folded: Folded | None,
+        searches: Searches | None,
+    ) -> None:
         self._method, self.views, self.latest = method, views, views
         self._eps = views.batch.x.new_zeros(len(views.batch.x))
         # a burn-in has no use for radii
         if any(entry.kind == "craft" for entry in method.training_passes):
             with torch.no_grad():
                 self._eps = method.budget(views)
-        _craft_all(method, views, self._eps, seed, folded)
+        _craft_all(method, views, self._eps, seed, folded, searches)
 
     def loss(self, net: Net, terms: Sequence[str] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Make the passes of the loss and compute it; see ``total_loss``."""
@@ -244,14 +267,19 @@ def _differentiated(
 
 
 def _craft_all(
-    method: Method, views: StepViews, eps: Tensor, seed: int, folded: Folded | None
+    method: Method,
+    views: StepViews,
+    eps: Tensor,
+    seed: int,
+    folded: Folded | None,
+    searches: Searches | None,
 ) -> None:
     """Run the crafters, and the passes that stand before them."""
     passes = method.training_passes
     counts = ASCENT in passes or method.ascent is None
     for entry in passes[: before_views(passes)]:
         if entry.kind == "craft":
-            craft(method, views, entry.view, eps, seed, folded)
+            craft(method, views, entry.view, eps, seed, folded, searches)
         elif counts:
             _pass(views, entry, passes)
         else:  # the crafter needs it now; the closure makes it again, and that one counts
@@ -285,7 +313,7 @@ def _detached(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _facts(views: StepViews) -> dict[str, Tensor]:
     return {
-        f"{name}_{fact}": value
+        f"{name}_{fact}": value.double().mean()
         for name, crafted in views.all_crafted().items()
         for fact, value in crafted.facts.items()
     }

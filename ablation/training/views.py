@@ -15,7 +15,7 @@ from ablation.models.folding import Folded
 from ablation.models.net import Net
 from ablation.numerics.double_backward import TwiceDifferentiable
 from ablation.numerics.modes import BatchNormReplay, MaskedBatchNorm, crafting, mode
-from ablation.numerics.precision import Precision, full_precision
+from ablation.numerics.precision import Precision, full_precision, product_type
 from ablation.random import generator
 from ablation.ranks import present
 from ablation.training.memory import Memories
@@ -261,7 +261,8 @@ class StepViews:
                 stack.enter_context(self._exactly())
                 self._precision = contextlib.nullcontext
             if bn == "eval" and folded is not None:
-                self._searched = folded.refresh()
+                low = product_type(self._precision, self.batch.x.device)
+                self._searched = folded.refresh(low)
             else:
                 stack.enter_context(crafting(self.net, bn))
             yield

@@ -16,11 +16,13 @@ from ablation.jobs import setup
 from ablation.jobs import train as job
 from ablation.jobs.monitor import Monitor
 from ablation.training.engine import Engine
+from ablation.training.searches import Searches
 from tests.support.jobs import finish_interrupted, plain, run_of, weights
 from tests.support.pretended_cuda import NAME, Log, pretending
 
 LIMITS = {
     "fit": 0,
+    "_first": 1,  # of each captured search, which is compared with its own first run
     "prepare_average": 0,  # steps, and SWA's pass over the training images
     "_check_weights": 1,
     "_save": 1,
@@ -37,7 +39,7 @@ def staged(monkeypatch: pytest.MonkeyPatch, log: Log) -> Iterator[Counter[str]]:
     calls: Counter[str] = Counter()
     names = ("fit", "_resume", "_end_of_epoch", "_interrupt", "_save", "_keep", "_check_weights")
     stages: list[tuple[Any, str]] = [(Engine, name) for name in names]
-    stages += [(SwaAverage, "prepare"), (EmaAverage, "prepare")]
+    stages += [(Searches, "_first"), (SwaAverage, "prepare"), (EmaAverage, "prepare")]
     stages += [(Monitor, "__call__"), (setup, "evaluate")]
     titles = {"prepare": "prepare_average", "__call__": "monitor"}
 

@@ -7,7 +7,9 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ablation.models import Cnn, Mlp, PreActResNet, ResNet, TinyCnn, Vgg, WideResNet, build_model
-from ablation.models.folding import Folded
+from ablation.models.folding import PRODUCTS, Folded
+from ablation.models.heads import Hypersphere
+from ablation.numerics.modes import BatchNorm
 from ablation.training.step import train_step
 from ablation.types import Clock
 from tests.support.configs import compose_config
@@ -30,7 +32,6 @@ from tests.support.parts import largest_difference, sgd, small_batch, small_net
 def test_folding_keeps_the_function_and_follows_the_weights(spec, pairs):
     net = build_model(spec, channels=3, size=32, classes=10).double()
     folded = Folded(net)
-    assert len(folded._pairs) == pairs
     x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     for _ in range(2):  # the weights move, the copy follows
         net.train()
@@ -40,10 +41,15 @@ def test_folding_keeps_the_function_and_follows_the_weights(spec, pairs):
         torch.optim.SGD(net.parameters(), 1e-3).step()
         net.eval()
         copy = folded.refresh()
+        assert _norms(net) - _norms(copy) == pairs
         torch.testing.assert_close(copy(x), net(x), atol=1e-12, rtol=1e-10)
         grads = [torch.autograd.grad(m(p).sum(), p)[0] for m in (copy, net) for p in [_point(x)]]
         torch.testing.assert_close(grads[0], grads[1], atol=1e-12, rtol=1e-9)
     assert not any(p.requires_grad for p in copy.parameters())
+
+
+def _norms(net: torch.nn.Module) -> int:
+    return sum(isinstance(module, BatchNorm) for module in net.modules())
 
 
 def _point(x: torch.Tensor) -> torch.Tensor:
@@ -89,3 +95,21 @@ def test_a_folded_layer_has_the_bits_of_torchs_own_folding():
         assert torch.equal(own.weight, weight)
         assert own.bias is not None
         assert torch.equal(own.bias, bias)
+
+
+@pytest.mark.parametrize("head", ["linear", Hypersphere()])
+@pytest.mark.parametrize("spec", [ResNet(width=4), PreActResNet(width=4), Mlp(width=8)])
+def test_weights_stored_low_have_the_bits_of_weights_rounded_in_every_pass(spec, head):
+    net = build_model(spec, channels=3, size=8, classes=10, head=head).float()
+    folded, low = Folded(net), torch.bfloat16
+    x, ends = torch.rand(4, 3, 8, 8), []
+    for copy in (folded.refresh(), folded.refresh(low)):
+        point = _point(x)
+        with torch.autocast("cpu", low):
+            z = copy(point)
+            ends.append((z, *torch.autograd.grad(z.square().sum(), point)))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+    layers = [module for module in copy.modules() if isinstance(module, PRODUCTS)]
+    kept = [layer for layer in layers if layer.weight.dtype != low]
+    assert kept == ([] if head == "linear" else [copy.head.linear])  # its rows are normalised first

@@ -17,8 +17,10 @@ from ablation.config.folders import conf_dir, register_components
 from ablation.config.validation import load
 from ablation.models.folding import Folded
 from ablation.models.net import Net
-from ablation.numerics.precision import precision_context
+from ablation.numerics.graphs import Graphs
+from ablation.numerics.precision import precision_context, product_type
 from ablation.training.memory import Memories, remembering
+from ablation.training.searches import Searches
 from ablation.training.step import StepLog, train_step
 from ablation.types import Batch, Clock
 from tests.support.pretended_cuda import CUDA, Wait, pretending
@@ -66,7 +68,12 @@ class Stepped:
 
 
 def stepped(
-    config: Config, net: Net, batch: Batch, precision: str = "fp32", classes: int = 3
+    config: Config,
+    net: Net,
+    batch: Batch,
+    precision: str = "fp32",
+    classes: int = 3,
+    captured: bool = False,
 ) -> Stepped:
     """Make a training step of a config, and one of an EMA, on the pretended device.
 
@@ -76,9 +83,11 @@ def stepped(
         batch: on the CPU.
         precision: of training forwards.
         classes: of the images.
+        captured: searches are replayed: an earlier step has made their programs.
     """
     with pretending() as log:
-        measured = _step(config, net, batch, precision, classes, log.clear)
+        searches = Searches(len(batch.y), Graphs()) if captured else None
+        measured = _step(config, net, batch, precision, classes, log.clear, searches)
         launches, average = log.launched, Ema().attach(net)
         average.update(net, Clock(1, 0))
         return Stepped(measured, list(log.waits), launches)
@@ -99,29 +108,40 @@ def _step(
     precision: str,
     classes: int,
     begin: Callable[[], None],
+    searches: Searches | None = None,
 ) -> StepLog:
-    """Make a step on the device; ``begin`` is called when all is there."""
+    """Make a step on the device, a second one if searches are captured in the first.
+
+    ``begin`` is called when all is there.
+    """
     method = config.phases[-1].method
     net = net.to("cuda")
     there = Batch(batch.x.to("cuda"), batch.y.to("cuda"), batch.index.to("cuda"))
     folded, optimizer = Folded(net), config.optim.build(net, 0.01)
     rows = {"n_train": 100, "batch_size": len(batch.y)}
     memories = Memories([method], **rows, classes=classes, device=CUDA)
+    in_context = precision_context(precision, CUDA)  # type: ignore[arg-type]
+    for low in {None, product_type(in_context, CUDA)}:  # the copies are made once a run
+        folded.refresh(low)
     net.train()
-    begin()
-    measured, views = train_step(
-        method,
-        net,
-        optimizer,
-        there,
-        Clock(1, 0),
-        seed=0,
-        precision=precision_context(precision, CUDA),  # type: ignore[arg-type]
-        clip=config.optim.clip,
-        folded=folded,
-        memories=memories,
-    )
-    memories.commit(remembering(method), views)
+    last = 0 if searches is None else 1
+    for step in range(last + 1):
+        if step == last:
+            begin()
+        measured, views = train_step(
+            method,
+            net,
+            optimizer,
+            there,
+            Clock(1, step),
+            seed=0,
+            precision=in_context,
+            clip=config.optim.clip,
+            folded=folded,
+            searches=searches,
+            memories=memories,
+        )
+        memories.commit(remembering(method), views)
     return measured
 
 

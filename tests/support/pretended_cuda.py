@@ -9,6 +9,9 @@ so that whole trainings and attacks run to the end. Every operation on one of th
   values, boolean masks, copies to the host, copies from unpinned memory;
 - is counted as a launch unless it is a view.
 
+A CUDA graph records the operations in it; a replay runs them again, as one launch. What would wait
+or draw numbers in it is refused, and the numbers of its results are there after a replay only.
+
 Limits: C++ takes a wrapper for a CPU tensor, so the kernels that CUDA would choose are not seen;
 autocast is the CPU's; an operation counts once, where CUDA may launch several kernels.
 """
@@ -99,6 +102,8 @@ class Log:
     stage: str = ""
     inside: bool = False
     """Whether a function of torch works on a tensor of the device."""
+    graph: PretendedGraph | None = None
+    """What is being recorded."""
 
     def clear(self) -> None:
         """Forget waits and launches so far."""
@@ -112,6 +117,8 @@ class Log:
         return self.launches.total()
 
     def wait(self, reason: str, operation: str) -> None:
+        if self.graph is not None:
+            self.refuse(f"{operation}: waits for {reason}, which a graph cannot record")
         self.waits.append(Wait(reason, operation, _place(), self.stage))
 
     @contextlib.contextmanager
@@ -142,6 +149,51 @@ def _place() -> str:
             break
         frame = frame.f_back
     return "outside the package"
+
+
+Call = tuple[Any, Any, dict[str, Any], Any]
+"""An operation of aten, its arguments and its result, of CPU tensors."""
+
+
+class PretendedGraph:
+    """``torch.cuda.CUDAGraph``: the operations that it runs again."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def replay(self) -> None:
+        """Run them; their results go where they were when recorded."""
+        _log.launches["replay"] += 1
+        for func, args, kwargs, out in self.calls:
+            again = func(*args, **kwargs)
+            for ours, new in zip(_made(args, kwargs, out), _tensors([again]), strict=False):
+                ours.copy_(new)
+
+
+def _made(args: Any, kwargs: dict[str, Any], out: Any) -> list[Tensor]:
+    """The tensors that an operation made: not what it changed in place, nor views."""
+    given = {each.untyped_storage().data_ptr() for each in _tensors([args, list(kwargs.values())])}
+    found = _tensors([out])
+    if any(each.untyped_storage().data_ptr() in given for each in found if each.numel()):
+        return []
+    return found
+
+
+@contextlib.contextmanager
+def _recording(graph: PretendedGraph, **options: Any) -> Iterator[None]:
+    """``torch.cuda.graph``: nothing is computed yet."""
+    del options
+    with mock.patch.object(_log, "graph", graph):
+        yield
+    for _, args, kwargs, out in graph.calls:
+        for each in _made(args, kwargs, out):
+            each.fill_(torch.nan if each.is_floating_point() else 0)
+
+
+class PretendedStream:
+    """``torch.cuda.Stream``: all work is in one order anyway."""
+
+    def wait_stream(self, other: PretendedStream) -> None: ...
 
 
 class OnDevice(Tensor):
@@ -210,9 +262,13 @@ class PlacedGenerator(torch.Generator):
     device = property(lambda self: self.placed)
 
 
+def _host(kind: str) -> str:
+    return "cpu" if kind == "cuda" else kind
+
+
 class _Autocast(torch.autocast):
     def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
-        super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+        super().__init__(_host(device_type), *args, **kwargs)
 
 
 def _is_cuda(device: Any) -> bool:
@@ -234,7 +290,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], to: torch.device | None =
     _check_arrived(name, tensors)
     if mine and name not in COPIES:
         _check_devices(name, args, tensors)
-    if mine and name not in VIEWS:
+    if mine and name not in VIEWS and _log.graph is None:
         _log.launches[name] += 1
     if mine:
         _note_reads(name, args)
@@ -250,6 +306,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], to: torch.device | None =
         there = there or _is_cuda(kwargs["device"])
         kwargs = {**kwargs, "device": HOST}
     out = func(*_raw(args), **_raw(kwargs))
+    if _log.graph is not None and there:
+        _log.graph.calls.append((func, _raw(args), _raw(kwargs), out))
     if name == "_to_copy" and mine and not there and kwargs.get("non_blocking"):
         _log.on_their_way[out.untyped_storage().data_ptr()] = out
     if not there or name == "_local_scalar_dense":
@@ -403,6 +461,8 @@ class _Function(TorchFunctionMode):
         rng = kwargs.get("generator")
         if not isinstance(rng, torch.Generator):
             return
+        if _log.graph is not None:
+            _log.refuse(f"{func.__name__}: draws numbers, which a graph would repeat")
         first = args[0] if args and isinstance(args[0], Tensor) else None
         device = kwargs.get("device") or (HOST if first is None else first.device)
         if torch.device(device).type != rng.device.type:
@@ -491,12 +551,20 @@ def pretending() -> Iterator[Log]:
     changed: dict[str, Any] = {
         "torch.Generator": PlacedGenerator,
         "torch.autocast": _Autocast,
+        "torch.is_autocast_enabled": lambda kind, ask=torch.is_autocast_enabled: ask(_host(kind)),
+        "torch.get_autocast_dtype": lambda kind, ask=torch.get_autocast_dtype: ask(_host(kind)),
         "torch._C._group_tensors_by_device_and_dtype": _grouped,
         "torch.cuda._lazy_init": lambda: None,
         "torch.cuda.is_available": lambda: True,
         "torch.cuda.device_count": lambda: 1,
         "torch.cuda.get_device_name": lambda device=None: NAME,
         "torch.cuda.synchronize": _synchronize,
+        "torch.cuda.CUDAGraph": PretendedGraph,
+        "torch.cuda.graph": _recording,
+        "torch.cuda.graph_pool_handle": object,
+        "torch.cuda.Stream": PretendedStream,
+        "torch.cuda.current_stream": PretendedStream,
+        "torch.cuda.stream": contextlib.nullcontext,
     }
     with ExitStack() as stack:
         for name, value in changed.items():

@@ -223,7 +223,7 @@ def test_a_single_point_is_searched_but_left_out_of_a_pass_of_its_own(name):
         crafted = seen(carrier(name), net, batch).crafted("boundary")
         assert crafted.x.shape == (0, 1, 1, 2)
         assert crafted.aux["grad_norm"].shape == (0,)
-        assert crafted.facts["found"] == 0.5
+        assert crafted.facts["found"].double().mean() == 0.5
     else:
         share = FOUND if name in ("straight_through", "rescaled") else 1
         close(loss, [1 - share / 30, 0])
