@@ -65,8 +65,7 @@ def test_the_figure_is_small():
 def test_the_groups_are_all_listed():
     text = (ROOT / "docs" / "running.md").read_text("utf-8")
     groups = ("data", "model", "method", "recipe", "optim", "schedule", "average", "evaluation")
-    groups += ("scale",)
-    for group in groups:
+    for group in (*groups, "scale"):
         (row,) = re.findall(rf"^\| `{group}=` \| (.*?)(?:; see .*)? \|$", text, re.M)
         expected = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         assert sorted(row.split(", ")) == expected, group

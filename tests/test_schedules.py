@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_one_cycle_whose_rise_is_one_epoch_begins_at_the_peak():
     assert schedule.lr(0.5, 39, 40) == pytest.approx(0.5 / 25 / 1e4)
 
 
-TORCHS = {
+TORCHS: dict[str, dict[str, Any]] = {
     "StepLR": {"step_size": 3},
     "MultiStepLR": {"milestones": [2, 7], "gamma": 0.3},
     "ConstantLR": {"factor": 0.25, "total_iters": 4},
@@ -91,7 +92,7 @@ TORCHS = {
     "CyclicLR": {"base_lr": 0.01, "step_size_up": 3, "mode": "triangular2"},
     "OneCycleLR": {"pct_start": 0.25, "final_div_factor": 10.0},
 }
-GIVEN = {
+GIVEN: dict[str, dict[str, Any]] = {
     "CosineAnnealingLR": {"T_max": 12},
     "CyclicLR": {"max_lr": 0.2},
     "OneCycleLR": {"max_lr": 0.2, "total_steps": 12},

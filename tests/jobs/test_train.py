@@ -19,6 +19,7 @@ from ablation.evaluation.judge import Judge
 from ablation.jobs import evaluate as assess
 from ablation.jobs import setup
 from ablation.jobs import train as job
+from ablation.models import Net
 from ablation.runs.directory import Run
 from ablation.runs.launches import Launch, note_launch, note_recipe
 from ablation.runs.state_dicts import load_weights_file
@@ -71,6 +72,7 @@ def test_the_saved_config_is_reusable_and_identifies_the_run(tmp_path):
         ((), 4),
         (("method=trades", "average=ema"), 6),
         (("method=mart", "average=swa", "component/awp=enabled"), 9),
+        (("optim=adamw", "average=ema", "schedule=torch", "model=mlp", "runtime.accumulate=3"), 4),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
@@ -270,8 +272,8 @@ def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
 
 def test_a_compiled_like_runtime_changes_the_identity_but_paths_do_not(tmp_path):
     base = load(plain(tmp_path))
-    same = ("data_dir=elsewhere", "runtime.device=auto", "tracking.project=x", "lr=1e-1", "lr=0.10")
-    same += ("runtime.fast=off",)
+    same = ("data_dir=elsewhere", "runtime.device=auto", "runtime.fast=off", "tracking.project=x")
+    same += ("lr=1e-1", "lr=0.10")
     for override in same:
         assert load(plain(tmp_path, override)).train_id == base.train_id, override
     other = ("runtime.precision=bf16", "runtime.compile=true", "batch_size=64", "seed=1", "lr=0.2")
@@ -511,6 +513,37 @@ def test_no_memory_is_said_with_the_batch_size_and_a_remedy(tmp_path, monkeypatc
     assert f"batch_size={container['batch_size']}" in said
     assert "set a smaller batch_size=" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("model", "code"), [("mlp", DONE), ("tiny_cnn", JOB_FAILED)])
+def test_memory_that_runs_out_in_training_makes_parts_where_it_can(
+    tmp_path, monkeypatch, capsys, model, code
+):
+    overrides = (f"model={model}", "model.spec.width=8", "epochs=1", "evaluation=none")
+    whole = plain(tmp_path / "whole", *overrides)
+    assert job.train(whole) == DONE
+    output = Net.output
+
+    def small(self, x):
+        if self.training and len(x) > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return output(self, x)
+
+    monkeypatch.setattr(Net, "output", small)
+    parts = plain(tmp_path / "parts", *overrides, "runtime.accumulate=auto")
+    assert job.train(parts) == code
+    said = capsys.readouterr().err
+    if code == JOB_FAILED:
+        assert "runtime.accumulate=auto keeps it" in said
+        return
+    assert said.count("each batch is now taken in") == 2
+    ours, theirs = (dict(load_last(run_of(each))) for each in (parts, whole))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+
+
+def load_last(run):
+    return load_weights_file(run.path / "checkpoints" / "last.safetensors")[0]
 
 
 def test_a_resume_with_other_threads_says_so(tmp_path, monkeypatch, capsys):

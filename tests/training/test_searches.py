@@ -59,11 +59,15 @@ def again(run: Callable[[], Crafted]) -> Callable[[], Crafted]:
 
 
 def trained(
-    method: Method, capture: Capture | None, device: str = "cpu", fresh: int | None = None
+    method: Method,
+    capture: Capture | None,
+    device: str = "cpu",
+    fresh: int | None = None,
+    compiled: bool = False,
 ) -> Net:
     """The small network after steps of a method; ``fresh`` makes new programs at a step."""
     net = small_net(head=method.head(6, 3) if method.head else None).to(device).train()
-    folded, optimizer = Folded(net), sgd(net)
+    folded, optimizer = Folded(net, compiled), sgd(net)
     rows = {"n_train": 100, "batch_size": 8, "classes": 3}
     memories = Memories([method], **rows, device=torch.device(device))
     searches = None if capture is None else Searches(8, capture)
@@ -189,6 +193,26 @@ def test_results_of_the_whole_batch_leave_a_small_one_as_it_is(methods, said):
     trained(replace(method, crafters={"adv": crafter}), again)
     assert [size for size in sizes if size != 8] == [5, 5]
     assert said == []
+
+
+@pytest.mark.parametrize(("name", "programs"), [("at", 1), ("trades", 2)])
+def test_a_search_is_compiled_once_whatever_the_size_of_the_last_batch(
+    methods, monkeypatch, name, programs
+):
+    """TRADES has two: its clean forward takes no gradient. Without padding there are more."""
+    from torch._dynamo.testing import CompileCounter
+
+    original, method = torch.nn.Module.compile, methods(name)
+    for capture in (again, None):
+        torch._dynamo.reset()
+        counter = CompileCounter()
+        monkeypatch.setattr(
+            torch.nn.Module,
+            "compile",
+            lambda self, counter=counter: original(self, backend=counter),
+        )
+        trained(method, capture, compiled=True)
+        assert (counter.frame_count == programs) == (capture is not None)
 
 
 def test_programs_are_few(methods):
