@@ -273,8 +273,7 @@ def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
 def test_a_compiled_like_runtime_changes_the_identity_but_paths_do_not(tmp_path):
     base = load(plain(tmp_path))
     same = ("data_dir=elsewhere", "runtime.device=auto", "runtime.fast=off", "tracking.project=x")
-    same += ("lr=1e-1", "lr=0.10")
-    for override in same:
+    for override in (*same, "lr=1e-1", "lr=0.10"):
         assert load(plain(tmp_path, override)).train_id == base.train_id, override
     other = ("runtime.precision=bf16", "runtime.compile=true", "batch_size=64", "seed=1", "lr=0.2")
     for override in (*other, "component/awp=enabled", "attack.steps=3", "selection.n=41"):
