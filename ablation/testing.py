@@ -82,9 +82,10 @@ def completed(override: str, conf: Path | None = None) -> list[str]:
     """The override, and those that enable what its component requires."""
     if not override.startswith("component/"):
         return [override]
-    group, _, variant = override.partition("=")
-    target = read_yaml((conf or conf_dir()) / group / f"{variant}.yaml").get(TARGET)
-    required = getattr(locate(target), "requires", ()) if target else ()
+    group = override.partition("=")[0]
+    variants = map(read_yaml, sorted(((conf or conf_dir()) / group).glob("*.yaml")))
+    target = next(node[TARGET] for node in variants if TARGET in node)  # some build on another
+    required = getattr(locate(target), "requires", ())
     if override == "component/closed_form_gradient=dyart":  # its filter is for searched points
         required = (*required, "fab_margin")
     more = ["optim.weight_decay=0"] if group == "component/pmhr" else []  # it has its own
