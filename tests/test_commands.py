@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from torch import save
 
 import ablation
-from ablation.commands import cli, evaluate, flags, report
+from ablation.commands import cli, evaluate, export, flags, report, runs
 from ablation.config import validation
 from ablation.config.command_line import said
 from ablation.config.folders import register_components, register_files, sweeps_dir
@@ -74,7 +74,8 @@ STAND_INS = (
     (r"^table=<name>", "table=lma_small"),
     (r"^claims=<paper>", "claims=dose"),
     (r"^hydra/launcher=<name>", "hydra/launcher=pool"),
-    (r"<team>", "me"),
+    (r"<team>|<user>/<name>", "me"),
+    (r"<name>,<name>", "*at*,*trades*"),
     (r"^examples=<arm>,<arm>", "examples=at,trades"),
     (r"^evaluation.n=1000", "evaluation.n=100"),
     (r"^row=\$at,", "row=at_wd_0.01,"),
@@ -109,6 +110,11 @@ def problems_of(words: Sequence[str]) -> list[str]:
         arguments = [cli.as_list(text, ("run", "attack_from")) for text in arguments]
         known = said(flags.split(arguments)[1])
         return cli.preflight("evaluate", arguments, lambda node: evaluate.check(node, known))
+    if name == "ablation-runs":
+        return cli.preflight("runs", runs.take_in(arguments), runs.check)
+    if name == "ablation-export":
+        found = cli.preflight("export", arguments, export.check)
+        return [problem for problem in found if "pip install" not in problem]
     if name == "torchrun":
         arguments = arguments[arguments.index("ablation.commands.train") + 1 :]
     return [problem for problem in of_training(arguments) if "pip install" not in problem]
