@@ -145,6 +145,8 @@ class Parser:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return value
+        if _names_class(hint):
+            return self._named(typing.get_args(arguments[0]), value, key, eps)
         if origin is typing.Annotated:
             return self._number(arguments[1], value, key, eps)
         if origin in (types.UnionType, typing.Union):
@@ -178,8 +180,6 @@ class Parser:
         rest = [choice for choice in choices if choice is not type(None)]
         if all(map(is_protocol, rest)):
             return self._part(rest, value, key, eps)
-        if _are_kinds(rest):
-            return self._kind(rest, value, key, eps)
         for choice in rest[:-1]:
             attempt = Parser()
             found = attempt.parse(choice, value, key, eps)
@@ -187,7 +187,7 @@ class Parser:
                 return found
         return self.parse(rest[-1], value, key, eps)
 
-    def _kind(self, classes: Sequence[type], value: Any, key: str, eps: float) -> Any:
+    def _named(self, classes: Sequence[type], value: Any, key: str, eps: float) -> Any:
         """One of several classes: the first, unless ``_target_`` names another."""
         first = _public_name(classes[0])
         named = value.get(TARGET, first) if isinstance(value, Mapping) else first
@@ -322,18 +322,18 @@ def plain(value: Any, part: bool = False) -> Any:
 def _plain_field(value: Any, hint: Any) -> Any:
     """Step sizes say that they are relative; a bare number would be read as pixels.
 
-    Of several classes the first goes without saying (``Parser._kind``).
+    Of several classes the first goes without saying (``Parser._named``).
     """
     if typing.get_origin(hint) is typing.Annotated and hint.__metadata__ == ("step_size",):
         return f"eps*{value!r}"
-    choices = typing.get_args(hint)
-    named = _are_kinds(choices) and type(value) is not choices[0]
-    return plain(value, _holds_part(hint) or named)
+    if _names_class(hint):
+        return plain(value, type(value) is not typing.get_args(hint.__origin__)[0])
+    return plain(value, _holds_part(hint))
 
 
-def _are_kinds(choices: Sequence[Any]) -> bool:
-    """Check that a union is of several named dataclasses."""
-    return len(choices) > 1 and all(map(dataclasses.is_dataclass, choices))
+def _names_class(hint: Any) -> bool:
+    """Check that an annotation is of several dataclasses that ``_target_`` chooses from."""
+    return typing.get_origin(hint) is typing.Annotated and hint.__metadata__ == ("named",)
 
 
 def _holds_part(hint: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
@@ -115,7 +116,8 @@ class AdamW:
             group["lr"], group["betas"] = lr, (momentum, self.betas[1])
 
 
-Optim = Sgd | AdamW
+Optim = Annotated[Sgd | AdamW, "named"]
+"""``_target_`` says which; without one it is the first. ``config/parser.py`` parses it."""
 
 
 def _check_clip(clip: float | None) -> None:
