@@ -74,12 +74,17 @@ STAND_INS = (
     (r"^table=<name>", "table=lma_small"),
     (r"^claims=<paper>", "claims=dose"),
     (r"^hydra/launcher=<name>", "hydra/launcher=pool"),
-    (r"<team>|<user>/<name>", "me"),
+    (r"<user>/<name>", "me/mine"),
+    (r"<team>", "me"),
     (r"<name>,<name>", "*at*,*trades*"),
     (r"^examples=<arm>,<arm>", "examples=at,trades"),
     (r"^evaluation.n=1000", "evaluation.n=100"),
     (r"^row=\$at,", "row=at_wd_0.01,"),
 )
+
+
+SEARCH = re.compile(r"`mine/searches/digits.yaml`.*?```yaml\n(.*?)```", re.S)
+"""The search of one's own that the documents write out."""
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,10 @@ def workshop(tmp_path_factory):
         save(ablation.load_run(f"runs/{names[0]}").net.state_dict(), "net.pt")
     (folder / "mypkg").mkdir()
     (folder / "mypkg" / "nets.py").write_text(NETS)
+    search = SEARCH.search((Path(__file__).parents[1] / "docs/tables.md").read_text())
+    assert search is not None
+    (folder / "mine" / "searches").mkdir(parents=True)
+    (folder / "mine" / "searches" / "digits.yaml").write_text(search[1])
     return Workshop(folder, tuple(names))
 
 
@@ -123,8 +132,10 @@ def problems_of(words: Sequence[str]) -> list[str]:
 def of_training(arguments: list[str]) -> list[str]:
     """Of ``ablation-train``; of a table, its first row is composed."""
     register_launchers()
-    register_files("table", table_names([sweeps_dir()]))
-    register_files("search", search_names([sweeps_dir()]))
+    own_folders = [text.partition("=")[2] for text in arguments if text.startswith("tables_dir=")]
+    folders = [sweeps_dir(), *map(Path, own_folders)]
+    register_files("table", table_names(folders))
+    register_files("search", search_names(folders))
     if cli.sweeping(arguments):
         arguments = [*arguments, "--multirun"]
     found = cli.preflight("config", arguments, lambda node: validation.check(node)[1], planned=True)
