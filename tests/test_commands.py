@@ -19,7 +19,7 @@ from ablation.commands import cli, evaluate, export, flags, report, runs
 from ablation.config import validation
 from ablation.config.command_line import said
 from ablation.config.folders import register_components, register_files, sweeps_dir
-from ablation.config.overrides import key_of
+from ablation.config.overrides import alternatives, key_of
 from ablation.errors import DONE, ConfigError
 from ablation.sweeps.launchers import missing_extra, register_launchers
 from ablation.sweeps.planning import Planner
@@ -222,7 +222,8 @@ def smoke(words: Sequence[str]) -> list[str]:
     scaled = ("data.train_size=", "batch_size=", "selection.", "evaluation.n=", "epochs=")
     found = [word for word in found if not word.startswith(scaled)]
     if name and "row=" not in text:
-        found.append(f"row={next(iter(open_table(name).arms))}")
+        arm, row = next(iter(open_table(name).arms.items()))
+        found += [f"row={arm}", *(one[0] for one in map(alternatives, row.set) if len(one) > 1)]
     if name and "seed=" not in text:
         found.append("seed=0")
     if search and "trials=" not in text:
