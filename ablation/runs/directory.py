@@ -55,6 +55,7 @@ VOLATILE = (
     *("runtime.device", "data.eps", "data.augment", "optim.lr", "data.source.download"),
     # Older configs lack these; the identity has them.
     *("data.source.relabel", "runtime.devices", "runtime.batch_norm", "runtime.accumulate"),
+    "runtime.fast",
 )
 """Keys in which a command may differ from a run's ``config.yaml``: they change nothing that was
 trained, or act through other keys that are compared."""

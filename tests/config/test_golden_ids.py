@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ablation.runs.directory import VOLATILE
 from tests.support import golden
+from tests.support.configs import compose_config
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +30,16 @@ def test_everything_that_can_be_asked_for_is_recorded(current):
         if key not in known.get(group, {})
     ]
     assert new == [], "run python -m tests.support.golden"
+
+
+def test_what_is_no_part_of_the_identity_may_be_missing_in_an_older_run():
+    config = compose_config()
+    full, kept = config.container(), config.identity()
+    left_out = {key for key in full if key not in kept}
+    left_out |= {
+        f"{group}.{key}"
+        for group in ("runtime", "data", "optim")
+        for key in full[group]
+        if key not in kept[group]
+    }
+    assert left_out - set(VOLATILE) == {"scale"}  # it acts through the keys that it caps
