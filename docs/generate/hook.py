@@ -22,6 +22,7 @@ PLACES = {
     "results/emr_table1/table.md": "results/emr_table1.md",
     "results/ten_epochs/emr_table1/table.md": "results/emr_table1_ten_epochs.md",
     "examples/demo.ipynb": "demo.ipynb",
+    "examples/wandb_sweep.yaml": "wandb_sweep.yaml",
     "CITATION.cff": "CITATION.cff",
     "LICENSE": "LICENSE.txt",
 }
