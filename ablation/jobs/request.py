@@ -33,7 +33,7 @@ class AssessConfig:
     """The keys of ``conf/evaluate.yaml``; see there."""
 
     data: DataConfig | None
-    model: ModelConfig | ModuleConfig | None
+    model: ModuleConfig | ModelConfig | None
     evaluation: EvaluationConfig
     run: str | None
     checkpoint: str | None
