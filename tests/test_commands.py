@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,13 +107,25 @@ def workshop(tmp_path_factory):
     return Workshop(folder, tuple(names))
 
 
+def forget_groups() -> None:
+    """Take back the groups of ``ablation-train`` that ``ablation-report`` has as plain keys."""
+    for group in ("table", "search"):
+        ConfigStore.instance().repo.pop(group, None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leave_no_groups() -> Iterator[None]:
+    """The tests of other files in this process have their own."""
+    yield
+    forget_groups()
+
+
 def problems_of(words: Sequence[str]) -> list[str]:
     """What is wrong with a command line, found without running it."""
     name, arguments = words[0], list(words[1:])
     register_components()
     if name == "ablation-report":
-        for group in ("table", "search"):  # groups of ablation-train alone
-            ConfigStore.instance().repo.pop(group, None)
+        forget_groups()
         return cli.preflight("report", report.take_in(arguments), report.check)
     if name == "ablation-evaluate":
         arguments = [cli.as_list(text, ("run", "attack_from")) for text in arguments]

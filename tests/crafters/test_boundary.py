@@ -1,4 +1,4 @@
-"""What a boundary search hands on: points, rows, shares; and the settings it refuses."""
+"""What a boundary search hands on: points, rows, facts; and the settings it refuses."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def crafted(found: tuple[bool, ...], **settings: Any) -> Crafted:
     return search(views, RADII, torch.Generator())
 
 
-def test_the_whole_batch_is_handed_on_with_the_shares_that_are_correct_and_found():
+def test_the_whole_batch_is_handed_on_with_which_are_correct_and_found():
     got = crafted((True, False, True, False))
     assert got.rows is None
     assert torch.equal(got.x, batch().x + 0.1)
     assert got.aux["correct"].tolist() == [True, True, False, False]  # phi > 0
-    assert {name: share.item() for name, share in got.facts.items()} == {
-        "correct": 0.5,
-        "found": 0.5,
+    assert {name: whose.tolist() for name, whose in got.facts.items()} == {
+        "correct": [True, True, False, False],
+        "found": [True, False, True, False],
     }
     assert torch.equal(crafted((True,) * 4, point="last_iterate").x, batch().x + 0.2)
 
@@ -71,14 +71,14 @@ def test_a_subset_is_what_was_found_with_the_gradients_there():
 def test_a_single_point_is_left_out_for_batchnorm_cannot_normalise_it(found, rows):
     got = crafted(found, subset=True)
     assert len(got.x) == (rows or 0)
-    assert got.facts["found"] == sum(found) / 4
+    assert got.facts["found"].tolist() == list(found)
 
 
 def test_the_filter_keeps_some_of_what_was_found():
     assert "kept" not in crafted((True,) * 4, subset=True).facts
     got = crafted((True,) * 4, subset=True, filtered=True)  # all pixels moved alike: none is flat
-    assert got.facts["kept"] == 0
-    assert got.facts["found"] == 1
+    assert not got.facts["kept"].any()
+    assert got.facts["found"].all()
     assert len(got.x) == 0
 
 
