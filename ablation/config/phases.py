@@ -10,7 +10,7 @@ import torch
 from ablation.config.experiment import Config
 from ablation.config.rules import model_problems
 from ablation.errors import InputError
-from ablation.models import HEADS, ModelSpec, build_model
+from ablation.models import HEADS, ModelSpec, Net, build_model
 from ablation.text import did_you_mean
 from ablation.training.memory import memory_problems
 from ablation.training.method import Component, Method, Phase
@@ -37,8 +37,7 @@ def layer_problems(spec: ModelSpec, phases: Sequence[Phase]) -> list[str]:
     if not methods or any(model_problems(spec)):  # told already; building it could take all memory
         return []
     try:
-        with torch.device("meta"):
-            net = build_model(spec, channels=3, size=32, classes=10)
+        net = _some_net(spec)
         for method in methods:
             check_layers(method, net)
     except InputError as error:
@@ -59,14 +58,23 @@ def accumulation_problems(config: Config, phases: Sequence[Phase]) -> list[str]:
     if any(model_problems(config.model.spec)):
         return []
     try:
-        with torch.device("meta"):
-            net = build_model(config.model.spec, channels=3, size=32, classes=10)
+        net = _some_net(config.model.spec)
     except InputError:  # it takes other images; told where the network is built
         return []
     return [
         f"{key}: {reason}; set it to 1, or a smaller batch_size with a smaller lr"
         for reason in couplings(net, [phase.method for phase in phases])
     ]
+
+
+def _some_net(spec: ModelSpec) -> Net:
+    """A network without numbers, for what does not depend on the images.
+
+    Raises:
+        InputError: it takes other images than 3 x 32 x 32.
+    """
+    with torch.device("meta"):
+        return build_model(spec, channels=3, size=32, classes=10)
 
 
 def _eager_problems(method: Method) -> list[str]:

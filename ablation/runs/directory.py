@@ -159,10 +159,7 @@ class Run(RunStatus, EvaluationRecords):
         """
         self.check_place()
         copy = snapshot.copied()
-        self._writer.submit(lambda: self._write(copy))
-
-    def _write(self, snapshot: Snapshot) -> None:
-        self.checkpoints.save(snapshot)
+        self._writer.submit(lambda: self.checkpoints.save(copy))
 
     def settle(self) -> None:
         """Wait until all that was saved is on the disk.

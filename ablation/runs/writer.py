@@ -19,11 +19,11 @@ class Writer:
 
     def __init__(self, depth: int = 2) -> None:
         self._depth = depth
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[Future[object]] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._failed = False
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Callable[[], object]) -> None:
         """Have this done; waits while ``depth`` others are not.
 
         Raises:
@@ -50,7 +50,7 @@ class Writer:
                 self._pool.shutdown()
             self._pool, self._failed = None, False
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _do(self, work: Callable[[], object]) -> None:
         if self._failed:
             return
         try:

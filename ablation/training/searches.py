@@ -31,7 +31,7 @@ Search = Callable[[Views, Tensor, torch.Generator], Crafted]
 
 
 class Capture(Protocol):
-    """Records a function of buffers: ``numerics.graphs.captured``, or anything of its contract."""
+    """Records a function of buffers: ``numerics.graphs.Graphs``, or anything of its contract."""
 
     def __call__(self, run: Callable[[], Crafted]) -> Callable[[], Crafted]:
         """What runs it again; it overwrites what it returned before."""
