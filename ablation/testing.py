@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from hydra import initialize_config_dir
 from torch import Tensor
 
 from ablation import plugins
+from ablation.commands.cli import searching
 from ablation.config.compose import Composer
 from ablation.config.experiment import Config
-from ablation.config.folders import conf_dir, read_yaml, register_components
+from ablation.config.folders import conf_dir, read_yaml
 from ablation.config.parser import TARGET, locate
 from ablation.config.validation import load
 from ablation.data import DeviceLoader, ImageSet, check_labels
@@ -92,17 +92,8 @@ def completed(override: str, conf: Path | None = None) -> list[str]:
     return [*(f"component/{name}=enabled" for name in required), override, *more]
 
 
-def composing() -> AbstractContextManager[None]:
-    """Hydra with every option that is installed."""
-    register_components()
-    found: AbstractContextManager[None] = initialize_config_dir(
-        version_base="1.3", config_dir=str(conf_dir())
-    )
-    return found
-
-
 class Configs:
-    """Composed configs; Hydra is asked once for each choice of options. Needs ``composing``.
+    """Composed configs; Hydra is asked once for each choice of options. Needs ``searching``.
 
     Args:
         small: overrides that make a model small, by the option's name.
@@ -338,7 +329,7 @@ class Contract:
     @classmethod
     def setup_class(cls) -> None:
         """Start Hydra once for all tests."""
-        cls._context = composing()
+        cls._context = searching(None)
         cls._context.__enter__()
         cls._configs = Configs({**SMALL, **cls.small})
 

@@ -18,15 +18,13 @@ import ablation
 from ablation.commands import cli, evaluate, export, flags, report, runs
 from ablation.config import validation
 from ablation.config.command_line import said
-from ablation.config.folders import register_components, register_files, sweeps_dir
+from ablation.config.folders import register_components
 from ablation.config.overrides import alternatives, key_of
 from ablation.errors import DONE, ConfigError
-from ablation.sweeps.launchers import missing_extra, register_launchers
+from ablation.sweeps.launchers import missing_extra
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.request import open_table, read_request
 from ablation.sweeps.search import read_search
-from ablation.sweeps.spaces import search_names
-from ablation.sweeps.tables import table_names
 from tests.support.documents import commands
 
 COMMANDS = commands()
@@ -143,11 +141,7 @@ def problems_of(words: Sequence[str]) -> list[str]:
 
 def of_training(arguments: list[str]) -> list[str]:
     """Of ``ablation-train``; of a table, its first row is composed."""
-    register_launchers()
-    own_folders = [text.partition("=")[2] for text in arguments if text.startswith("tables_dir=")]
-    folders = [sweeps_dir(), *map(Path, own_folders)]
-    register_files("table", table_names(folders))
-    register_files("search", search_names(folders))
+    cli.register(True, arguments)
     if cli.sweeping(arguments):
         arguments = [*arguments, "--multirun"]
     found = cli.preflight("config", arguments, lambda node: validation.check(node)[1], planned=True)

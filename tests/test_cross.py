@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ablation.testing import SMALL, Configs, check_training, composing, in_turn
+from ablation.commands.cli import searching
+from ablation.testing import SMALL, Configs, check_training, in_turn
 from tests.support.options import COMPONENTS, completed, options
 
 MODELS, METHODS, AVERAGES = options("model"), options("method"), options("average")
@@ -20,7 +21,7 @@ OPTIMS = options("optim")
 
 @pytest.fixture(scope="module")
 def configs() -> Iterator[Configs]:
-    with composing():
+    with searching(None):
         yield Configs()
 
 

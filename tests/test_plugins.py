@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from ablation import plugins
 from ablation.commands import cli, train
+from ablation.commands.cli import searching
 from ablation.config.evaluations import evaluation_ids
 from ablation.config.folders import check_plugins, register_components, tables_dirs
 from ablation.config.hydra_node import reads_other_files
@@ -25,7 +26,7 @@ from ablation.runs import provenance
 from ablation.sweeps.launchers import register_launchers
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.request import open_table
-from ablation.testing import check_data, composing
+from ablation.testing import check_data
 from tests.support.configs import compose_config
 from tests.support.plugins import Installer, forget
 
@@ -127,7 +128,7 @@ def test_the_example_is_found_and_not_imported(install):
     assert (found.distribution, found.version) == ("ablation-example", "0.1.0")
     check_plugins()
     assert "ablation_example" not in sys.modules
-    with composing():
+    with searching(None):
         loader = GlobalHydra.instance().config_loader()
         assert loader.get_group_options("component/logit_norm") == ["disabled", "enabled"]
         assert "linear" in loader.get_group_options("model")
@@ -169,7 +170,7 @@ def test_who_uses_a_plugin_has_its_version_in_the_identity_and_nobody_else(insta
 def test_a_table_of_a_plugin_is_planned_like_ours(install):
     install.example()
     assert len(tables_dirs()) == 2
-    with composing():
+    with searching(None):
         plan = Planner(open_table("logit_norm"), check=False).plan()
     assert plan.problems == []
     assert [job.config.model.name for job in plan.jobs] == ["linear", "linear"]

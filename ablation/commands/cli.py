@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 import yaml
@@ -49,6 +49,7 @@ from ablation.sweeps.spaces import missing_optuna, search_names
 from ablation.sweeps.tables import table_names
 from ablation.text import did_you_mean, one_line
 
+T = TypeVar("T")
 SWEEPS = ("table=", "search=", "hydra.sweeper.plan=")
 """Beginnings of arguments that ask for a sweep."""
 Job = Callable[[Mapping[str, Any]], int]
@@ -70,7 +71,7 @@ def run(
         planned: multiruns go to the sweeper ``arms``, which plans and checks its jobs itself.
     """
     try:
-        register(planned)
+        register(planned, sys.argv)
     except InputError as error:
         warn(f"error: {error}")
         sys.exit(BAD_INPUT)
@@ -93,8 +94,12 @@ def run(
     sys.exit(JOB_FAILED if any(codes) else DONE)
 
 
-def register(planned: bool) -> None:
+def register(planned: bool, arguments: Sequence[str]) -> None:
     """Tell Hydra of the components, launchers, tables and searches that there are.
+
+    Args:
+        planned: multiruns are planned from tables and searches.
+        arguments: of the command, whose ``tables_dir=`` has some more.
 
     Raises:
         InputError: a plug-in is broken, or would hide what another package brings.
@@ -102,7 +107,7 @@ def register(planned: bool) -> None:
     register_components()
     if planned:
         register_launchers()
-        folders = [*own_tables(sys.argv), *tables_dirs()]
+        folders = [*own_tables(arguments), *tables_dirs()]
         register_files("table", table_names(folders))
         register_files("search", search_names(folders))
 
@@ -118,6 +123,32 @@ def as_list(text: str, keys: Sequence[str]) -> str:
     key, _, value = text.lstrip("+").partition("=")
     plain = key in keys and "," in value and not set("[]()'\"") & set(value)
     return f"{key}=[{value}]" if plain else text
+
+
+def foreign(text: str, own: Sequence[str]) -> bool:
+    """Whether a word of a command line sets a key that is not among the command's own."""
+    key = text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
+    return "=" in text and key not in own and not text.startswith("-")
+
+
+def listed(value: Sequence[str] | str | None) -> list[str]:
+    """The entries of a key that takes ``a,b`` and ``[a,b]``; none of ``null``."""
+    if value is None:
+        return []
+    texts = value.split(",") if isinstance(value, str) else value
+    return [text.strip() for text in texts]
+
+
+def sound(parsed: tuple[T | None, list[str]]) -> T:
+    """The typed request, from it and every problem in it.
+
+    Raises:
+        ConfigError: there are problems.
+    """
+    request, problems = parsed
+    if problems or request is None:
+        raise ConfigError(problems)
+    return request
 
 
 def sweeping(arguments: Sequence[str]) -> bool:
@@ -223,6 +254,7 @@ def _unknown_launchers(texts: Sequence[str]) -> Iterator[str]:
 @contextmanager
 def searching(folder: str | None) -> Iterator[None]:
     """Hydra with our options and those of a user's folder, as ``--config-dir`` gives them."""
+    register_components()
     setbase("1.3")
     path = create_config_search_path(str(conf_dir()))
     if folder is not None:

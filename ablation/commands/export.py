@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-
 from ablation.commands import cli
-from ablation.config.folders import conf_dir, register_components
-from ablation.errors import DONE, ConfigError
+from ablation.errors import DONE
 from ablation.output import say
 
 if TYPE_CHECKING:
@@ -43,12 +39,8 @@ def run(container: Mapping[str, Any]) -> int:
     from ablation.config.compose import Composer
     from ablation.exports.export import export
 
-    request, problems = parse(container)
-    if problems or request is None:
-        raise ConfigError(problems)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        register_components()
+    request = cli.sound(parse(container))
+    with cli.searching(None):
         folder = export(request, Composer())
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     say(f"exported to {folder}: {names}")

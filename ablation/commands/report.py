@@ -9,14 +9,10 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-
 from ablation.commands import cli
-from ablation.config.folders import conf_dir, register_components
 from ablation.config.overrides import bare, key_of
 from ablation.config.parser import Parser
-from ablation.errors import DONE, ConfigError, InputError
+from ablation.errors import DONE, InputError
 from ablation.reports.publish import ReportConfig, publish
 from ablation.sweeps.published import load_published, published_path
 from ablation.sweeps.spaces import missing_optuna
@@ -56,7 +52,7 @@ def parse(container: Mapping[str, Any]) -> tuple[ReportConfig | None, list[str]]
         problems.append(f"{' and '.join(f'{key}=' for key in given)}: give one of them")
     if found.search is not None and (missing := missing_optuna()):
         problems.append(missing)
-    if found.examples is not None and len(_listed(found.examples)) != 2:
+    if found.examples is not None and len(cli.listed(found.examples)) != 2:
         problems.append("examples=: give two rows, as examples=at,trades")
     if found.search is not None and found.examples is not None:
         problems.append("examples=: not with search=, whose trials see no test images")
@@ -94,7 +90,7 @@ def _beside_claims(found: ReportConfig) -> Iterator[str]:
             yield f"{key}=: not with claims=, which name their rows themselves"
     if found.dashboard:
         yield "dashboard=true: not with claims="
-    if found.table is not None and _listed(found.claims) == ["all"]:
+    if found.table is not None and cli.listed(found.claims) == ["all"]:
         yield "claims=all: not with table=, on which one paper's claims rest; claims=<paper>"
 
 
@@ -109,9 +105,7 @@ def run(container: Mapping[str, Any]) -> int:
     Raises:
         InputError: something the user gave cannot be used.
     """
-    config, problems = parse(container)
-    if problems or config is None:
-        raise ConfigError(problems)
+    config = cli.sound(parse(container))
     if config.search is not None:
         _report_search(config, config.search)
         return DONE
@@ -134,7 +128,7 @@ def _of_runs(config: ReportConfig) -> Comparison:
     from ablation.runs.directory import find_runs
 
     paths: list[Path] = []
-    for text in _listed(config.runs):
+    for text in cli.listed(config.runs):
         places = [Path(found) for found in sorted(glob(str(Path(text).expanduser())))]  # noqa: PTH207 (a path may be absolute)
         if not any(place.is_dir() for place in places):
             raise InputError(f"runs={text}: no such folder")
@@ -144,7 +138,9 @@ def _of_runs(config: ReportConfig) -> Comparison:
             traces = ("config.yaml", "status.json", "evaluations")
             is_run = any((place / name).exists() for name in traces)
             paths += [place] if is_run else inside
-    return compare_runs(paths, _listed(config.by), f"runs in {', '.join(_listed(config.runs))}")
+    return compare_runs(
+        paths, cli.listed(config.by), f"runs in {', '.join(cli.listed(config.runs))}"
+    )
 
 
 def _of_table(config: ReportConfig) -> Comparison:
@@ -155,10 +151,8 @@ def _of_table(config: ReportConfig) -> Comparison:
     name, folders = str(config.table), table_folders(config.tables_dir)
     table = open_table(name, config.tables_dir)
     source = published_path(table_path(name, folders))
-    rows = None if config.row is None else choose_rows(table, _listed(config.row))
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        register_components()
+    rows = None if config.row is None else choose_rows(table, cli.listed(config.row))
+    with cli.searching(None):
         published = load_published(source) if source else None
         place = Path(config.runs_dir).expanduser()
         return compare_table(name, table, published, place, config.overrides, rows)
@@ -167,11 +161,9 @@ def _of_table(config: ReportConfig) -> Comparison:
 def _report_claims(config: ReportConfig) -> None:
     from ablation.reports.claims import publish_claims
 
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        register_components()
+    with cli.searching(None):
         publish_claims(
-            _listed(config.claims),
+            cli.listed(config.claims),
             config.table,
             Path(config.runs_dir).expanduser(),
             config.out,
@@ -184,9 +176,7 @@ def _report_claims(config: ReportConfig) -> None:
 def _report_overview(config: ReportConfig) -> None:
     from ablation.reports.overview import publish_overview
 
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        register_components()
+    with cli.searching(None):
         publish_overview(Path(config.runs_dir).expanduser(), config.tables_dir)
 
 
@@ -201,15 +191,8 @@ def _report_search(config: ReportConfig, name: str) -> None:
         for key, value in places.items()
         if value is not None
     ]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        register_components()
+    with cli.searching(None):
         publish_search(read_search([*config.overrides, *given]), config.out, config.plots)
-
-
-def _listed(value: list[str] | str | None) -> list[str]:
-    texts = value if isinstance(value, list) else str(value).split(",")
-    return [text.strip() for text in texts]
 
 
 def take_in(arguments: Sequence[str]) -> list[str]:
@@ -219,8 +202,7 @@ def take_in(arguments: Sequence[str]) -> list[str]:
     own: list[str] = []
     theirs: list[str] = []
     for text in arguments:
-        key = text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
-        foreign = "=" in text and key not in OWN and not text.startswith("-")
+        foreign = cli.foreign(text, OWN)
         text = text if foreign else cli.as_list(text, LISTS)
         (theirs if foreign or text.startswith("~") else own).append(text)
     return [*own, f"overrides={quoted(theirs)}"] if theirs else own

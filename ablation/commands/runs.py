@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ablation.commands import cli
 from ablation.config.overrides import bare, quoted
-from ablation.errors import BAD_INPUT, DONE, JOB_FAILED, ConfigError, InputError
+from ablation.errors import BAD_INPUT, DONE, JOB_FAILED, InputError
 from ablation.output import say, warn
 from ablation.text import did_you_mean
 
@@ -26,7 +26,6 @@ OWN = (
 """Keys of ``conf/runs.yaml``; every other one is a setting of the runs that are meant."""
 LISTS = ("run", "state", "table", "diff")
 """Of these, the ones that may be given as ``a,b``, which Hydra would take for a sweep."""
-Names = list[str] | str | None
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,13 @@ def _problems(found: RunsConfig) -> Iterator[str]:
     from ablation.reports.run_list import Condition
 
     states = get_args(Condition)
-    for state in _listed(found.state):
+    for state in cli.listed(found.state):
         if state not in states:
             yield f"state={state}: no such state; {did_you_mean(state, states)}"
     yield from _choice(found)[1]
     acts = found.delete or found.archive is not None
     if found.diff is not None:
-        if len(_listed(found.diff)) != 2:
+        if len(cli.listed(found.diff)) != 2:
             yield "diff=: give two runs, as diff=<name>,<name>"
         if acts or not _choice(found)[0].is_all:
             yield "diff=: goes with runs_dir= and format= alone"
@@ -96,10 +95,14 @@ def _choice(found: RunsConfig) -> tuple[Choice, list[str]]:
     settings: dict[str, tuple[str, ...]] = {}
     for text in found.where:
         key, _, value = text.partition("=")
-        settings[key.replace("/", ".")] = tuple(_listed(value))
-    names = tuple(Path(text).name if "/" in text else text for text in _listed(found.run))
+        settings[key.replace("/", ".")] = tuple(cli.listed(value))
+    names = tuple(Path(text).name if "/" in text else text for text in cli.listed(found.run))
     choice = Choice(
-        names, tuple(_listed(found.state)), tuple(_listed(found.table)), settings=settings, **limits
+        names,
+        tuple(cli.listed(found.state)),
+        tuple(cli.listed(found.table)),
+        settings=settings,
+        **limits,
     )
     return choice, problems
 
@@ -115,9 +118,7 @@ def run(container: Mapping[str, Any]) -> int:
     Raises:
         InputError: something the user gave cannot be used.
     """
-    config, problems = parse(container)
-    if problems or config is None:
-        raise ConfigError(problems)
+    config = cli.sound(parse(container))
     if config.diff is not None:
         return _diff(config)
     from ablation.reports.run_list import choose, listed, table_of
@@ -142,7 +143,7 @@ def run(container: Mapping[str, Any]) -> int:
 def _diff(config: RunsConfig) -> int:
     from ablation.reports.run_diff import compare
 
-    a, b = (_named(config, text) for text in _listed(config.diff))
+    a, b = (_named(config, text) for text in cli.listed(config.diff))
     found = compare(a, b)
     say(json.dumps(found.plain(), indent=1) if config.format == "json" else found.text())
     return DONE
@@ -247,20 +248,12 @@ def _delete(chosen: Sequence[Listed], kept: Mapping[str, str] | None) -> int:
     return failed
 
 
-def _listed(value: Names) -> list[str]:
-    if value is None:
-        return []
-    texts = value if isinstance(value, list) else str(value).split(",")
-    return [text.strip() for text in texts]
-
-
 def take_in(arguments: Sequence[str]) -> list[str]:
     """A command line with the settings of the runs gathered under ``where``."""
     own: list[str] = []
     theirs: list[str] = []
     for text in arguments:
-        key = text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0]
-        foreign = "=" in text and key not in OWN and not text.startswith(("-", "~"))
+        foreign = cli.foreign(text, OWN) and not text.startswith("~")
         (theirs if foreign else own).append(bare(text) if foreign else cli.as_list(text, LISTS))
     return [*own, f"where={quoted(theirs)}"] if theirs else own
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hydra import initialize_config_dir
 from tqdm import tqdm
 
+from ablation.commands.cli import searching
 from ablation.config.compose import Composer
-from ablation.config.folders import conf_dir, register_components, sweeps_dir
+from ablation.config.folders import sweeps_dir
 from ablation.reports.overview import Need, needed_runs
 from ablation.sweeps.h100 import estimate_on_h100
 from ablation.sweeps.request import open_table
@@ -39,8 +39,7 @@ class Cost:
 
 def costs(names: Sequence[str]) -> dict[str, Cost]:
     """Estimate tables of ours, as ``ablation-report`` does."""
-    register_components()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+    with searching(None):
         composer, nowhere = Composer(), Path("no runs")
         needs = {
             name: list(needed_runs(open_table(name), nowhere, composer))

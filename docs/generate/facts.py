@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import initialize_config_dir
 
+from ablation.commands.cli import searching
 from ablation.config import validation
 from ablation.config.compose import Composer
-from ablation.config.folders import component_names, conf_dir, register_components, sweeps_dir
+from ablation.config.folders import component_names, conf_dir, sweeps_dir
 from ablation.config.overrides import key_of, layered
 from ablation.sweeps.tables import Table, load_table, table_names
 
@@ -106,8 +106,7 @@ def refusals() -> Mapping[str, Refusals]:
     A component comes with those that it requires. Pairs that either refuses alone do not count.
     """
     found = {name: Refusals() for name in component_names()}
-    register_components()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    with searching(None):
         bench = _Bench(Composer())
         for name, refused in found.items():
             for method in options("method"):
