@@ -40,16 +40,19 @@ Ids = list[str]
 """``train_id``, then the ``eval_id`` of each evaluation."""
 
 
-def single_runs() -> Iterator[tuple[str, list[str]]]:
-    """Every option of every group, and every component variant on every method."""
+def single_runs(share: int = 1) -> Iterator[tuple[str, list[str]]]:
+    """Every option of every group, and every component variant on every method.
+
+    Of these pairs one in ``share``, another with each method.
+    """
     for group in GROUPS:
         for option in options(group):
             overrides = [f"{group}={option}", "epochs=110"]
             yield f"{group}={option}", overrides
     for option in options("data"):
         yield f"data={option}", [f"data={option}", "selection.n=null", *GIVEN.get(option, ())]
-    for method in options("method"):
-        for component in COMPONENTS:
+    for row, method in enumerate(options("method")):
+        for component in COMPONENTS[row % share :: share]:
             overrides = [f"method={method}", *completed(component)]
             yield " ".join(overrides), overrides
 
@@ -58,10 +61,10 @@ def ids_of(found: config.Config) -> Ids:
     return [found.train_id, *evaluations.evaluation_ids(found)]
 
 
-def run_ids() -> dict[str, Ids]:
+def run_ids(share: int) -> dict[str, Ids]:
     composer = compose.Composer()
     found = {}
-    for name, overrides in single_runs():
+    for name, overrides in single_runs(share):
         built, problems = validation.check(composer.plain(overrides))
         if built is not None and not problems:  # some components do not fit a method
             found[name] = ids_of(built)
@@ -87,10 +90,11 @@ def table_ids(name: str) -> dict[str, Ids]:
     return {point.title: ids_of(point.config) for point in points if point.config}
 
 
-def collect() -> dict[str, Mapping[str, Ids]]:
+def collect(share: int = 1) -> dict[str, Mapping[str, Ids]]:
+    """All identities; of the single runs, those of ``single_runs(share)``."""
     folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
-        found: dict[str, Mapping[str, Ids]] = {"runs": run_ids()}
+        found: dict[str, Mapping[str, Ids]] = {"runs": run_ids(share)}
         for name in table_names([folders.sweeps_dir()]):
             found[f"table={name}"] = table_ids(name)
     return found
