@@ -18,6 +18,7 @@ import yaml
 from hydra import compose
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -33,6 +34,7 @@ from ablation.config.folders import (
     register_components,
     register_files,
     tables_dirs,
+    unread_files,
 )
 from ablation.config.hydra_node import (
     command_line_problems,
@@ -220,9 +222,7 @@ def preflight(
         own = compose(config_name, settings, return_hydra_config=True)
     with searching(given.config_dir):
         loader = GlobalHydra.instance().config_loader()
-        if given.config_dir and (
-            unread := option_files_problems(Path(given.config_dir), groups(loader))
-        ):
+        if given.config_dir and (unread := _own_options(Path(given.config_dir), loader)):
             return problems + unread
         wrong, alternatives = sift(overrides, loader, given.multirun)
         problems += wrong
@@ -241,6 +241,11 @@ def preflight(
             return problems + _composed(name, fixed, own, lambda _: [])
         shown = flags.passive(given)
         return problems + _of_jobs(name, alternatives, own, (lambda _: []) if shown else check)
+
+
+def _own_options(folder: Path, loader: ConfigLoader) -> list[str]:
+    """What is wrong with the files of a user's config folder, one line each."""
+    return option_files_problems(folder, groups(loader)) + unread_files(folder)
 
 
 def _unknown_launchers(texts: Sequence[str]) -> Iterator[str]:

@@ -178,6 +178,21 @@ def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
+def unread_files(folder: Path) -> list[str]:
+    """Files of a user's config folder that one of ours, or of a plug-in, hides; one line each.
+
+    Args:
+        folder: that ``--config-dir`` names; Hydra searches it last.
+    """
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*.yaml"))
+    return [
+        f"{folder / name}: would not be read, {place / name} comes first; give it another name"
+        for name in names
+        for place in conf_dirs()
+        if (place / name).is_file() and not (place / name).samefile(folder / name)
+    ]
+
+
 def option_files_problems(folder: Path, groups: Iterable[str]) -> list[str]:
     """Files of a user's config folder that Hydra could not read, one line each.
 

@@ -52,6 +52,7 @@ class Facts:
         command: that trains it again; ``None`` if none was found.
         license: of the weights, as the hub abbreviates it.
         size: (channels, height, width) of the images.
+        needs: the packages that ``model.py`` imports, as words.
     """
 
     config: Config
@@ -67,6 +68,7 @@ class Facts:
     command: str | None
     license: str
     size: tuple[int, int, int]
+    needs: str
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -82,7 +84,7 @@ class Facts:
 def card(facts: Facts) -> str:
     """Write the whole file."""
     sections = (
-        *(_summary(facts), _use(), _data(facts), _method(facts), _training(facts)),
+        *(_summary(facts), _use(facts), _data(facts), _method(facts), _training(facts)),
         *(_evaluation(facts), _checks(facts), _licence(facts)),
     )
     front = yaml.safe_dump(_front(facts), sort_keys=False, allow_unicode=True)
@@ -159,11 +161,11 @@ def _switched(config: Config) -> str:
     return f" with {', '.join(names)}" if names else ""
 
 
-def _use() -> Iterator[str]:
+def _use(facts: Facts) -> Iterator[str]:
     yield (
         "## Use\n\n"
-        "`model.py` needs torch and safetensors alone, and is ordinary PyTorch: train it on as it "
-        "is.\nInput normalisation, if any, is inside, so images are in [0, 1] and eps is in "
+        f"`model.py` needs {facts.needs} alone, and is ordinary PyTorch: train it on as it is.\n"
+        "Input normalisation, if any, is inside, so images are in [0, 1] and eps is in "
         "pixels.\n\n"
         "```python\n"
         "import torch\n"

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ablation.config import validation
 from ablation.config.compose import Composer
 from ablation.config.experiment import DISABLED, Config
-from ablation.config.folders import conf_dir, read_yaml
+from ablation.config.folders import conf_dirs, read_yaml
 from ablation.config.overrides import quoted
 from ablation.config.parser import TARGET
 from ablation.errors import ConfigError, InputError
@@ -77,7 +78,7 @@ def _choices(config: Config) -> Iterator[str]:
     whole = config.container()
     for group in (*SAID, "optim", "schedule", "average"):
         name = str(whole[group].get("name"))
-        is_option = (conf_dir() / group / f"{name}.yaml").is_file()
+        is_option = any(path.stem == name for path in _files(group))
         if option := name if is_option else _nearest(group, whole[group]):
             yield f"{group}={option}"
     for name, node in whole["component"].items():
@@ -91,13 +92,18 @@ def _nearest(group: str, node: Mapping[str, Any]) -> str | None:
     """The option whose file agrees most with a node, of those of its class."""
     best: tuple[int, str] | None = None
     known = _flat(node)
-    for path in sorted((conf_dir() / group).glob("*.yaml")):
+    for path in _files(group):
         option = _flat(read_yaml(path) or {})
         same_class = all(option[key] == known.get(key) for key in CLASSES if key in option)
         score = sum(1 if known.get(key) == value else -1 for key, value in option.items())
         if option and same_class and (best is None or score > best[0]):
             best = score, path.stem
     return None if best is None else best[1]
+
+
+def _files(group: str) -> list[Path]:
+    """The options of a group, those of plug-ins last."""
+    return [path for folder in conf_dirs() for path in sorted((folder / group).glob("*.yaml"))]
 
 
 def _own_data(config: Config, composer: Composer, words: list[str]) -> Iterator[str]:

@@ -193,13 +193,14 @@ def contents(
     run, config = chosen.run, chosen.config
     entries = (run.result() or {}).get("entries", ()) if config.scale == "full" else ()
     kept = record(entries, chosen.checkpoint, chosen.weights, facts_of(config))
-    facts = _facts(chosen, net, license_name, kept, composer)
     meta = {"run": run.path.name, "checkpoint": chosen.checkpoint, "weights": chosen.weights}
     title = f"{run.path.name}: {config.model.name}, weights {chosen.checkpoint} ({chosen.weights})."
-    source = standalone(architecture(config, facts.size), title, versions()["ablation"])
+    size = image_size(config)
+    source = standalone(architecture(config, size), title, versions()["ablation"])
+    facts = _facts(chosen, net, license_name, kept, composer, size, source.needs)
     return {
         "model.safetensors": encode(net.state_dict(), meta),
-        "model.py": source.encode(),
+        "model.py": source.text.encode(),
         "config.yaml": _public_config(run.path).encode(),
         FILE: json_text(kept).encode(),
         "README.md": card(facts).encode(),
@@ -221,7 +222,13 @@ def architecture(config: Config, size: tuple[int, int, int]) -> Architecture:
 
 
 def _facts(
-    chosen: Chosen, net: nn.Module, license_name: str, kept: Mapping[str, Any], composer: Composer
+    chosen: Chosen,
+    net: nn.Module,
+    license_name: str,
+    kept: Mapping[str, Any],
+    composer: Composer,
+    size: tuple[int, int, int],
+    needs: str,
 ) -> Facts:
     run, config = chosen.run, chosen.config
     numbers = _numbers(chosen)
@@ -241,7 +248,8 @@ def _facts(
         status={} if status is None else status.facts,
         command=command(config, composer) if same_id else None,
         license=license_name,
-        size=image_size(config),
+        size=size,
+        needs=needs,
     )
 
 

@@ -1,22 +1,26 @@
 """``model.py``: a network's architecture as one readable file that needs torch alone.
 
-The definitions are those of ``ablation/models/``, word for word and only as many as the network
-uses; what serves training and foreign checkpoints is left out. So an architecture has one source.
+The definitions are those of ``ablation/models/`` and of plug-ins, word for word and only as many as
+the network uses; what serves training and foreign checkpoints is left out. So an architecture has
+one source.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from ablation import plugins
+from ablation.errors import InputError
 from ablation.models import HEADS, ModelSpec, Net
 from ablation.types import HeadFactory
 
-PACKAGE = "ablation"
 LEFT_OUT = ("names", "init", "output", "loss_logits", "share")
 """Members of classes that training and foreign checkpoints use, and the logits do not."""
 
@@ -44,16 +48,29 @@ class Architecture:
     channels_last: bool
 
 
+@dataclass(frozen=True)
+class Standalone:
+    """The source of a network.
+
+    Attributes:
+        text: of ``model.py``.
+        needs: the packages that it imports, those of Python apart, as words.
+    """
+
+    text: str
+    needs: str
+
+
 HEADER = '''"""{title}
 
 Images [N, {channels}, {height}, {width}] in [0, 1] to logits [N, {classes}].
-Input normalisation, if any, is inside. Needs torch and safetensors. Written by ablation {version}
-from its own source.
+Input normalisation, if any, is inside. Needs {needs}. Written by ablation {version}
+from the source of the architecture.
 
     from model import load
     net = load()
 
-SPDX-License-Identifier: MIT (this file; for the weights see README.md)
+SPDX-License-Identifier: {license} (this file; for the weights see README.md)
 """
 '''
 FOOTER = '''
@@ -75,13 +92,16 @@ def load(path: str | Path | None = None, device: str = "cpu") -> Net:
 '''
 
 
-def standalone(architecture: Architecture, title: str, version: str) -> str:
+def standalone(architecture: Architecture, title: str, version: str) -> Standalone:
     """Write the source of a network: ``build()`` makes it, ``load()`` loads its weights too.
 
     Args:
-        architecture: of the network; its parts are classes of this package.
+        architecture: of the network; its parts are classes of this package or of plug-ins.
         title: the first line.
         version: of this package.
+
+    Raises:
+        InputError: the source of a plug-in cannot be taken out of its package.
     """
     node = architecture
     head: object = HEADS[node.head] if isinstance(node.head, str) else node.head
@@ -95,15 +115,15 @@ def standalone(architecture: Architecture, title: str, version: str) -> str:
     imports |= {("pathlib", "Path"), ("safetensors.torch", "load_file")}
     imports |= {("torch", "")} if node.channels_last else set()
     facts = {"channels": node.channels, "classes": node.classes}
-    header = HEADER.format(
-        title=title, height=node.size[0], width=node.size[1], version=version, **facts
-    )
+    size = {"height": node.size[0], "width": node.size[1]}
+    made = {"needs": _needs(imports), "license": collected.license(), "version": version}
+    header = HEADER.format(title=title, **made, **size, **facts)
     memory = ".to(memory_format=torch.channels_last)" if node.channels_last else ""
     footer = FOOTER.format(
         spec=repr(node.spec), head=maker, size=node.size, mean=mean, std=std, memory=memory, **facts
     )
     parts = [header, "from __future__ import annotations\n", _ordered(imports), *body, footer]
-    return "\n".join(parts)
+    return Standalone("\n".join(parts), made["needs"])
 
 
 @dataclass(frozen=True)
@@ -132,11 +152,22 @@ def _module(name: str) -> _Module:
         if isinstance(node, ast.Import):
             found.imported.update({e.asname or e.name: (e.name, "") for e in node.names})
         elif isinstance(node, ast.ImportFrom):
-            origin = str(node.module)
+            origin = _absolute(node, spec.parent)
             found.imported.update({e.asname or e.name: (origin, e.name) for e in node.names})
         elif defined := _defines(node):
             found.defined[defined] = [node, *_explained(statements, place)]
     return found
+
+
+def _absolute(node: ast.ImportFrom, package: str | None) -> str:
+    """The module that names come from; dots count from the package of the file."""
+    dots = "." * node.level
+    return importlib.util.resolve_name(f"{dots}{node.module or ''}", package)
+
+
+def _is_ours(module: str) -> bool:
+    """Check for this package or that of a plug-in: neither is where the export is used."""
+    return f"{module}.".startswith(f"{plugins.OWN}.") or plugins.owner(module) is not None
 
 
 def _defines(node: ast.stmt) -> str | None:
@@ -158,6 +189,20 @@ def _text(statements: list[ast.stmt]) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # what it would lie in is no package
+        return False
+
+
+def _whole(module: str, what: str) -> InputError:
+    return InputError(
+        f"{module} imports {what}, so its source cannot be written into one file; import the names "
+        "that it uses at the top of the module (from a.b import Name)"
+    )
+
+
 class _Collected:
     """Definitions that a network needs, and those that they need, by module."""
 
@@ -170,7 +215,9 @@ class _Collected:
         source = _module(module)
         if name in source.imported:
             origin, inner = source.imported[name]
-            if inner and origin.split(".")[0] == PACKAGE:
+            if _is_ours(origin):
+                if not inner or _is_module(f"{origin}.{inner}"):
+                    raise _whole(module, f"the module {origin}.{inner}".rstrip("."))
                 self.take(origin, inner)
             else:
                 alias = name if name not in (origin, inner) else ""
@@ -182,11 +229,24 @@ class _Collected:
 
     def take_names(self, node: ast.AST, module: str) -> None:
         """Add every name in a piece of a module's code."""
-        for name in sorted(_used(node)):
+        for each in _kept(node):
+            if isinstance(each, ast.Import | ast.ImportFrom) and _imports_ours(each):
+                raise _whole(module, f"inside a definition (line {each.lineno})")
+        for name in sorted({each.id for each in _kept(node) if isinstance(each, ast.Name)}):
             self.take(module, name)
 
     def written(self) -> tuple[list[str], set[tuple[str, str]]]:
-        """The definitions as text, each behind those that it uses; modules and names to import."""
+        """The definitions as text, each behind those that it uses; modules and names to import.
+
+        Raises:
+            InputError: two have the same name.
+        """
+        counts = Counter(name for names in self._modules.values() for name in names)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            places = [module for module, names in self._modules.items() if twice[0] in names]
+            raise InputError(
+                f"{' and '.join(places)} both define {twice[0]}, which one file cannot; rename one"
+            )
         order = list(dict.fromkeys(each for name in self._modules for each in self._below(name)))
         texts = [
             self._text(module, name)
@@ -195,6 +255,12 @@ class _Collected:
             if name in self._modules[module]
         ]
         return texts, self._imports
+
+    def license(self) -> str:
+        """Of the file, as SPDX has it: the sources of plug-ins keep their own."""
+        owners = filter(None, map(plugins.owner, self._modules))
+        others = sorted({f"LicenseRef-{plugin.distribution}" for plugin in owners})
+        return " AND ".join(["MIT", *others])
 
     def _below(self, module: str) -> Iterator[str]:
         """The collected modules that one imports, directly or not, and then itself."""
@@ -235,13 +301,27 @@ def _hidden(node: ast.stmt) -> Iterator[int]:
         last = end
 
 
-def _used(node: ast.AST) -> set[str]:
-    """Names that a definition uses, what is left out of it apart."""
+def _kept(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node of a definition, what is left out of it apart."""
     if isinstance(node, ast.ClassDef):
         kept = [each for each, is_kept in _members(node) if is_kept]
-        outer = [*node.bases, *node.decorator_list, *kept]
-        return set().union(*map(_used, outer))
-    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+        for part in (*node.bases, *node.decorator_list, *kept):
+            yield from _kept(part)
+    else:
+        yield from ast.walk(node)
+
+
+def _imports_ours(node: ast.Import | ast.ImportFrom) -> bool:
+    if isinstance(node, ast.Import):
+        return any(_is_ours(each.name) for each in node.names)
+    return node.level > 0 or _is_ours(str(node.module))
+
+
+def _needs(imports: set[tuple[str, str]]) -> str:
+    tops = {origin.split(".")[0] for origin, _ in imports}
+    others = tops - {"torch", "safetensors"} - sys.stdlib_module_names
+    *first, last = ["torch", "safetensors", *sorted(others)]
+    return f"{', '.join(first)} and {last}"
 
 
 def _ordered(imports: set[tuple[str, str]]) -> str:

@@ -221,3 +221,16 @@ def test_a_recipe_of_ones_own_may_begin_with_a_papers(tmp_path):
     assert cli.preflight("config", asked, train.check) == [
         "epoch=3: unknown key; did you mean epochs?"
     ]
+
+
+def test_a_file_of_ones_own_that_ours_would_hide_is_refused(tmp_path):
+    (tmp_path / "method").mkdir()
+    for name in ("config.yaml", "method/at.yaml", "method/mine.yaml"):
+        (tmp_path / name).write_text("lr: 0.02\n")
+    register_components()
+    found = cli.preflight("config", ["--config-dir", str(tmp_path)], train.check)
+    assert [problem.split(": would not be read, ")[0] for problem in found] == [
+        str(tmp_path / "config.yaml"),
+        str(tmp_path / "method" / "at.yaml"),
+    ]
+    assert all("comes first; give it another name" in problem for problem in found)

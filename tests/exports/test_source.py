@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from ablation.config.folders import conf_dir
 from ablation.errors import InputError
 from ablation.exports.export import architecture, write
-from ablation.exports.source import Architecture, standalone
+from ablation.exports.source import Architecture, _module, standalone
 from ablation.models import (
     Annealing,
     Hypersphere,
@@ -28,6 +29,7 @@ from ablation.models import (
 )
 from ablation.runs.state_dicts import encode
 from tests.support.configs import compose_config
+from tests.support.plugins import Installer, forget
 
 MODELS = sorted({path.stem for path in (conf_dir() / "model").glob("*.yaml")} - {"torch_module"})
 NARROW = {"mlp": 8, "wrn34_10": 1, "wrn34_10_emr": 1}
@@ -80,7 +82,7 @@ def built(node: Architecture) -> Net:
 def exported(node: Architecture, folder: Path, samples: Path) -> None:
     """Write an export, and images with their logits beside it."""
     net = built(node)
-    source = standalone(node, folder.name, "0")
+    source = standalone(node, folder.name, "0").text
     files = {"model.py": source.encode(), "model.safetensors": encode(net.state_dict(), {})}
     write(folder, files, net, (node.channels, *node.size))
     x = torch.rand(5, node.channels, *node.size)
@@ -110,7 +112,7 @@ def test_every_model_and_head_gives_its_logits_where_the_package_is_not(tmp_path
 
 
 def test_only_what_the_network_uses_is_there():
-    text = standalone(small("tiny_cnn", False), "tiny", "0")
+    text = standalone(small("tiny_cnn", False), "tiny", "0").text
     assert "class TinyCnn" in text
     assert "class LinearHead" in text
     for absent in (
@@ -121,14 +123,14 @@ def test_only_what_the_network_uses_is_there():
         "import ablation",
     ):
         assert absent not in text
-    assert "def init" not in standalone(small("wrn34_10", False), "wrn", "0")
+    assert "def init" not in standalone(small("wrn34_10", False), "wrn", "0").text
     compile(text, "model.py", "exec")
 
 
 def test_another_network_is_refused_and_nothing_is_left(tmp_path):
     node = small("tiny_cnn", False)
     net = built(node)
-    source = standalone(node, "x", "0")
+    source = standalone(node, "x", "0").text
     for wrong in (
         source.replace("x.mean((2, 3))", "x.amax((2, 3))"),
         source.replace("x.mean", "y"),
@@ -142,4 +144,97 @@ def test_another_network_is_refused_and_nothing_is_left(tmp_path):
 
 def test_a_head_class_is_named_as_it_is():
     node = replace(small("tiny_cnn", False), head=LinearHead, spec=TinyCnn(4))
-    assert "head = LinearHead(features=body.features, classes=10)" in standalone(node, "x", "0")
+    text = standalone(node, "x", "0").text
+    assert "head = LinearHead(features=body.features, classes=10)" in text
+
+
+PARTS = {
+    "layers.py": """from torch import Tensor, nn
+
+GAIN = 2.0
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return GAIN * x
+""",
+    "nets.py": """from dataclasses import dataclass
+
+from torch import nn
+from yaml import safe_dump
+
+from ablation.models import Body, Size
+
+from .layers import Scaled
+
+
+@dataclass(frozen=True)
+class Wide:
+    width: int = 3
+
+    def build(self, *, channels: int, size: Size, classes: int) -> Body:
+        safe_dump(self.width)
+        pixels = channels * size[0] * size[1]
+        layers = {"scaled": Scaled(), "flat": nn.Flatten(), "fc": nn.Linear(pixels, self.width)}
+        return Body(layers, self.width)
+""",
+}
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    installer = Installer(tmp_path / "site", monkeypatch)
+    installer._place.mkdir()
+    yield installer
+    installer.close()
+    forget()
+
+
+def of_plugin(install: Installer, files: dict[str, str]) -> Architecture:
+    """An architecture that a plug-in has."""
+    install("lab-parts", files)
+    _module.cache_clear()
+    spec = importlib.import_module("lab_parts.nets").Wide()
+    return replace(small("tiny_cnn", False), spec=spec)
+
+
+def test_a_network_of_a_plugin_gives_its_logits_where_the_plugin_is_not(install, tmp_path):
+    node = of_plugin(install, PARTS)
+    exported(node, tmp_path / "out" / "wide", tmp_path / "samples")
+    source = standalone(node, "wide", "0")
+    assert source.needs == "torch, safetensors and yaml"
+    assert "MIT AND LicenseRef-lab-parts (this file" in source.text
+    assert "lab_parts" not in source.text
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", LOOK, str(tmp_path / "out"), str(tmp_path / "samples")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["wide True False False"], done.stderr
+
+
+WHOLE = "from . import layers\nScaled = layers.Scaled"
+INSIDE = "        from lab_parts.layers import GAIN\n        safe_dump"
+TWICE = "class LinearHead(Scaled):\n    pass\n\n\n@dataclass"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            "from .layers import Scaled",
+            "from . import layers\nScaled = layers.Scaled",
+            "the module",
+        ),
+        ("        safe_dump", INSIDE, "inside a definition"),
+        ("@dataclass", TWICE, "both define LinearHead"),
+    ],
+    ids=["a module", "inside", "twice"],
+)
+def test_what_one_file_cannot_hold_is_refused(install, before, after, message):
+    text = PARTS["nets.py"].replace(before, after)
+    if after == TWICE:
+        text = text.replace('"scaled": Scaled()', '"scaled": LinearHead()')
+    node = of_plugin(install, PARTS | {"nets.py": text})
+    with pytest.raises(InputError, match=message):
+        standalone(node, "x", "0")
