@@ -10,7 +10,10 @@ os.environ["WANDB_MODE"] = "offline"
 import torch
 from hypothesis import settings
 
+from ablation.jobs.heap import keep_freed_memory
+
 torch.set_num_threads(1)
+keep_freed_memory()  # as a command that computes does
 
 settings.register_profile("untimed", deadline=None)  # tests are never timed
 settings.load_profile("untimed")

@@ -16,6 +16,7 @@ from ablation.config.experiment import Config
 from ablation.data import ImageSet, Split, check_labels, load_split, stratified_split
 from ablation.errors import InputError
 from ablation.evaluation import Pgd, Request, SplitName, evaluate
+from ablation.jobs.heap import keep_freed_memory
 from ablation.jobs.monitor import Curves, Monitor, fixed_subset
 from ablation.models import Net, build_model
 from ablation.numerics.devices import warn_of_idle_gpus
@@ -33,10 +34,15 @@ EVAL_BATCH = 500
 
 
 def pick_device(name: str) -> torch.device:
-    """The device a name stands for; ``auto`` prefers a GPU, and says so if it cannot be used."""
+    """The device a name stands for; ``auto`` prefers a GPU, and says so if it cannot be used.
+
+    On a CPU the process keeps its memory from here on.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         warn_of_idle_gpus()
+    if name == "cpu":
+        keep_freed_memory()
     return torch.device(name)
 
 
