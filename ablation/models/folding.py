@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from ablation.models.heads import LinearHead
 from ablation.models.net import Net
+from ablation.numerics.compiled import compile_passes
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -31,10 +32,10 @@ class Folded:
 
     Args:
         net: the network that is trained; its body must be traceable by torch.fx.
-        compiled: torch.compile the copies' bodies.
+        compiled: rows of a batch that the copies' bodies are compiled for; ``None``: they are not.
     """
 
-    def __init__(self, net: Net, compiled: bool = False) -> None:
+    def __init__(self, net: Net, compiled: int | None = None) -> None:
         self._source, self._compiled = net, compiled
         self._copies: dict[torch.dtype | None, _Copy] = {}
 
@@ -47,8 +48,9 @@ class Folded:
         """
         if low not in self._copies:
             self._copies[low] = _Copy(self._source, low)
-            if self._compiled:
-                self._copies[low].net.body.compile()
+            if self._compiled is not None:
+                body = self._copies[low].net.body
+                compile_passes(body, self._compiled, training=False)
         return self._copies[low].refresh()
 
 

@@ -15,6 +15,7 @@ from ablation.data.loader import DeviceLoader
 from ablation.errors import InterruptedRunError, LostRankError, NonFiniteError
 from ablation.models.folding import Folded
 from ablation.models.net import Net
+from ablation.numerics.compiled import compile_passes
 from ablation.numerics.graphs import Graphs
 from ablation.numerics.precision import Precision
 from ablation.numerics.synchronised import batch_statistics
@@ -48,7 +49,8 @@ class Recipe:
         precision: context of every training forward.
         classes: K, for memories of logits.
         select_every: epochs between two validations; the last epoch is always validated.
-        compile: torch.compile the body, and its folded copy that attacks search on.
+        compile: torch.compile the body, and its folded copy that attacks search on, for whole
+            batches (``numerics.compiled``).
         statistics: BatchNorm's, where several ranks train.
         accumulate: in how many parts each batch is taken, one after the other.
         fast: searches are captured as CUDA graphs where they can be (``auto``), or not (``off``).
@@ -262,12 +264,6 @@ class Engine:
         self.average: Average | None = recipe.average.attach(net) if recipe.average else None
         self.position = Position()
         self._optimizer = recipe.optim.build(net, recipe.lr)
-        self._folded = Folded(net, recipe.compile)
-        if recipe.compile:
-            import torch._functorch.config as functorch
-
-            functorch.donated_buffer = False  # a Taylor margin goes back through a pass twice
-            net.body.compile()
         self._sums: EpochSums | None = None
         self._record = EpochRecord()
         self._device = next(net.parameters()).device
@@ -278,6 +274,7 @@ class Engine:
         self._guard = Guard((), self._device)
         methods = [phase.method for phase in recipe.phases]
         self._micro_batches = MicroBatches.of(recipe.accumulate, net, methods)
+        self._folded = Folded(net, self._compile())
         self._memories = Memories(
             methods,
             n_train=loader.n_train,
@@ -285,6 +282,17 @@ class Engine:
             classes=recipe.classes,
             device=self._device,
         )
+
+    def _compile(self) -> int | None:
+        """Compile the network if that is asked for; its rows, for the copies to search on."""
+        if not self.recipe.compile:
+            return None
+        import torch._functorch.config as functorch
+
+        functorch.donated_buffer = False  # a Taylor margin goes back through a pass twice
+        rows = math.ceil(self.loader.batch_size / self._micro_batches.number)
+        compile_passes(self.net.body, rows, training=True)
+        return rows
 
     @property
     def evaluated(self) -> torch.nn.Module:

@@ -23,6 +23,7 @@ from ablation.training.searches import KEPT, Capture, Searches
 from ablation.training.step import train_step
 from ablation.training.views import StepViews
 from ablation.types import Batch, Clock, Crafted, Views
+from tests.support.compiling import counted_programs
 from tests.support.device_steps import composing
 from tests.support.parts import largest_difference, sgd, small_batch, small_net
 from tests.support.pretended_cuda import pretending
@@ -63,7 +64,7 @@ def trained(
     capture: Capture | None,
     device: str = "cpu",
     fresh: int | None = None,
-    compiled: bool = False,
+    compiled: int | None = None,
 ) -> Net:
     """The small network after steps of a method; ``fresh`` makes new programs at a step."""
     net = small_net(head=method.head(6, 3) if method.head else None).to(device).train()
@@ -195,24 +196,14 @@ def test_results_of_the_whole_batch_leave_a_small_one_as_it_is(methods, said):
     assert said == []
 
 
-@pytest.mark.parametrize(("name", "programs"), [("at", 1), ("trades", 2)])
+@pytest.mark.parametrize("name", ["at", "trades"])
+@pytest.mark.parametrize("capture", [again, None], ids=["captured", "as it is"])
 def test_a_search_is_compiled_once_whatever_the_size_of_the_last_batch(
-    methods, monkeypatch, name, programs
+    methods, monkeypatch, name, capture
 ):
-    """TRADES has two: its clean forward takes no gradient. Without padding there are more."""
-    from torch._dynamo.testing import CompileCounter
-
-    original, method = torch.nn.Module.compile, methods(name)
-    for capture in (again, None):
-        torch._dynamo.reset()
-        counter = CompileCounter()
-        monkeypatch.setattr(
-            torch.nn.Module,
-            "compile",
-            lambda self, counter=counter: original(self, backend=counter),
-        )
-        trained(method, capture, compiled=True)
-        assert (counter.frame_count == programs) == (capture is not None)
+    with counted_programs(monkeypatch) as programs:
+        trained(methods(name), capture, compiled=8)
+        assert programs.frame_count == 1
 
 
 def test_programs_are_few(methods):
