@@ -66,6 +66,22 @@ def noting() -> Iterator[list[Draw]]:
         _notes.reset(before)
 
 
+_repeated: ContextVar[Iterator[Draw] | None] = ContextVar("repeated", default=None)
+
+
+@contextmanager
+def repeating(draws: Sequence[Draw]) -> Iterator[None]:
+    """Draw within what ``noting`` noted, in its order and on whatever device it is drawn.
+
+    A CPU and a GPU draw different numbers from one key: so they get the same.
+    """
+    before = _repeated.set(iter(draws))
+    try:
+        yield
+    finally:
+        _repeated.reset(before)
+
+
 def generator(
     seed: int,
     stream: str,
@@ -103,6 +119,8 @@ def draw(
     """
     if isinstance(rng, Tape):
         return next(rng.numbers)
+    if (known := _repeated.get()) is not None:
+        return _again(next(known, None), make, shape, like)
     if isinstance(rng, RowGenerator):
         first, count = rng.place
         whole = make((count, *shape[1:]), generator=rng, device=like.device, dtype=like.dtype)
@@ -112,3 +130,16 @@ def draw(
     if (notes := _notes.get()) is not None:
         notes.append(Draw(make, numbers))
     return numbers
+
+
+def _again(
+    known: Draw | None, make: Callable[..., Tensor], shape: Sequence[int], like: Tensor
+) -> Tensor:
+    """The numbers of an earlier draw on the device of a tensor.
+
+    Raises:
+        RuntimeError: it was another draw.
+    """
+    if known is None or known.make is not make or known.numbers.shape != torch.Size(shape):
+        raise RuntimeError(f"draws {list(shape)} numbers, which were not drawn before")
+    return known.numbers.to(like)

@@ -9,17 +9,15 @@ images, and its networks every method; evaluations attack, data are read, tables
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ablation import plugins
 from ablation.commands.cli import searching
@@ -29,28 +27,18 @@ from ablation.config.folders import conf_dir, read_yaml
 from ablation.config.parser import TARGET, locate
 from ablation.config.validation import load
 from ablation.data import DeviceLoader, ImageSet, check_labels
+from ablation.doctor.setting import SMALL
+from ablation.doctor.stores import Shelf, Silent, tensors
 from ablation.errors import ConfigError, InputError, InterruptedRunError
 from ablation.evaluation import Request, evaluate
 from ablation.models import Net, build_model
 from ablation.numerics.precision import precision_context
 from ablation.runs.checkpoint import Snapshot
-from ablation.runs.state_dicts import decode, encode, plain_copy
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.request import open_table
 from ablation.sweeps.tables import table_names
 from ablation.training.engine import Engine, Recipe
 
-SMALL: Mapping[str, Sequence[str]] = {
-    "mlp": ["model.spec.hidden=2", "model.spec.width=8"],
-    "cnn": ["model.spec.width=4", "model.spec.dense=8"],
-    "vgg16_bn": ["model.spec.convs=[1,1]", "model.spec.width=4"],
-    "resnet18": ["model.spec.blocks=[1,1]", "model.spec.width=4"],
-    "preact_resnet18": ["model.spec.blocks=[1,1]", "model.spec.width=4"],
-    "wrn34_10": ["model.spec.depth=10", "model.spec.width=1"],
-    "wrn34_10_emr": ["model.spec.depth=10", "model.spec.width=1"],
-    "tiny_cnn": ["model.spec.width=4"],
-}
-"""Each of our architectures as small as it can be."""
 SIZE, CLASSES, BATCH, STEPS = (8, 12), 3, 6, 2
 """Images are not square; an epoch, and every phase, is of two steps."""
 QUICK = ("epochs=110", "attack.steps=2", "attack.step_size=eps/2")
@@ -130,57 +118,6 @@ class Configs:
 def in_turn(choices: Sequence[str], start: int) -> list[str]:
     """The choices from one of them on, each once."""
     return list(islice(cycle(choices), start % len(choices), start % len(choices) + len(choices)))
-
-
-@dataclass
-class Shelf:
-    """A store in memory; what is saved goes through the encodings of the files."""
-
-    saved: Snapshot | None = None
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot as a file would."""
-        buffer = io.BytesIO()
-        torch.save(plain_copy(snapshot.train, "train"), buffer)
-        average = snapshot.average and decode(encode(snapshot.average, {}))[0]
-        weights, _ = decode(encode(snapshot.weights, {}))
-        train = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
-        self.saved = replace(snapshot, weights=weights, average=average, train=train)
-
-    def load(self) -> Snapshot | None:
-        """The newest snapshot."""
-        return self.saved
-
-    def keep_weights(self, *_: object) -> None:
-        """Nothing."""
-
-    def rewind_metrics(self, epoch: int) -> None:
-        """Nothing."""
-
-    def settle(self) -> None:
-        """Nothing."""
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-
-class Silent:
-    """A reporter that counts the steps of its engine."""
-
-    steps = 0
-
-    def step(self, n_images: int) -> None:
-        """Count one."""
-        self.steps += 1
-
-    def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
-        """Nothing."""
-
-    def epoch_end(self, row: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def images() -> ImageSet:
@@ -267,18 +204,6 @@ def require(condition: bool, problem: str) -> None:
     """
     if not condition:
         raise AssertionError(problem)
-
-
-def tensors(value: Any, key: str = "") -> dict[str, Tensor]:
-    """Every tensor in nested data by its place."""
-    if isinstance(value, Tensor):
-        return {key: value}
-    entries = value.items() if isinstance(value, Mapping) else ()
-    pairs = entries or (enumerate(value) if isinstance(value, (list, tuple)) else ())
-    found = dict[str, Tensor]()
-    for name, entry in pairs:
-        found |= tensors(entry, f"{key}.{name}")
-    return found
 
 
 def check_evaluation(config: Config) -> None:

@@ -67,6 +67,10 @@ class Composer:
         """Check that an override chooses an option of a group."""
         return key_of(text) in self._groups
 
+    def options(self, group: str) -> list[str]:
+        """Names of a group's options, those of plug-ins too."""
+        return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
+
     def plain(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The composed config as plain data.
 

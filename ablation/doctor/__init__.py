@@ -1,0 +1,1 @@
+"""``ablation-doctor``: does this machine compute what the CPU computes, and how fast?"""

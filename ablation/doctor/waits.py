@@ -1,0 +1,87 @@
+"""No training step waits for the GPU: torch refuses what would."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import ablation
+from ablation.doctor.clock import wait_for
+from ablation.doctor.lines import Line, judged, lines_of
+from ablation.doctor.setting import Setting, Trainee, arithmetic
+
+PACKAGE = Path(ablation.__file__).parent
+KNOWN = {"crafters/boundary.py": "found boundary points are a batch of their own"}
+"""Waits that are documented, one a step, by file."""
+WORD = "synchroniz"
+"""In what torch says of a wait."""
+IMAGES = 16
+
+
+def examine(setting: Setting) -> Iterator[Line]:
+    """A line for every method, in bf16, operation by operation."""
+
+    def line(method: str) -> Line:
+        config = setting.configs.small(f"method={method}")
+        batch = setting.pupil.batch(IMAGES, setting.device)
+        with arithmetic(config, "bf16"):
+            trainee = Trainee(config, batch, "bf16", weights=setting.pupil.weights)
+            trainee.step()  # copies and buffers are made once a run
+            wait_for(setting.device)
+            return found(method, waits(trainee.step))
+
+    yield from lines_of(setting.configs.methods(), line, setting.left)
+
+
+def found(method: str, places: list[str]) -> Line:
+    """Judge the waits of a step, by ``<file>:<line>`` of the package."""
+    known = [KNOWN.get(place.partition(":")[0]) for place in places]
+    if len(places) == 1 and known[0] is not None:
+        return judged(method, True, f"one, documented: {known[0]} ({places[0]})", {"waits": 1})
+    text = f"waits at {', '.join(dict.fromkeys(places))}" if places else "none"
+    return judged(method, not places, f"{text} (none allowed)", {"waits": len(places)})
+
+
+def waits(step: Callable[[], object]) -> list[str]:
+    """Where a step waits for the GPU: the first place, or all, if that one is documented."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if WORD not in str(error):
+            raise
+        first = place(traceback.extract_tb(error.__traceback__))
+        return warned(step) if first.partition(":")[0] in KNOWN else [first]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return []
+
+
+def warned(step: Callable[[], object]) -> list[str]:
+    """The places of all waits of a step, as torch's warnings tell them."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    told = [each for each in caught if WORD in str(each.message)]
+    return [f"{within(each.filename)}:{each.lineno}" for each in told]
+
+
+def place(frames: traceback.StackSummary) -> str:
+    """The innermost line of the package in a traceback."""
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    frame = (ours or list(frames))[-1]
+    return f"{within(frame.filename)}:{frame.lineno}"
+
+
+def within(filename: str) -> str:
+    """A file's name from the package on."""
+    path = Path(filename)
+    return path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else filename
