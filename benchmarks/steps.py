@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ablation.doctor.clock import Step
 from ablation.models.folding import Folded
 from ablation.random import generator
 from ablation.training.memory import Memories, remembering
@@ -19,8 +20,6 @@ from ablation.training.method import Method
 from ablation.training.step import train_step
 from ablation.types import Batch, Clock
 from benchmarks.train_step import build
-
-Step = Callable[[], object]
 
 
 def asked(description: str | None) -> argparse.Namespace:

@@ -1,11 +1,11 @@
 """Time one training step of AT, TRADES and MART against a plain reference step, in one run.
 
-The reference is written out below as the field's public scripts have it: eager, fp32, channels
-first, parameters tracked during the attack, clean logits recomputed in TRADES' inner loop. Both
-take the same batch, weights and noise, alternate round by round, and are compared before they are
-timed: gradients in fp32 agree to rounding; in bf16 the cosine to the reference stands beside the
-cosine of the reference under another noise seed. A third step, written by hand with the same
-savings as ours, shows what composition costs.
+The reference (``ablation/doctor/reference.py``) is as the field's public scripts have it: eager,
+fp32, channels first, parameters tracked during the attack, clean logits recomputed in TRADES' inner
+loop. Both take the same batch, weights and noise, alternate round by round, and are compared before
+they are timed: gradients in fp32 agree to rounding; in bf16 the cosine to the reference stands
+beside the cosine of the reference under another noise seed. A third step, written by hand with the
+same savings as ours, shows what composition costs.
 
     python benchmarks/train_step.py [--methods trades --precisions bf16 --rounds 5 --compile ...]
 """
@@ -16,8 +16,6 @@ import argparse
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ablation.budgets import Fixed
 from ablation.crafters import Ascended, AttackCrossEntropy, AttackKL, Pgd
+from ablation.doctor.clock import Step, take_turns
+from ablation.doctor.reference import (
+    EPS,
+    STEP,
+    STEPS,
+    mart_loss,
+    project,
+    reference_step,
+    start,
+)
+from ablation.doctor.setting import cosine
 from ablation.models import Net, ResNet, build_model
 from ablation.models.folding import Folded
 from ablation.numerics.modes import BatchNormReplay
@@ -39,10 +48,8 @@ from ablation.training.step import train_step
 from ablation.types import Batch, Clock
 from ablation.weights import OneMinusTrueProbability
 
-EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 PASSES = {"at": (23, 23), "trades": (27, 39), "mart": (26, 26)}
 """Cost in forwards of (our step, the reference): forward 1, input gradient 1, full backward 2."""
-Step = Callable[[], object]
 
 
 def method(name: str) -> Method:
@@ -66,59 +73,6 @@ def method(name: str) -> Method:
         ),
     }[name]
     return Method(crafters, Fixed(EPS), parse_passes("craft:adv", *passes, "step"), terms)
-
-
-def start(batch: Batch, seed: int) -> Tensor:
-    """The clean images with the attack's own noise."""
-    rng = generator(seed, "craft/adv", 0, batch.x.device)
-    return batch.x + 0.001 * torch.randn(batch.x.shape, generator=rng, device=batch.x.device)
-
-
-def project(x_adv: Tensor, x: Tensor) -> Tensor:
-    """Into the eps-box and [0, 1]."""
-    return torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0.0, 1.0)
-
-
-def reference_step(name: str, net: nn.Module, optimizer: Any, batch: Batch, seed: int = 0) -> None:
-    """One step as trades.py, mart.py and their AT sibling write it."""
-    x, y = batch.x, batch.y
-    net.eval()
-    x_adv = start(batch, seed)
-    for _ in range(STEPS):
-        x_adv = x_adv.detach().requires_grad_()
-        if name == "trades":
-            loss = F.kl_div(F.log_softmax(net(x_adv), 1), F.softmax(net(x), 1), reduction="sum")
-        else:
-            loss = F.cross_entropy(net(x_adv), y)
-        (grad,) = torch.autograd.grad(loss, [x_adv])
-        x_adv = project(x_adv.detach() + STEP * grad.sign(), x)
-    net.train()
-    optimizer.zero_grad()
-    reference_loss(name, net, x, x_adv.detach(), y).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-
-
-def reference_loss(name: str, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-    """The outer loss of the public scripts."""
-    if name == "at":
-        return F.cross_entropy(net(x_adv), y)
-    if name == "trades":
-        natural = F.cross_entropy(net(x), y)
-        return natural + 6.0 * F.kl_div(
-            F.log_softmax(net(x_adv), 1), F.softmax(net(x), 1), reduction="batchmean"
-        )
-    return mart_loss(net(x), net(x_adv), y)
-
-
-def mart_loss(z: Tensor, z_adv: Tensor, y: Tensor) -> Tensor:
-    """mart.py's outer loss of logits."""
-    p, p_adv = F.softmax(z, 1), F.softmax(z_adv, 1)
-    top2 = torch.argsort(p_adv, dim=1)[:, -2:]
-    rival = torch.where(top2[:, -1] == y, top2[:, -2], top2[:, -1])
-    bce = F.cross_entropy(z_adv, y) + F.nll_loss(torch.log(1.0001 - p_adv + 1e-12), rival)
-    true = p.gather(1, y[:, None]).squeeze(1)
-    kl = F.kl_div(torch.log(p_adv + 1e-12), p, reduction="none").sum(1)
-    return bce + 5.0 * (kl * (1.0000001 - true)).mean()
 
 
 def by_hand_step(
@@ -166,11 +120,6 @@ def by_hand_step(
 def gradient(net: nn.Module) -> Tensor:
     """All parameter gradients in one vector."""
     return torch.cat([p.grad.flatten().double() for p in net.parameters() if p.grad is not None])
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Of two gradients."""
-    return float(F.cosine_similarity(a, b, dim=0))
 
 
 def build(device: torch.device, channels_last: bool, lr: float, fused: bool) -> tuple[Net, Any]:
@@ -253,26 +202,13 @@ def forward_flops(batch: Batch) -> float:
     return float(counter.get_total_flops() * len(batch.y))
 
 
-def clock_step(step: Step, device: torch.device) -> float:
-    """Seconds of one step, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def measure(name: str, precision: str, batch: Batch, compiled: bool, rounds: int) -> dict[str, Any]:
     """Interleaved rounds after a warm-up; medians, and the median of the paired ratios."""
     steps = make_steps(name, precision, batch, compiled, lr=0.01)
     same = compare(name, batch, steps)  # the first step of each: also the warm-up
     forward = forward_flops(batch)
-    times: dict[str, list[float]] = {label: [] for label in steps}
-    for _ in range(rounds):
-        for label, (_, step) in steps.items():
-            times[label].append(clock_step(step, batch.x.device))
+    contestants = {label: step for label, (_, step) in steps.items()}
+    times = take_turns(contestants, batch.x.device, rounds)
 
     def ratio(above: str, below: str) -> list[float]:
         return [a / b for a, b in zip(times[above], times[below], strict=True)]

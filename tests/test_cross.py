@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from ablation.commands.cli import searching
-from ablation.testing import SMALL, Configs, check_training, in_turn
+from ablation.doctor.setting import SMALL
+from ablation.testing import Configs, check_training, in_turn
 from tests.support.options import COMPONENTS, completed, options
 
 MODELS, METHODS, AVERAGES = options("model"), options("method"), options("average")

@@ -26,7 +26,7 @@ FLOORS = (
     {"jobs"},
     {"sweeps"},
     {"reports"},
-    {"exports"},
+    {"exports", "doctor"},
     {"commands"},
     {"api", "testing"},
 )

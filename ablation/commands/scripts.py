@@ -47,5 +47,13 @@ def runs() -> None:
     main()
 
 
+def doctor() -> None:
+    """``ablation-doctor``."""
+    end_in_imports()
+    from ablation.commands.doctor import main
+
+    main()
+
+
 if __name__ == "__main__":  # the launcher pool
     {"train": train, "evaluate": evaluate, "report": report}[sys.argv.pop(1)]()

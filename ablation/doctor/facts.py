@@ -29,7 +29,7 @@ def facts(device: torch.device) -> dict[str, Figure]:
         "python": f"{known['python']}, {platform.system()} {platform.machine()}",
         "torch": f"{torch.__version__}, torchvision {known['torchvision']}",
         "pyautoattack": known["pyautoattack"],
-        "cpu": f"{processor()}, {cores()} cores, {torch.get_num_threads()} threads of torch",
+        "cpu": f"{processor()}, {cores()} cores; threads of torch: {torch.get_num_threads()}",
     }
     return found | (of_gpu(device) if device.type == "cuda" else {})
 
@@ -38,8 +38,9 @@ def of_gpu(device: torch.device) -> dict[str, Figure]:
     """CUDA, its driver and the GPU."""
     properties = torch.cuda.get_device_properties(device)
     major, minor = properties.major, properties.minor
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return {
-        "cuda": f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, driver {driver()}",
+        "cuda": f"{torch.version.cuda}, cuDNN {cudnn}, driver {driver()}",
         "gpu": f"{properties.name}, compute {major}.{minor}, "
         f"{properties.multi_processor_count} multiprocessors, "
         f"{properties.total_memory / 2**30:.0f} GiB; {torch.cuda.device_count()} visible",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ablation.errors import out_of_memory
 from ablation.text import first_line
 
 Verdict = Literal["ok", "FAILED", "skipped", "measured"]
@@ -80,7 +81,10 @@ def lines_of(
         try:
             yield examine(name)
         except Exception as error:
-            yield failed(name, error)
+            if out_of_memory(error):
+                yield skipped(name, "memory ran out")
+            else:
+                yield failed(name, error)
 
 
 def plain(value: Figure) -> Figure:

@@ -103,8 +103,7 @@ def examine(setting: Setting) -> Iterator[Line]:
         figures = {how: len(names) for how, names in changed.items()}
         return judged(name, not any(changed.values()), text, figures)
 
-    names = list(CASES)[: 2 if setting.tiny else None]
-    yield from lines_of(names, line, setting.left)
+    yield from lines_of(CASES, line, setting.left)
     if setting.cuda:
         yield from lines_of([LOOSE], lambda name: loose(setting), setting.left)
 
@@ -129,8 +128,6 @@ def differing(ours: Snapshot, theirs: Snapshot) -> list[str]:
     """Names of the tensors that are not the same in two training states."""
     first, second = tensors(vars(ours)), tensors(vars(theirs))
     alike = {
-        name
-        for name in first.keys() & second.keys()
-        if torch.equal(first[name], second[name])
+        name for name in first.keys() & second.keys() if torch.equal(first[name], second[name])
     }
     return sorted((first.keys() | second.keys()) - alike)

@@ -44,6 +44,8 @@ SMALL: Mapping[str, Sequence[str]] = {
     "tiny_cnn": ["model.spec.width=4"],
 }
 """Each of our architectures as small as it can be."""
+ATTACK = ("eps=8/255", "attack.step_size=2/255", "attack.steps=10", "attack.start=gaussian")
+"""The training attack whose time is taken: the usual one, and that of ``reference.py``."""
 LONG = "epochs=110"
 """So that parts which begin in a late epoch are at work in the last."""
 
@@ -113,6 +115,12 @@ class Setting:
     until: float = math.inf
     facts: dict[str, Figure] = field(default_factory=dict)
 
+    def full(self, model: str, *overrides: str) -> Config:
+        """The config of a network, or of its small form, on images of the shape it is made for."""
+        images = "data=mnist" if model == "mlp" else "data=cifar10"
+        small = SMALL[model] if self.tiny else ()
+        return self.configs(images, f"model={model}", *small, *ATTACK, *overrides)
+
     @cached_property
     def pupil(self) -> Pupil:
         """The trained network and its images."""
@@ -156,6 +164,7 @@ class Trainee:
         kind: precision of training forwards.
         searches: captured searches, or none.
         compiled: torch.compile the body and its folded copy.
+        folded: attacks search on a copy without BatchNorm.
         weights: to begin with, where the network has a place for each; ``None``: random ones.
         lr: learning rate.
     """
@@ -167,6 +176,7 @@ class Trainee:
         kind: Kind = "fp32",
         searches: Searches | None = None,
         compiled: bool = False,
+        folded: bool = True,
         weights: Mapping[str, Tensor] | None = None,
         lr: float = LR,
     ) -> None:
@@ -176,9 +186,9 @@ class Trainee:
         if weights is not None and weights.keys() == self.net.state_dict().keys():
             self.net.load_state_dict(weights)
         self.net.train()
-        self.batch, self.method, self._searches = batch, phase.method, searches
+        self.batch, self.method, self.searches = batch, phase.method, searches
         self._optimizer, self._clip = config.optim.build(self.net, lr), config.optim.clip
-        self._folded = Folded(self.net, compiled)
+        self._folded = Folded(self.net, compiled) if folded else None
         if compiled:
             import torch._functorch.config as functorch
 
@@ -208,7 +218,7 @@ class Trainee:
             precision=self._precision,
             clip=self._clip,
             folded=self._folded,
-            searches=self._searches,
+            searches=self.searches,
             memories=self._memories,
         )
         self._memories.commit(remembering(self.method), views)
@@ -218,7 +228,8 @@ class Trainee:
     def make_copies(self) -> None:
         """Make the folded copies, which a run does once."""
         for low in {None, product_type(self._precision, self.batch.x.device)}:
-            self._folded.refresh(low)
+            if self._folded is not None:
+                self._folded.refresh(low)
 
     def gradient(self) -> Tensor:
         """Gradient of the parameters in one vector, float64, on the CPU."""

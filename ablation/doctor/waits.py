@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -13,6 +15,8 @@ import ablation
 from ablation.doctor.clock import wait_for
 from ablation.doctor.lines import Line, judged, lines_of
 from ablation.doctor.setting import Setting, Trainee, arithmetic
+from ablation.numerics.graphs import Graphs
+from ablation.training.searches import Searches
 
 PACKAGE = Path(ablation.__file__).parent
 KNOWN = {"crafters/boundary.py": "found boundary points are a batch of their own"}
@@ -23,27 +27,35 @@ IMAGES = 16
 
 
 def examine(setting: Setting) -> Iterator[Line]:
-    """A line for every method, in bf16, operation by operation."""
+    """A line for every method, in bf16: operation by operation, and with captured searches."""
 
     def line(method: str) -> Line:
         config = setting.configs.small(f"method={method}")
         batch = setting.pupil.batch(IMAGES, setting.device)
-        with arithmetic(config, "bf16"):
-            trainee = Trainee(config, batch, "bf16", weights=setting.pupil.weights)
-            trainee.step()  # copies and buffers are made once a run
-            wait_for(setting.device)
-            return found(method, waits(trainee.step))
+        places = []
+        for searches in (None, Searches(IMAGES, Graphs())):
+            with arithmetic(config, "bf16"), redirect_stderr(io.StringIO()):
+                trainee = Trainee(config, batch, "bf16", searches, weights=setting.pupil.weights)
+                for _ in range(2):  # copies, buffers and programs are made once a run
+                    trainee.step()
+                wait_for(setting.device)
+                places.append(waits(trainee.step))
+        return judge(method, *places)
 
     yield from lines_of(setting.configs.methods(), line, setting.left)
 
 
-def found(method: str, places: list[str]) -> Line:
-    """Judge the waits of a step, by ``<file>:<line>`` of the package."""
-    known = [KNOWN.get(place.partition(":")[0]) for place in places]
-    if len(places) == 1 and known[0] is not None:
-        return judged(method, True, f"one, documented: {known[0]} ({places[0]})", {"waits": 1})
-    text = f"waits at {', '.join(dict.fromkeys(places))}" if places else "none"
-    return judged(method, not places, f"{text} (none allowed)", {"waits": len(places)})
+def judge(method: str, *steps: list[str]) -> Line:
+    """Judge the waits of some steps, by ``<file>:<line>`` of the package."""
+    every = [place for places in steps for place in places]
+    figures = {"waits": len(every)}
+    if not every:
+        return judged(method, True, "none (none allowed)", figures)
+    where = ", ".join(dict.fromkeys(every))
+    documented = {KNOWN.get(place.partition(":")[0]) for place in every}
+    if None not in documented and max(map(len, steps)) == 1:
+        return judged(method, True, f"one, as documented: {documented.pop()} ({where})", figures)
+    return judged(method, False, f"at {where} (none allowed)", figures)
 
 
 def waits(step: Callable[[], object]) -> list[str]:

@@ -107,7 +107,7 @@ def examine(setting: Setting) -> Iterator[Line]:
     if missing:
         yield skipped("compiled", missing)
     else:
-        yield from _lines(programs[: 1 if setting.tiny else None], compiled, setting)
+        yield from _lines(programs, compiled, setting)
 
 
 def _lines(
@@ -146,7 +146,7 @@ def compiled(setting: Setting, case: Case) -> Line:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            torch._dynamo.reset()  # type: ignore[no-untyped-call]
+            torch._dynamo.reset()
             return beside_eager(setting, case, compiled=True)
         finally:
             logging.disable(logging.NOTSET)

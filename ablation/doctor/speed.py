@@ -1,0 +1,121 @@
+"""Training steps by themselves: images a second, share of the peak, epochs, memory."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ablation.config.experiment import Config
+from ablation.doctor.clock import typical
+from ablation.doctor.facts import PEAK
+from ablation.doctor.flops import Flops
+from ablation.doctor.lines import Figure, Line, lines_of, measured
+from ablation.doctor.setting import Setting, Trainee, arithmetic, noise_batch
+from ablation.numerics.graphs import Graphs
+from ablation.training.searches import Searches
+
+NETS = ("resnet18", "vgg16_bn", "wrn34_10", "mlp")
+METHODS = ("at", "trades")
+"""On every network; the other methods on the first."""
+BATCH, COUNTED = 128, 8
+"""Images of a step, and of the step whose operations are counted."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step to time: as a run on this device makes it, or in another way."""
+
+    net: str
+    method: str
+    way: Literal["as in a run", "runtime.fast=off", "runtime.compile=true"] = "as in a run"
+
+    def name(self, tiny: bool) -> str:
+        """Of its line."""
+        way = "" if self.way == "as in a run" else f", {self.way.partition('.')[2]}"
+        return f"{'tiny ' if tiny else ''}{self.net}, {self.method}{way}"
+
+
+def examine(setting: Setting) -> Iterator[Line]:
+    """AT and TRADES on every network, then in other ways, then every other method; in bf16."""
+    cases = [Case(net, method) for net in NETS for method in METHODS]
+    if setting.cuda:
+        cases += [Case(NETS[0], method, "runtime.fast=off") for method in METHODS]
+        cases += [Case(NETS[0], method, "runtime.compile=true") for method in METHODS]
+    if not setting.tiny:
+        others = [each for each in setting.configs.methods() if each not in METHODS]
+        cases += [Case(NETS[0], method) for method in others]
+    known = {case.name(setting.tiny): case for case in cases}
+
+    def line(name: str) -> Line:
+        try:
+            return measured(name, *step(setting, known[name]))
+        finally:
+            free(setting)
+
+    yield from lines_of(known, line, setting.left)
+
+
+def free(setting: Setting) -> None:
+    """Give back what a case held."""
+    gc.collect()
+    if setting.cuda:
+        torch.cuda.empty_cache()
+
+
+def step(setting: Setting, case: Case) -> tuple[str, dict[str, Figure]]:
+    """Time a step; what it says of a machine, for people and as figures."""
+    config, n = setting.full(case.net, f"method={case.method}"), 16 if setting.tiny else BATCH
+    compiled = case.way == "runtime.compile=true"
+    logging.disable(logging.WARNING if compiled else logging.NOTSET)
+    try:
+        with arithmetic(config, "bf16"):
+            flops = n / COUNTED * operations(setting, config)
+            if setting.cuda:
+                torch.cuda.reset_peak_memory_stats()
+            graphs = setting.cuda and case.way != "runtime.fast=off"
+            searches = Searches(n, Graphs()) if graphs else None
+            batch = noise_batch(config, n, setting.device)
+            trainee = Trainee(config, batch, "bf16", searches, compiled)
+            for _ in range(3):
+                trainee.step()
+            seconds = typical(trainee.step, setting.device, 0.5 if setting.tiny else 1.5)
+    finally:
+        logging.disable(logging.NOTSET)
+    return told(setting, config, n / seconds, flops / seconds / 1e12)
+
+
+def operations(setting: Setting, config: Config) -> int:
+    """Floating-point operations of a step of a small batch."""
+    trainee = Trainee(config, noise_batch(config, COUNTED, setting.device), "bf16")
+    with Flops() as counter:
+        trainee.step()
+    return counter.total
+
+
+def told(
+    setting: Setting, config: Config, rate: float, tflops: float
+) -> tuple[str, dict[str, Figure]]:
+    """Text and figures of a step that takes ``rate`` images a second."""
+    extent = config.data.source.extent(config.data_root)
+    assert extent is not None  # noqa: S101
+    epoch = extent.train / rate
+    figures: dict[str, Figure] = {
+        "images_per_second": rate,
+        "tflops": tflops,
+        "epoch_seconds": epoch,
+    }
+    text = f"{rate:.4g} images/s, {tflops:.3g} TFLOP/s"
+    peak = setting.facts.get(PEAK.format("bf16"))
+    if isinstance(peak, float):
+        figures["share_of_peak"] = tflops / peak
+        text += f" ({100 * tflops / peak:.1f}% of peak)"
+    text += f", epoch {epoch:.4g} s"
+    if setting.cuda:
+        figures["peak_gib"] = gib = torch.cuda.max_memory_allocated() / 2**30
+        text += f", {gib:.1f} GiB"
+    return text, figures
