@@ -56,27 +56,37 @@ SECTIONS = (
         "three steps of every method in float64, the CPU's draws: what the CPU computes?",
         60,
         agreement.examine,
-        "compares a GPU with the CPU",
+        "a GPU is compared with the CPU",
     ),
     Section(
         "verdicts",
         "a trained network under every attack: the CPU's verdicts?",
         60,
         verdicts.examine,
-        "compares a GPU with the CPU",
+        "a GPU is compared with the CPU",
     ),
     Section(
         "waits",
         "does the host wait for the GPU within a step?",
         30,
         waits.examine,
-        "a CPU is not waited for",
+        "a host does not wait for itself",
     ),
     Section("precision", "against float64 on the CPU: relative errors", 15, precision.examine),
     Section("bits", "the same run twice, and interrupted: the same bits?", 60, resume.examine),
     Section("ways", "captured and compiled: the eager step?", 100, ways.examine),
-    Section("ratios", "beside a plain reference step, in turns (ResNet-18)", 60, ratios.examine),
-    Section("speed", "a training step in bf16", 90, speed.examine),
+    Section(
+        "ratios",
+        "beside a plain reference step: the same, and how much faster?",
+        60,
+        ratios.examine,
+    ),
+    Section(
+        "speed",
+        "a training step in bf16: how fast, and what an epoch takes",
+        90,
+        speed.examine,
+    ),
     Section("attacks", "long attacks and EMR (ResNet-18)", 50, attacks.examine),
 )
 """In order of worth: what is right comes before what is fast."""
@@ -202,7 +212,7 @@ def lines_within(section: Section, setting: Setting, end: float, seconds: float)
     """The lines of a section; an error, a missing GPU or too little time is a line, too."""
     now = time.perf_counter()
     if section.gpu is not None and not setting.cuda:
-        yield skipped(section.name, f"{section.gpu}, and this is a CPU")
+        yield skipped(section.name, f"this is a CPU: {section.gpu}")
     elif end - now < seconds / 2:
         yield skipped(section.name, f"{max(0, end - now):.0f} s are left, it takes {seconds:.0f}")
     else:

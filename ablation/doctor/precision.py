@@ -48,7 +48,8 @@ def examine(setting: Setting) -> Iterator[Line]:
         if name == "evaluation":
             return evaluation(setting)
         if name == "EMR in tf32":
-            return penalty(setting, batch)
+            ours = penalty(setting, on(batch, setting.device))
+            return below(name, {"weights": relative(ours, penalty(setting, batch))}, FP32)
         kind: Kind = "fp32" if name == "fp32" else "tf32" if name == "tf32" else "bf16"
         found = gradients(setting, on(batch, setting.device), kind)
         errors = {
@@ -91,18 +92,15 @@ def gradients(setting: Setting, batch: Batch, kind: Kind) -> Gradients:
         return Gradients(vector(own), vector([x.grad]))
 
 
-def penalty(setting: Setting, batch: Batch) -> Line:
-    """EMR's penalty alone, whose passes and double backward stay in fp32 in any run."""
+def penalty(setting: Setting, batch: Batch) -> Tensor:
+    """Gradient of EMR's penalty alone, whose passes stay in fp32 in a run of TF32."""
     config = setting.configs.small("method=standard", "component/emr=approximate")
-    found = []
-    for there in (batch, on(batch, setting.device)):
-        with arithmetic(config, "tf32"):
-            trainee = Trainee(config, there, "tf32", weights=setting.pupil.weights)
-            alone = {"emr": trainee.method.terms["emr"]}
-            trainee.method = replace(trainee.method, terms=alone)
-            trainee.step()
-            found.append(trainee.gradient())
-    return below("EMR in tf32", {"weights": relative(found[1], found[0])}, FP32)
+    with arithmetic(config, "tf32"):
+        trainee = Trainee(config, batch, "tf32", weights=setting.pupil.weights)
+        alone = {"emr": trainee.method.terms["emr"]}
+        trainee.method = replace(trainee.method, terms=alone)
+        trainee.step()
+        return trainee.gradient()
 
 
 def evaluation(setting: Setting) -> Line:

@@ -28,28 +28,21 @@ BATCH, COUNTED = 128, 8
 
 @dataclass(frozen=True)
 class Case:
-    """A step to time: as a run on this device makes it, or in another way."""
+    """A step to time: as a run makes it by default, or with a setting of ``runtime``."""
 
     net: str
     method: str
-    way: Literal["as in a run", "runtime.fast=off", "runtime.compile=true"] = "as in a run"
+    way: Literal["", "fast=off", "compile=true"] = ""
 
     def name(self, tiny: bool) -> str:
         """Of its line."""
-        way = "" if self.way == "as in a run" else f", {self.way.partition('.')[2]}"
+        way = f", {self.way}" if self.way else ""
         return f"{'tiny ' if tiny else ''}{self.net}, {self.method}{way}"
 
 
 def examine(setting: Setting) -> Iterator[Line]:
-    """AT and TRADES on every network, then in other ways, then every other method; in bf16."""
-    cases = [Case(net, method) for net in NETS for method in METHODS]
-    if setting.cuda:
-        cases += [Case(NETS[0], method, "runtime.fast=off") for method in METHODS]
-        cases += [Case(NETS[0], method, "runtime.compile=true") for method in METHODS]
-    if not setting.tiny:
-        others = [each for each in setting.configs.methods() if each not in METHODS]
-        cases += [Case(NETS[0], method) for method in others]
-    known = {case.name(setting.tiny): case for case in cases}
+    """A line for each case, in bf16."""
+    known = {case.name(setting.tiny): case for case in cases(setting)}
 
     def line(name: str) -> Line:
         try:
@@ -58,6 +51,18 @@ def examine(setting: Setting) -> Iterator[Line]:
             free(setting)
 
     yield from lines_of(known, line, setting.left)
+
+
+def cases(setting: Setting) -> list[Case]:
+    """AT and TRADES on every network, then in other ways, then every other method."""
+    found = [Case(net, method) for net in NETS for method in METHODS]
+    if setting.cuda:
+        found += [Case(NETS[0], method, "fast=off") for method in METHODS]
+        found += [Case(NETS[0], method, "compile=true") for method in METHODS]
+    if not setting.tiny:
+        others = [each for each in setting.configs.methods() if each not in METHODS]
+        found += [Case(NETS[0], method) for method in others]
+    return found
 
 
 def free(setting: Setting) -> None:
@@ -70,14 +75,14 @@ def free(setting: Setting) -> None:
 def step(setting: Setting, case: Case) -> tuple[str, dict[str, Figure]]:
     """Time a step; what it says of a machine, for people and as figures."""
     config, n = setting.full(case.net, f"method={case.method}"), 16 if setting.tiny else BATCH
-    compiled = case.way == "runtime.compile=true"
+    compiled = case.way == "compile=true"
     logging.disable(logging.WARNING if compiled else logging.NOTSET)
     try:
         with arithmetic(config, "bf16"):
             flops = n / COUNTED * operations(setting, config)
             if setting.cuda:
                 torch.cuda.reset_peak_memory_stats()
-            graphs = setting.cuda and case.way != "runtime.fast=off"
+            graphs = setting.cuda and case.way != "fast=off"
             searches = Searches(n, Graphs()) if graphs else None
             batch = noise_batch(config, n, setting.device)
             trainee = Trainee(config, batch, "bf16", searches, compiled)
@@ -94,7 +99,7 @@ def operations(setting: Setting, config: Config) -> int:
     trainee = Trainee(config, noise_batch(config, COUNTED, setting.device), "bf16")
     with Flops() as counter:
         trainee.step()
-    return counter.total
+    return int(counter.total)
 
 
 def told(
@@ -109,13 +114,13 @@ def told(
         "tflops": tflops,
         "epoch_seconds": epoch,
     }
-    text = f"{rate:.4g} images/s, {tflops:.3g} TFLOP/s"
+    text = f"{rate:.4g} images/s; {tflops:.3g} TFLOP/s"
     peak = setting.facts.get(PEAK.format("bf16"))
     if isinstance(peak, float):
         figures["share_of_peak"] = tflops / peak
-        text += f" ({100 * tflops / peak:.1f}% of peak)"
-    text += f", epoch {epoch:.4g} s"
+        text += f", {100 * tflops / peak:.2g}% of peak"
+    text += f"; epoch {epoch:.3g} s"
     if setting.cuda:
         figures["peak_gib"] = gib = torch.cuda.max_memory_allocated() / 2**30
-        text += f", {gib:.1f} GiB"
+        text += f"; {gib:.1f} GiB"
     return text, figures

@@ -11,7 +11,7 @@ from ablation.doctor.lines import Line
 from ablation.output import say
 from ablation.text import duration
 
-WIDTH, VERDICT, NAME = 100, 8, 25
+WIDTH, VERDICT, NAME = 100, 8, 26
 """Columns of the terminal, of a verdict and of a name."""
 
 

@@ -58,16 +58,10 @@ def examine(setting: Setting) -> Iterator[Line]:
     batch = setting.pupil.batch(1, CPU)
     host = Trainee(config, batch, weights=setting.pupil.weights).net.eval()
     there = copy.deepcopy(host).to(setting.device)
-    images, labels = setting.pupil.images[:IMAGES], setting.pupil.labels[:IMAGES]
 
     def line(name: str) -> Line:
-        column = "clean_correct" if name == "clean" else f"{name}_robust"
-
-        def robust(net: Net, seed: int) -> npt.NDArray[np.bool_]:
-            request = Request({name: ATTACKS[name]}, EPS, seed=seed, diagnose=False)
-            return evaluate(net, images, labels, request).examples[column].to_numpy(bool)
-
-        ours, theirs, another = robust(there, 0), robust(host, 0), robust(host, 1)
+        ours, theirs = robust(setting, there, name, 0), robust(setting, host, name, 0)
+        another = robust(setting, host, name, 1)
         differ, limit = int((ours != theirs).sum()), ALLOWED + int((another != theirs).sum())
         share = f"{100 * ours.mean():.1f}% correct, {100 * theirs.mean():.1f}% on the CPU"
         text = f"{share}; {differ} of {len(ours)} differ (at most {limit})"
@@ -75,3 +69,11 @@ def examine(setting: Setting) -> Iterator[Line]:
         return judged(name, differ <= limit, text, figures)
 
     yield from lines_of(ATTACKS, line, setting.left)
+
+
+def robust(setting: Setting, net: Net, name: str, seed: int) -> npt.NDArray[np.bool_]:
+    """Verdicts of an attack, [N]."""
+    images, labels = setting.pupil.images[:IMAGES], setting.pupil.labels[:IMAGES]
+    request = Request({name: ATTACKS[name]}, EPS, seed=seed, diagnose=False)
+    column = "clean_correct" if name == "clean" else f"{name}_robust"
+    return evaluate(net, images, labels, request).examples[column].to_numpy(bool)
