@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow mutate lint type check bench docs torch-lowest torch-newest lock wheel try-wheel clean
+.PHONY: help setup demo test test-slow mutate lint type check bench gpu docs torch-lowest torch-newest lock wheel try-wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ bench: $(READY)  ## time training steps against a plain reference step, and plan
 	$(BIN)/python -m benchmarks.lma
 	$(BIN)/python -m benchmarks.launches
 	$(BIN)/python -m benchmarks.sweep
+
+gpu: $(READY)  ## is this GPU right, and how fast? less than ten minutes, no downloads
+	$(BIN)/ablation-doctor
 
 docs: $(READY)  ## build the site into site/; a warning fails
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[docs]"

@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from torch import save
 
 import ablation
-from ablation.commands import cli, evaluate, export, flags, report, runs
+from ablation.commands import cli, doctor, evaluate, export, flags, report, runs
 from ablation.config import validation
 from ablation.config.command_line import said
 from ablation.config.folders import register_components
@@ -134,6 +134,9 @@ def problems_of(words: Sequence[str]) -> list[str]:
     if name == "ablation-export":
         found = cli.preflight("export", arguments, export.check)
         return [problem for problem in found if "pip install" not in problem]
+    if name == "ablation-doctor":
+        arguments = [cli.as_list(text, doctor.LISTS) for text in arguments]
+        return cli.preflight("doctor", arguments, doctor.check)
     if name == "torchrun":
         arguments = arguments[arguments.index("ablation.commands.train") + 1 :]
     return [problem for problem in of_training(arguments) if "pip install" not in problem]
@@ -219,6 +222,8 @@ def smoke(words: Sequence[str]) -> list[str]:
     found = text.split("\n")
     if words[0] == "ablation-evaluate":
         return [*found, "evaluation.n=10"]
+    if words[0] == "ablation-doctor":
+        return [*found, "device=cpu", "only=machine"]
     if "--help" in words or "--cfg" in words:
         return found
     name = next((word[6:] for word in found if word.startswith("table=")), None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ablation.config.experiment import Config
-from ablation.doctor.lines import Line, below, lines_of
+from ablation.doctor.lines import Line, below
 from ablation.doctor.setting import CPU, Setting, Trainee, arithmetic, relative, vector
 from ablation.random import Draw, noting, repeating
 
@@ -42,7 +42,7 @@ def examine(setting: Setting) -> Iterator[Line]:
         }
         return below(method, errors, LIMIT)
 
-    yield from lines_of(setting.configs.methods(), line, setting.left)
+    yield from setting.lines(setting.configs.methods(), line)
 
 
 def on_device(config: Config, setting: Setting, draws: Sequence[Draw]) -> Walk:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from ablation.doctor.clock import clock_step, typical
-from ablation.doctor.lines import Line, lines_of, measured, skipped
+from ablation.doctor.lines import Line, measured, skipped
 from ablation.doctor.setting import Setting, Trainee, arithmetic, noise_batch
 from ablation.evaluation import (
     ApgdCe,
@@ -47,13 +47,13 @@ EMR = ("exact", "approximate", "probe")
 
 def examine(setting: Setting) -> Iterator[Line]:
     """Seconds of each for 1000 images, on ResNet-18."""
-    parts = list(lines_of(PARTS, lambda name: part(setting, name), setting.left))
+    parts = list(setting.lines(PARTS, lambda name: part(setting, name)))
     yield from parts
     for whole, prefix in WHOLE.items():
         yield summed(whole, [line for line in parts if line.name in members(prefix)])
-    yield from lines_of(["boundary search"], lambda name: boundary(setting, name), setting.left)
+    yield from setting.lines(["boundary search"], lambda name: boundary(setting, name))
     steps = {f"AT with EMR, {variant}": variant for variant in EMR}
-    yield from lines_of(steps, lambda name: penalty(setting, name, steps[name]), setting.left)
+    yield from setting.lines(steps, lambda name: penalty(setting, name, steps[name]))
 
 
 def members(prefix: str) -> list[str]:

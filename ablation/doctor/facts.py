@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ablation.doctor.clock import Step, typical
-from ablation.doctor.lines import Figure, Line, lines_of, measured
+from ablation.doctor.lines import Figure, Line, measured
 from ablation.doctor.setting import Kind, Setting, arithmetic
 from ablation.runs.provenance import git_state, versions
 
@@ -81,7 +81,7 @@ def examine(setting: Setting) -> Iterator[Line]:
             return launches(setting)
         return products(setting, next(kind for kind in kinds if kind == name))
 
-    yield from lines_of([*kinds, "copies", "launches"], line, setting.left)
+    yield from setting.lines([*kinds, "copies", "launches"], line)
 
 
 def products(setting: Setting, kind: Kind) -> Line:

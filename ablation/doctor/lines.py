@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,31 +60,10 @@ def skipped(name: str, why: str) -> Line:
 
 
 def failed(name: str, error: Exception) -> Line:
-    """A line of a check that ended in an error."""
+    """A line of a check that ended in an error; where memory ran out nothing was checked."""
+    if out_of_memory(error):
+        return skipped(name, "memory ran out")
     return Line(name, "FAILED", first_line(error), {"error": first_line(error)})
-
-
-def lines_of(
-    names: Iterable[str], examine: Callable[[str], Line], left: Callable[[], float]
-) -> Iterator[Line]:
-    """A line for each name: one that raises has failed, and the next is examined all the same.
-
-    Args:
-        names: of the lines.
-        examine: makes the line of a name.
-        left: seconds that are left; without any, the rest is skipped.
-    """
-    for name in names:
-        if left() <= 0:
-            yield skipped(name, "no time left for it")
-            continue
-        try:
-            yield examine(name)
-        except Exception as error:
-            if out_of_memory(error):
-                yield skipped(name, "memory ran out")
-            else:
-                yield failed(name, error)
 
 
 def plain(value: Figure) -> Figure:

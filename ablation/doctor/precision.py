@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablation.doctor.lines import Line, below, judged, lines_of, measured
+from ablation.doctor.lines import Line, below, judged, measured
 from ablation.doctor.setting import (
     CPU,
     Kind,
@@ -68,7 +68,7 @@ def examine(setting: Setting) -> Iterator[Line]:
     names = ["fp32", "tf32", "bf16", "EMR in tf32", "evaluation"]
     gpu_only = ("tf32", "EMR in tf32")
     kept = [name for name in names if setting.cuda or name not in gpu_only]
-    yield from lines_of(kept, line, setting.left)
+    yield from setting.lines(kept, line)
 
 
 def on(batch: Batch, device: torch.device) -> Batch:

@@ -11,7 +11,7 @@ import torch
 
 from ablation.config.experiment import Config
 from ablation.doctor.clock import take_turns
-from ablation.doctor.lines import Line, below, lines_of, measured
+from ablation.doctor.lines import Line, below, measured
 from ablation.doctor.reference import reference_step
 from ablation.doctor.setting import (
     LR,
@@ -51,8 +51,8 @@ def examine(setting: Setting) -> Iterator[Line]:
     alike = {f"{method}: the same step": method for method in OFFICIAL}
     kinds: list[Kind] = ["bf16", "fp32"]
     raced = {f"{method}, {kind}": (method, kind) for kind in kinds for method in OFFICIAL}
-    yield from lines_of(alike, lambda name: same(setting, name, alike[name]), setting.left)
-    yield from lines_of(raced, lambda name: race(setting, name, *raced[name]), setting.left)
+    yield from setting.lines(alike, lambda name: same(setting, name, alike[name]))
+    yield from setting.lines(raced, lambda name: race(setting, name, *raced[name]))
 
 
 def config_of(setting: Setting, method: str) -> Config:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ablation.config.experiment import Config
-from ablation.doctor.lines import Line, judged, lines_of, measured
+from ablation.doctor.lines import Line, judged, measured
 from ablation.doctor.setting import Setting, arithmetic
 from ablation.doctor.stores import Shelf, Silent, tensors
 from ablation.errors import InterruptedRunError
@@ -104,9 +104,9 @@ def examine(setting: Setting) -> Iterator[Line]:
         figures = {how: len(names) for how, names in changed.items()}
         return judged(name, not any(changed.values()), text, figures)
 
-    yield from lines_of(CASES, line, setting.left)
+    yield from setting.lines(CASES, line)
     if setting.cuda:
-        yield from lines_of([LOOSE], lambda name: loose(setting), setting.left)
+        yield from setting.lines([LOOSE], lambda name: loose(setting))
 
 
 def loose(setting: Setting) -> Line:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from ablation.config.compose import Composer
 from ablation.config.experiment import Config
 from ablation.config.validation import load
 from ablation.data.digits import Digits
-from ablation.doctor.lines import Figure
+from ablation.doctor.lines import Figure, Line, failed, skipped
 from ablation.jobs.setup import build_net_of, numerics
 from ablation.models.folding import Folded
 from ablation.numerics.precision import precision_context, product_type
@@ -129,6 +130,32 @@ class Setting:
     def left(self) -> float:
         """Seconds of the present section."""
         return self.until - time.perf_counter()
+
+    def lines(
+        self, names: Iterable[str], examine: Callable[[str], Line], least: float = 0.0
+    ) -> Iterator[Line]:
+        """A line for each name: one that raises has failed, and the next is examined all the same.
+
+        Args:
+            names: of the lines.
+            examine: makes the line of a name.
+            least: seconds that one needs to begin; the rest is skipped.
+        """
+        for name in names:
+            if self.left() <= least:
+                yield skipped(name, "no time left for it")
+                continue
+            try:
+                yield examine(name)
+            except Exception as error:
+                yield failed(name, error)
+            self.free()
+
+    def free(self) -> None:
+        """Give back what a check held on a GPU."""
+        if self.cuda:
+            gc.collect()
+            torch.cuda.empty_cache()
 
     @property
     def cuda(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from ablation.config.experiment import Config
 from ablation.doctor.clock import typical
 from ablation.doctor.facts import PEAK
 from ablation.doctor.flops import Flops
-from ablation.doctor.lines import Figure, Line, lines_of, measured
+from ablation.doctor.lines import Figure, Line, measured
 from ablation.doctor.setting import Setting, Trainee, arithmetic, noise_batch
+from ablation.doctor.ways import COMPILING
 from ablation.numerics.graphs import Graphs
 from ablation.training.searches import Searches
 
@@ -41,35 +41,28 @@ class Case:
 
 
 def examine(setting: Setting) -> Iterator[Line]:
-    """A line for each case, in bf16."""
+    """A line for each case, in bf16; what has to be compiled comes last."""
     known = {case.name(setting.tiny): case for case in cases(setting)}
 
     def line(name: str) -> Line:
-        try:
-            return measured(name, *step(setting, known[name]))
-        finally:
-            free(setting)
+        return measured(name, *step(setting, known[name]))
 
-    yield from lines_of(known, line, setting.left)
+    long = [name for name, case in known.items() if case.way == "compile=true"]
+    yield from setting.lines([name for name in known if name not in long], line)
+    yield from setting.lines(long, line, COMPILING)
 
 
 def cases(setting: Setting) -> list[Case]:
-    """AT and TRADES on every network, then in other ways, then every other method."""
+    """AT and TRADES on every network, then in other ways, and every other method."""
     found = [Case(net, method) for net in NETS for method in METHODS]
     if setting.cuda:
         found += [Case(NETS[0], method, "fast=off") for method in METHODS]
-        found += [Case(NETS[0], method, "compile=true") for method in METHODS]
     if not setting.tiny:
         others = [each for each in setting.configs.methods() if each not in METHODS]
         found += [Case(NETS[0], method) for method in others]
-    return found
-
-
-def free(setting: Setting) -> None:
-    """Give back what a case held."""
-    gc.collect()
     if setting.cuda:
-        torch.cuda.empty_cache()
+        found += [Case(NETS[0], method, "compile=true") for method in METHODS]
+    return found
 
 
 def step(setting: Setting, case: Case) -> tuple[str, dict[str, Figure]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ablation.doctor.lines import Line, judged, lines_of
+from ablation.doctor.lines import Line, judged
 from ablation.doctor.setting import CPU, Setting, Trainee
 from ablation.evaluation import (
     ApgdCe,
@@ -68,7 +68,7 @@ def examine(setting: Setting) -> Iterator[Line]:
         figures = {"correct": 100 * float(ours.mean()), "differ": differ, "allowed": limit}
         return judged(name, differ <= limit, text, figures)
 
-    yield from lines_of(ATTACKS, line, setting.left)
+    yield from setting.lines(ATTACKS, line)
 
 
 def robust(setting: Setting, net: Net, name: str, seed: int) -> npt.NDArray[np.bool_]:

@@ -13,7 +13,7 @@ import torch
 
 import ablation
 from ablation.doctor.clock import wait_for
-from ablation.doctor.lines import Line, judged, lines_of
+from ablation.doctor.lines import Line, judged
 from ablation.doctor.setting import Setting, Trainee, arithmetic
 from ablation.numerics.graphs import Graphs
 from ablation.training.searches import Searches
@@ -42,7 +42,7 @@ def examine(setting: Setting) -> Iterator[Line]:
                 places.append(waits(trainee.step))
         return judge(method, *places)
 
-    yield from lines_of(setting.configs.methods(), line, setting.left)
+    yield from setting.lines(setting.configs.methods(), line)
 
 
 def judge(method: str, *steps: list[str]) -> Line:

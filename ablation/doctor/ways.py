@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 
 from ablation.config.experiment import Config
-from ablation.doctor.lines import Line, judged, lines_of, skipped
+from ablation.doctor.lines import Line, judged, skipped
 from ablation.doctor.setting import (
     Kind,
     Setting,
@@ -42,6 +42,8 @@ LOSS, COSINE = 1e-3, 0.999
 LOW = 0.99
 """Limit of the cosine in bf16, without signs: there TRADES, which starts where its divergence is
 all rounding, finds other points each way."""
+COMPILING = 45
+"""Seconds that must be left for a compilation to begin: one may take so long."""
 IMAGES = 32
 
 
@@ -102,21 +104,16 @@ def examine(setting: Setting) -> Iterator[Line]:
         Case("at", "compiled", "l2", "bf16"),
     ]
     if setting.cuda:
-        yield from _lines(graphs, captured, setting)
+        known = {str(case): case for case in graphs}
+        yield from setting.lines(known, lambda name: captured(setting, known[name]))
     else:
         yield skipped("captured", "CUDA graphs are of a GPU")
     missing = no_compiler(setting)
     if missing:
         yield skipped("compiled", missing)
     else:
-        yield from _lines(programs, compiled, setting)
-
-
-def _lines(
-    cases: Sequence[Case], compare: Callable[[Setting, Case], Line], setting: Setting
-) -> Iterator[Line]:
-    known = {str(case): case for case in cases}
-    yield from lines_of(known, lambda name: compare(setting, known[name]), setting.left)
+        long = {str(case): case for case in programs}
+        yield from setting.lines(long, lambda name: compiled(setting, long[name]), COMPILING)
 
 
 def no_compiler(setting: Setting) -> str | None:

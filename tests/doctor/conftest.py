@@ -27,8 +27,6 @@ from ablation.doctor import (
 from ablation.doctor.setting import Configs, Pupil, Setting
 from tests.support.pretended_cuda import Log, pretending
 
-SHORT = ("attack.steps=2", "attack.step_size=eps/2")
-
 
 @pytest.fixture(scope="package")
 def pupil() -> Pupil:
@@ -46,11 +44,16 @@ def configs() -> Iterator[Configs]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, pupil: Pupil) -> None:
     """One case of each kind, whose attacks are short."""
-    full = Configs.small
-    monkeypatch.setattr(Configs, "small", lambda self, *more: full(self, *more, *SHORT))
+    composed = Configs.__call__
+
+    def short(self: Configs, *more: str) -> Any:
+        search = ["component.fab_margin.steps=2"] if "method=dyart" in more else []
+        return composed(self, *more, "attack.steps=2", "attack.step_size=eps/2", *search)
+
+    monkeypatch.setattr(Configs, "__call__", short)
     monkeypatch.setattr(setting, "learned", lambda configs: pupil)
-    monkeypatch.setattr(setting, "ATTACK", (*setting.ATTACK, "attack.steps=2"))
     monkeypatch.setattr(reference, "STEPS", 2)
+    monkeypatch.setattr(reference, "STEP", reference.EPS / 2)
     monkeypatch.setattr(resume, "CASES", {"lma_at": resume.CASES["lma_at, a memory"]})
     monkeypatch.setattr(ratios, "OFFICIAL", {"at": ()})
     monkeypatch.setattr(ways, "no_compiler", lambda setting: "not compiled in tests")

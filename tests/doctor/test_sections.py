@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +25,8 @@ from ablation.doctor import (
     ways,
 )
 from ablation.doctor.flops import Flops
-from ablation.doctor.lines import Line, lines_of
-from ablation.doctor.setting import CPU, Trainee
+from ablation.doctor.lines import Line
+from ablation.doctor.setting import CPU, Setting, Trainee
 from ablation.doctor.stores import Shelf
 from ablation.evaluation import Pgd
 from ablation.terms import KL, CrossEntropy
@@ -115,7 +116,7 @@ def test_two_waits_where_one_is_documented_are_too_many():
 def test_what_torch_says_of_a_wait_is_read(monkeypatch):
     modes: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    monkeypatch.setattr(waits, "PACKAGE", waits.Path(__file__).parent)
+    monkeypatch.setattr(waits, "PACKAGE", Path(__file__).parent)
     text = "called a synchronizing CUDA operation"
 
     def step() -> None:
@@ -281,8 +282,9 @@ def test_double_backward_is_counted():
     assert counter.total > 4 * 2 * 3 * 4 * 5
 
 
-def test_without_time_lines_are_skipped_and_memory_is_no_fault():
-    left = iter([1.0, 1.0, 1.0, 0.0])
+def test_without_time_lines_are_skipped_and_memory_is_no_fault(on_cpu, monkeypatch):
+    left = iter([1.0, 1.0, 1.0, 0.0, 40.0])
+    monkeypatch.setattr(Setting, "left", lambda self: next(left))
 
     def line(name: str) -> Line:
         if name == "memory":
@@ -291,9 +293,11 @@ def test_without_time_lines_are_skipped_and_memory_is_no_fault():
             raise KeyError("planted")
         return lines.measured(name, "")
 
-    found = list(lines_of(["fine", "memory", "fault", "late"], line, lambda: next(left)))
+    found = list(on_cpu.lines(["fine", "memory", "fault", "late"], line))
     assert [each.verdict for each in found] == ["measured", "skipped", "FAILED", "skipped"]
     assert found[2].text == "KeyError: 'planted'"
+    (late,) = on_cpu.lines(["compiled"], line, least=45)
+    assert late.verdict == "skipped"
 
 
 def test_a_section_ends_where_its_time_does(on_cpu):
