@@ -29,6 +29,7 @@ from ablation.doctor.lines import Line
 from ablation.doctor.setting import CPU, Setting, Trainee
 from ablation.doctor.stores import Shelf
 from ablation.evaluation import Pgd
+from ablation.random import draw, generator, noting, repeating
 from ablation.terms import KL, CrossEntropy
 
 Case = ways.Case
@@ -303,3 +304,19 @@ def test_without_time_lines_are_skipped_and_memory_is_no_fault(on_cpu, monkeypat
 def test_a_section_ends_where_its_time_does(on_cpu):
     on_cpu.until = 0.0
     assert set(verdicts_of(resume.examine(on_cpu)).values()) == {"skipped"}
+
+
+def test_draws_are_repeated_in_their_order_and_no_others():
+    rng, like = generator(0, "test"), torch.zeros(3, dtype=torch.float64)
+    with noting() as draws:
+        noise, signs = draw(torch.randn, (3,), rng, like), draw(torch.rand, (3, 2), rng, like)
+    with repeating(draws):
+        assert torch.equal(draw(torch.randn, (3,), rng, like), noise)
+        again = draw(torch.rand, (3, 2), generator(1, "another"), like.float())
+        assert torch.equal(again, signs.float())
+        with pytest.raises(RuntimeError, match="not drawn before"):
+            draw(torch.rand, (3,), rng, like)
+    for make, shape in ((torch.rand, (3,)), (torch.randn, (4,))):
+        with repeating(draws), pytest.raises(RuntimeError, match="not drawn before"):
+            draw(make, shape, rng, like)
+    assert not torch.equal(draw(torch.randn, (3,), rng, like), noise)
