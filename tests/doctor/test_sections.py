@@ -320,3 +320,16 @@ def test_draws_are_repeated_in_their_order_and_no_others():
         with repeating(draws), pytest.raises(RuntimeError, match="not drawn before"):
             draw(make, shape, rng, like)
     assert not torch.equal(draw(torch.randn, (3,), rng, like), noise)
+
+
+def test_lessons_take_no_time_of_a_section(on_cpu, pupil, monkeypatch):
+    def slow(configs: Any) -> Any:
+        monkeypatch.setattr("ablation.doctor.setting.time.perf_counter", lambda: 1000.0)
+        return pupil
+
+    monkeypatch.setattr("ablation.doctor.setting.time.perf_counter", lambda: 10.0)
+    monkeypatch.setattr("ablation.doctor.setting.learned", slow)
+    on_cpu.until = 25.0
+    assert on_cpu.left() == 15
+    assert on_cpu.pupil is pupil
+    assert on_cpu.left() == 15
