@@ -22,6 +22,7 @@ from ablation.data.digits import Digits
 from ablation.doctor.lines import Figure, Line, failed, skipped
 from ablation.jobs.setup import build_net_of, numerics
 from ablation.models.folding import Folded
+from ablation.numerics.compiled import compile_passes
 from ablation.numerics.precision import precision_context, product_type
 from ablation.random import generator
 from ablation.training.memory import Memories, remembering
@@ -218,12 +219,13 @@ class Trainee:
         self.net.train()
         self.batch, self.method, self.searches = batch, phase.method, searches
         self._optimizer, self._clip = config.optim.build(self.net, lr), config.optim.clip
-        self._folded = Folded(self.net, compiled) if folded else None
-        if compiled:
+        rows = len(batch.y) if compiled else None
+        self._folded = Folded(self.net, rows) if folded else None
+        if rows is not None:
             import torch._functorch.config as functorch
 
             functorch.donated_buffer = False  # as the engine says
-            self.net.body.compile()
+            compile_passes(self.net.body, rows, training=True)
         self._precision = precision_context(kind, device)
         self._memories = Memories(
             [self.method],
