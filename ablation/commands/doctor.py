@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation.commands import cli
-from ablation.errors import DONE
+from ablation.errors import DONE, JOB_FAILED
 from ablation.output import say
 from ablation.text import did_you_mean
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from ablation.doctor.examination import Section
 
-FOUND_FAULTS = 1
-"""Exit code where a check failed."""
 LISTS = ("only",)
 """Keys that may be given as ``a,b``, which Hydra would take for a sweep."""
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -108,7 +106,7 @@ def run(container: Mapping[str, Any]) -> int:
         wanted = sections(config)
         report = examine(setting, wanted, config.seconds, Path(config.out), Table())
     say(ending(report, time.perf_counter() - began, config.out))
-    return FOUND_FAULTS if report.failures() else DONE
+    return JOB_FAILED if report.failures() else DONE
 
 
 def head(device: torch.device, tiny: bool, config: DoctorConfig) -> str:

@@ -19,7 +19,7 @@ from ablation.doctor.examination import SECTIONS, Section, Show, examine
 from ablation.doctor.lines import Line, below, judged, measured, skipped
 from ablation.doctor.setting import Setting
 from ablation.doctor.table import WIDTH, shown
-from ablation.errors import DONE, ConfigError, InputError
+from ablation.errors import DONE, JOB_FAILED, ConfigError, InputError
 
 
 def go(*arguments: str) -> int:
@@ -134,7 +134,7 @@ def test_more_time_is_more_for_each(on_cpu, tmp_path):
     assert 39 < left[1] <= 40
 
 
-@pytest.mark.parametrize(("check", "code"), [(good, DONE), (wrong, 1), (bad, 1)])
+@pytest.mark.parametrize(("check", "code"), [(good, DONE), (wrong, JOB_FAILED), (bad, JOB_FAILED)])
 def test_the_exit_code_says_whether_a_check_failed(
     check, code, small, tmp_path, monkeypatch, capsys
 ):
