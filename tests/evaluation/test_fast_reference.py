@@ -101,7 +101,7 @@ def test_apgd_from_the_same_start_breaks_the_same(networks, loss, kind, norm, mo
     with torch.random.fork_rng(devices=[]):
         _, still, _, _ = theirs.attack_single_run(x, y, x_init=begin)
     monkeypatch.setattr(apgd, "start", lambda *arguments: begin)
-    function = {"ce": apgd._on_ce, "dlr": apgd._on_dlr}[loss]
+    function = apgd.UNTARGETED[loss]
     with torch.no_grad():
         apgd.ascend(hunt, function, y, eps, norm, 100, Streams(range(len(x)), "test"))
     left = torch.zeros(len(x), dtype=torch.bool)

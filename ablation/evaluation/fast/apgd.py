@@ -7,7 +7,7 @@ and then at intervals shorter by 3% down to 6%.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -216,17 +216,31 @@ def _warn_of_zeros(grad: Tensor) -> None:
         )
 
 
+def _on_ce(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    del target
+    return cross_entropy(z, y)
+
+
+def _on_dlr(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    del target
+    return dlr(z, y)
+
+
+UNTARGETED: Mapping[str, Loss] = {"ce": _on_ce, "dlr": _on_dlr}
+
+
 @dataclass(frozen=True)
-class FastApgdCe(FastAttack):
-    """Ascend cross-entropy with APGD; as ``ApgdCe``.
+class _Untargeted(FastAttack):
+    """Ascend a loss of the label with APGD.
 
     Args:
         n_iter: gradient steps per restart.
         restarts: uniform starts scaled to the surface of the ball.
     """
 
-    kind: ClassVar[str] = "fast_apgd_ce"
     family: ClassVar[Family] = "adaptive steps"
+    loss: ClassVar[str]
+    """Its name in ``UNTARGETED``."""
 
     n_iter: int = 100
     restarts: int = 1
@@ -238,37 +252,28 @@ class FastApgdCe(FastAttack):
     def _hunt(self, hunt: Hunt, eps: float, norm: Norm, streams: Streams) -> None:
         for _ in range(self.restarts):
             if len(hunt.left):
-                ascend(hunt, _on_ce, hunt.y, eps, norm, self.n_iter, streams)
+                ascend(hunt, UNTARGETED[self.loss], hunt.y, eps, norm, self.n_iter, streams)
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
         """State the settings; see ``Attack``."""
         del eps, classes
-        return self._facts(**APGD, steps=self.n_iter, restarts=self.restarts, loss="ce")
+        return self._facts(**APGD, steps=self.n_iter, restarts=self.restarts, loss=self.loss)
 
 
 @dataclass(frozen=True)
-class FastApgdDlr(FastAttack):
-    """Ascend the untargeted DLR loss with APGD; as ``ApgdDlr``.
+class FastApgdCe(_Untargeted):
+    """Ascend cross-entropy with APGD; as ``ApgdCe``."""
 
-    Args:
-        n_iter: gradient steps per restart.
-        restarts: uniform starts scaled to the surface of the ball.
-    """
+    kind: ClassVar[str] = "fast_apgd_ce"
+    loss: ClassVar[str] = "ce"
+
+
+@dataclass(frozen=True)
+class FastApgdDlr(_Untargeted):
+    """Ascend the untargeted DLR loss with APGD; as ``ApgdDlr``."""
 
     kind: ClassVar[str] = "fast_apgd_dlr"
-    family: ClassVar[Family] = "adaptive steps"
-
-    n_iter: int = 100
-    restarts: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(n_iter=self.n_iter, restarts=self.restarts)
-
-    def _hunt(self, hunt: Hunt, eps: float, norm: Norm, streams: Streams) -> None:
-        for _ in range(self.restarts):
-            if len(hunt.left):
-                ascend(hunt, _on_dlr, hunt.y, eps, norm, self.n_iter, streams)
+    loss: ClassVar[str] = "dlr"
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
         """State the settings; see ``Attack``.
@@ -277,7 +282,7 @@ class FastApgdDlr(FastAttack):
             InputError: fewer than three classes.
         """
         ApgdDlr().describe(eps, classes)  # which refuses too few
-        return self._facts(**APGD, steps=self.n_iter, restarts=self.restarts, loss="dlr")
+        return super().describe(eps, classes)
 
 
 @dataclass(frozen=True)
@@ -314,13 +319,3 @@ class FastApgdT(FastAttack):
         return self._facts(
             **APGD, steps=self.n_iter, restarts=1, loss="dlr_targeted", targets=targets
         )
-
-
-def _on_ce(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    del target
-    return cross_entropy(z, y)
-
-
-def _on_dlr(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    del target
-    return dlr(z, y)
