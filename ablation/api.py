@@ -33,7 +33,7 @@ from ablation.config import validation
 from ablation.config.compose import to_plain
 from ablation.config.evaluations import checkpoints, chosen_weights
 from ablation.config.experiment import CheckpointName, Config, Weights
-from ablation.config.folders import has_file, read_saved_config, register_components
+from ablation.config.folders import has_file, read_saved_config
 from ablation.config.overrides import letting_in
 from ablation.config.surroundings import check
 from ablation.errors import DONE, INTERRUPTED, ConfigError, InputError, InterruptedRunError
@@ -175,7 +175,6 @@ def train(overrides: Sequence[str] = ()) -> LoadedRun:
         InterruptedRunError: a signal stopped it; the same call goes on.
         InputError: it failed; the message says why.
     """
-    register_components()
     if problems := cli.preflight("config", overrides, check):
         raise ConfigError(problems)
     with cli.searching(None):

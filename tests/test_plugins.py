@@ -28,7 +28,7 @@ from ablation.sweeps.planning import Planner
 from ablation.sweeps.request import open_table
 from ablation.testing import check_data
 from tests.support.configs import compose_config
-from tests.support.plugins import Installer, forget
+from tests.support.plugins import Installer, forget, installing
 
 PARTS = """
 from dataclasses import dataclass
@@ -99,10 +99,8 @@ per_gpu: 1
 
 @pytest.fixture
 def install(tmp_path, monkeypatch) -> Iterator[Installer]:
-    installer = Installer(tmp_path, monkeypatch)
-    yield installer
-    installer.close()
-    forget()
+    with installing(tmp_path, monkeypatch) as installer:
+        yield installer
 
 
 @pytest.fixture(autouse=True)

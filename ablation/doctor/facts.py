@@ -14,6 +14,7 @@ from ablation.doctor.clock import Step, typical
 from ablation.doctor.lines import Figure, Line, measured
 from ablation.doctor.setting import Kind, Setting, arithmetic
 from ablation.runs.provenance import git_state, versions
+from ablation.sweeps.pool import cores
 
 PEAK = "peak {}, TFLOP/s"
 """Name of the fact that a share of the peak is taken of, by precision."""
@@ -63,11 +64,6 @@ def processor() -> str:
     lines = CPUINFO.read_text("utf-8").splitlines() if CPUINFO.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or "unknown"
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def examine(setting: Setting) -> Iterator[Line]:

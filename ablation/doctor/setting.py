@@ -222,9 +222,6 @@ class Trainee:
         rows = len(batch.y) if compiled else None
         self._folded = Folded(self.net, rows) if folded else None
         if rows is not None:
-            import torch._functorch.config as functorch
-
-            functorch.donated_buffer = False  # as the engine says
             compile_passes(self.net.body, rows, training=True)
         self._precision = precision_context(kind, device)
         self._memories = Memories(

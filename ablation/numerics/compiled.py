@@ -22,6 +22,9 @@ def compile_passes(module: nn.Module, rows: int, *, training: bool) -> None:
         rows: N of a whole batch.
         training: in training mode, else in evaluation mode.
     """
+    import torch._functorch.config as functorch
+
+    functorch.donated_buffer = False  # a Taylor margin goes back through a pass twice
     # The compiler asks a point that is searched for its gradient, to guard on there being none.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     eager: Callable[[torch.Tensor], Any] = module._call_impl

@@ -40,6 +40,11 @@ LAST_LINES = 8
 Environment = Mapping[str, str]
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def slots(
     jobs: int | None,
     gpus: Sequence[int | str] | str | None,
@@ -86,11 +91,10 @@ def slots(
             f"{len(devices)} places on GPUs; more jobs can share one: "
             f"hydra.launcher.per_gpu={-(-jobs // (len(devices) // per_gpu)) if jobs else 1}"
         )
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    count = jobs or len(devices) or max(1, cores // 2)
+    count = jobs or len(devices) or max(1, cores() // 2)
     shared: dict[str, str] = {}
     if count > 1 and "OMP_NUM_THREADS" not in os.environ:
-        shared["OMP_NUM_THREADS"] = str(max(1, cores // count))
+        shared["OMP_NUM_THREADS"] = str(max(1, cores() // count))
     if not devices:
         return [shared] * count
     return [{**shared, "CUDA_VISIBLE_DEVICES": device} for device in devices[:count]]

@@ -287,9 +287,6 @@ class Engine:
         """Compile the network if that is asked for; its rows, for the copies to search on."""
         if not self.recipe.compile:
             return None
-        import torch._functorch.config as functorch
-
-        functorch.donated_buffer = False  # a Taylor margin goes back through a pass twice
         rows = math.ceil(self.loader.batch_size / self._micro_batches.number)
         compile_passes(self.net.body, rows, training=True)
         return rows

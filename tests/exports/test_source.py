@@ -29,7 +29,7 @@ from ablation.models import (
 )
 from ablation.runs.state_dicts import encode
 from tests.support.configs import compose_config
-from tests.support.plugins import Installer, forget
+from tests.support.plugins import Installer, installing
 
 MODELS = sorted({path.stem for path in (conf_dir() / "model").glob("*.yaml")} - {"torch_module"})
 NARROW = {"mlp": 8, "wrn34_10": 1, "wrn34_10_emr": 1}
@@ -183,11 +183,8 @@ class Wide:
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    installer = Installer(tmp_path / "site", monkeypatch)
-    installer._place.mkdir()
-    yield installer
-    installer.close()
-    forget()
+    with installing(tmp_path / "site", monkeypatch) as installer:
+        yield installer
 
 
 def of_plugin(install: Installer, files: dict[str, str]) -> Architecture:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ class Installer:
     def _owns(self, name: str) -> bool:
         path = Path(str(sys.modules[name].__file__))
         return path.is_relative_to(self._place) or path.is_relative_to(EXAMPLE)
+
+
+@contextmanager
+def installing(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installer]:
+    """Plug-ins in a folder for a while; then nobody remembers them."""
+    place.mkdir(exist_ok=True)
+    installer = Installer(place, monkeypatch)
+    yield installer
+    installer.close()
+    forget()
 
 
 def forget() -> None:
