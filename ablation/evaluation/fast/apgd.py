@@ -238,7 +238,6 @@ class _Untargeted(FastAttack):
         restarts: uniform starts scaled to the surface of the ball.
     """
 
-    family: ClassVar[Family] = "adaptive steps"
     loss: ClassVar[str]
     """Its name in ``UNTARGETED``."""
 
@@ -265,6 +264,7 @@ class FastApgdCe(_Untargeted):
     """Ascend cross-entropy with APGD; as ``ApgdCe``."""
 
     kind: ClassVar[str] = "fast_apgd_ce"
+    family: ClassVar[Family] = "adaptive steps"
     loss: ClassVar[str] = "ce"
 
 
@@ -273,6 +273,7 @@ class FastApgdDlr(_Untargeted):
     """Ascend the untargeted DLR loss with APGD; as ``ApgdDlr``."""
 
     kind: ClassVar[str] = "fast_apgd_dlr"
+    family: ClassVar[Family] = "adaptive steps"
     loss: ClassVar[str] = "dlr"
 
     def describe(self, eps: float, classes: int) -> dict[str, Any]:
