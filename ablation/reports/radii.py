@@ -27,6 +27,9 @@ BINS = 50
 PRINTED = (0.015, 0.06)
 """Range of the paper's figures, where all radii lie in it: in pixels in [0, 1]."""
 
+BULK = (0.005, 0.995)
+"""Quantiles that bound the axis where the few images beyond would take more than half of it."""
+
 
 @dataclass(frozen=True)
 class Radii:
@@ -47,15 +50,17 @@ class Radii:
         """Those of all runs."""
         return np.concatenate(self.runs)
 
-    def told(self) -> tuple[str, str]:
-        """Mean, least and largest of all runs; and the share below eps."""
+    def told(self, edges: Array) -> list[str]:
+        """Mean, least and largest of all runs; the share below eps; that beyond the edges."""
         every = self.pooled
         below = 100 * np.mean(every < every.dtype.type(self.eps))
         runs = f", {len(self.runs)} runs" if len(self.runs) > 1 else ""
-        return (
+        beyond = 100 * np.mean((every < edges[0]) | (every > edges[-1]))
+        return [
             f"mean {every.mean():.4f} ({every.min():.4f} to {every.max():.4f})",
             f"{below:.1f}% below {self.eps:.4f}{runs}",
-        )
+            *([f"{beyond:.2g}% beyond the axis"] if beyond else []),
+        ]
 
 
 def radii_of(comparison: Comparison, strict: bool = False) -> list[Radii]:
@@ -94,8 +99,8 @@ def radius_histogram(comparison: Comparison, radii: Sequence[Radii]) -> Figure |
 
     columns, width = (1, 60) if len(radii) == 1 else (2, 27)
     rows = -(-len(radii) // columns)
-    titles = [[*textwrap.wrap(each.title, width), *each.told()] for each in radii]
     edges = _edges([each.pooled for each in radii])
+    titles = [[*textwrap.wrap(each.title, width), *each.told(edges)] for each in radii]
     lines = [max(map(len, titles[at : at + columns])) for at in range(0, len(titles), columns)]
     height = 0.9 + max(1.5, sum(PANEL_HEIGHT + LINE_HEIGHT * count for count in lines))
     with new_figure(comparison, height) as figure:
@@ -116,9 +121,13 @@ def radius_histogram(comparison: Comparison, radii: Sequence[Radii]) -> Figure |
 
 
 def _edges(every: Sequence[Array]) -> Array:
-    """Edges of the bins: the paper's where they hold all radii."""
+    """Edges of the bins: over all radii or their bulk, or the paper's where those hold them."""
     low = float(min(each.min() for each in every))
     high = float(max(each.max() for each in every))
+    bulk = np.array([np.quantile(each, BULK) for each in every])
+    inner = float(bulk[:, 0].min()), float(bulk[:, 1].max())
+    if 0 < inner[1] - inner[0] < (high - low) / 2:
+        low, high = inner
     if PRINTED[0] <= low and high <= PRINTED[1]:
         low, high = PRINTED
     elif low == high:

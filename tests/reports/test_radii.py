@@ -144,6 +144,17 @@ def test_other_radii_have_bins_over_their_range_and_panels_share_them():
     assert [axes.lines[0].get_xdata()[0] for axes in figure.axes] == [EPS, 0.1]
 
 
+def test_a_few_far_images_do_not_stretch_the_axis_and_are_told():
+    far = np.append(spread(0.0, 0.03, n=999), np.float32(0.13))
+    panels = drawn(Radii("a", EPS, (far,)), Radii("b", EPS, (spread(0.02, 0.05),))).axes
+    edges = bars(panels[0])[1]
+    assert edges[0] == pytest.approx(np.quantile(far, 0.005))
+    assert edges[-1] == pytest.approx(np.quantile(spread(0.02, 0.05), 0.995))
+    assert bars(panels[0])[0].sum() == np.sum((far >= edges[0]) & (far <= edges[-1])) < 1000
+    assert panels[0].get_title().endswith("0.6% beyond the axis")
+    assert panels[1].get_title().endswith("0.5% beyond the axis")
+
+
 def test_of_several_runs_the_mean_is_filled_and_each_is_a_line():
     one, other = spread(0.02, 0.03), spread(0.03, 0.05)
     (axes,) = drawn(Radii("a", EPS, (one, other))).axes
@@ -160,7 +171,7 @@ def test_equal_radii_are_drawn(value, tmp_path):
     radii = Radii("a", EPS, (np.full(7, value, dtype=np.float32),))
     figure = drawn(radii)
     assert bars(figure.axes[0])[0].sum() == 7
-    assert "0.0% below" in radii.told()[1] or value == 0
+    assert "0.0% below" in radii.told(bars(figure.axes[0])[1])[1] or value == 0
     assert all(path.stat().st_size > 1000 for path in save(figure, tmp_path / "f"))
 
 
@@ -195,5 +206,6 @@ def test_without_radii_there_is_no_figure():
 
 def test_share_and_mean_are_those_of_all_runs():
     radii = Radii("a", 0.031, (np.array([0.031, 0.02], np.float32), np.array([0.04], np.float32)))
-    assert radii.told() == ("mean 0.0303 (0.0200 to 0.0400)", "33.3% below 0.0310, 2 runs")
+    told = radii.told(np.array(PRINTED))
+    assert told == ["mean 0.0303 (0.0200 to 0.0400)", "33.3% below 0.0310, 2 runs"]
     assert math.isclose(float(radii.pooled.mean()), 0.091 / 3, rel_tol=1e-6)
