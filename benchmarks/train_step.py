@@ -39,6 +39,7 @@ from ablation.doctor.reference import (
 from ablation.doctor.setting import cosine
 from ablation.models import Net, ResNet, build_model
 from ablation.models.folding import Folded
+from ablation.numerics.compiled import compile_passes
 from ablation.numerics.modes import BatchNormReplay
 from ablation.numerics.precision import precision_context
 from ablation.random import generator
@@ -143,11 +144,12 @@ def make_steps(
     net, opt = build(device, channels_last=True, lr=lr, fused=True)
     hand_net, hand_opt = build(device, channels_last=True, lr=lr, fused=True)
     fast = Batch(batch.x.contiguous(memory_format=torch.channels_last), batch.y, batch.index)
-    if compiled:
-        net.body.compile()
-        hand_net.body.compile()
-    composed, clock, folded = method(name), Clock(0, 0), Folded(net)
-    hand_folded = Folded(hand_net)
+    rows = len(batch.y) if compiled else None
+    if rows is not None:
+        compile_passes(net.body, rows, training=True)
+        compile_passes(hand_net.body, rows, training=True)
+    composed, clock, folded = method(name), Clock(0, 0), Folded(net, rows)
+    hand_folded = Folded(hand_net, rows)
     net.train()
     hand_net.train()
     return {
