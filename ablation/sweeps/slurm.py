@@ -123,12 +123,21 @@ def check_shared(per_gpu: int, settings: Mapping[str, Any]) -> None:
     """Check how many runs share a job's GPU.
 
     Raises:
-        InputError: no number, or the job gets no GPU.
+        InputError: no number, or the job does not get one GPU.
     """
     check_per_gpu(per_gpu)
-    if per_gpu > 1 and device_of(settings) == "cpu":
+    if per_gpu == 1:
+        return
+    if device_of(settings) == "cpu":
         raise InputError(
             f"hydra.launcher.per_gpu={per_gpu}: jobs get no GPU; set hydra.launcher.gpus_per_node=1"
+        )
+    count = settings.get("gpus_per_node")
+    if isinstance(count, int) and count > 1:
+        raise InputError(
+            f"hydra.launcher.per_gpu={per_gpu}: a job's runs share one GPU, and it asks for {count} "
+            "(hydra.launcher.gpus_per_node, which is runtime.devices unless it is set); set one of "
+            "the two to 1"
         )
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -199,10 +199,12 @@ class EpochSums:
         """Add one step's values in the order of ``keys``."""
         self.total += values
 
-    def of(self, group: Group) -> dict[str, float]:
-        """Fetch the sums of a group by name."""
-        totals = zip(self.keys, self.total.tolist(), strict=True)
-        return {name: total for (own, name), total in totals if own == group}
+    def fetch(self) -> dict[Group, dict[str, float]]:
+        """The sums by group and name; a device is read once."""
+        found: dict[Group, dict[str, float]] = {group: {} for group in get_args(Group)}
+        for (group, name), total in zip(self.keys, self.total.tolist(), strict=True):
+            found[group][name] = total
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return keys and sums, for a checkpoint."""
@@ -437,7 +439,7 @@ class Engine:
                 self._interrupt()
         self._select(row)
         steps = self.position.step_in_epoch - first
-        images = steps * self._sums.of("step")["images"] / self.position.step_in_epoch
+        images = steps * self._sums.fetch()["step"]["images"] / self.position.step_in_epoch
         row["seconds"] = round(time.perf_counter() - started, 3)
         row["images_per_second"] = round(images / trained, 1)
         self._store.log(row)
@@ -456,8 +458,8 @@ class Engine:
     def _row(self) -> dict[str, Any]:
         """Average over the epoch: losses per step, accuracies in percent of its images."""
         assert self._sums is not None  # noqa: S101
-        sums, steps = self._sums, self.position.step_in_epoch
-        totals = sums.of("step")
+        sums, steps = self._sums.fetch(), self.position.step_in_epoch
+        totals = sums["step"]
         row: dict[str, Any] = {
             "epoch": self._total_epoch,
             "phase": self._phase.name,
@@ -467,10 +469,10 @@ class Engine:
             "grad_norm": totals["gradient"] / steps,
         }
         columns = {"nat": "train_clean", "adv": "train_robust"}
-        row |= {f"loss_{name}": total / steps for name, total in sums.of("term").items()}
-        for view, total in sums.of("correct").items():
+        row |= {f"loss_{name}": total / steps for name, total in sums["term"].items()}
+        for view, total in sums["correct"].items():
             row[columns[view]] = 100 * total / totals["images"]
-        row |= {name: total / steps for name, total in sums.of("craft").items()}
+        row |= {name: total / steps for name, total in sums["craft"].items()}
         if "clipped" in totals:
             row["clipped"] = totals["clipped"] / steps
         return row | self._record.row()

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ablation.config.folders import conf_dir, register_components
+from ablation.errors import InputError
 from ablation.runs.directory import Run
 from ablation.sweeps import slurm
 from ablation.sweeps.launchers import register_launchers
@@ -104,6 +105,20 @@ def test_a_job_that_has_ended_is_forgotten(runs, queue):
 )
 def test_jobs_get_a_gpu_where_one_is_asked_for(settings, device):
     assert slurm.device_of(settings) == device
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gpus_per_node": 0}, "jobs get no GPU; set hydra.launcher.gpus_per_node=1"),
+        ({"gpus_per_node": 4}, "share one GPU, and it asks for 4 .* runtime.devices"),
+    ],
+)
+def test_runs_that_share_a_gpu_are_refused_where_a_job_has_none_or_several(settings, message):
+    with pytest.raises(InputError, match=f"per_gpu=2: .*{message}"):
+        slurm.check_shared(2, settings)
+    slurm.check_shared(1, settings)
+    slurm.check_shared(2, {"gpus_per_node": 1})
 
 
 @pytest.mark.extra

@@ -422,11 +422,11 @@ def test_a_term_may_be_called_like_a_column_of_the_step():
     keys += [("step", "images"), ("correct", "nat"), ("craft", "adv_found")]
     sums = EpochSums(keys, torch.device("cpu"))
     sums.add(torch.arange(9.0, dtype=torch.float64))
-    assert sums.of("term") == {name: float(i) for i, name in enumerate(names)}
-    assert (sums.of("step"), sums.of("correct")) == ({"images": 6.0}, {"nat": 7.0})
+    assert sums.fetch()["term"] == {name: float(i) for i, name in enumerate(names)}
+    assert (sums.fetch()["step"], sums.fetch()["correct"]) == ({"images": 6.0}, {"nat": 7.0})
     again = EpochSums.restored(sums.state_dict(), torch.device("cpu"))
     assert again.keys == sums.keys
-    assert again.of("craft") == {"adv_found": 8.0}
+    assert again.fetch()["craft"] == {"adv_found": 8.0}
 
 
 def test_sums_of_an_older_checkpoint_are_read():
@@ -434,10 +434,10 @@ def test_sums_of_an_older_checkpoint_are_read():
     names += ["boosted_ce", "correct", "craft"]  # terms, all three
     state = {"names": names, "total": torch.arange(10.0, dtype=torch.float64)}
     sums = EpochSums.restored(state, torch.device("cpu"))
-    assert sums.of("term") == {"ce": 0, "boosted_ce": 7, "correct": 8, "craft": 9}
-    assert sums.of("step") == {"gradient": 1, "loss": 2, "images": 4, "clipped": 6}
-    assert sums.of("correct") == {"nat": 3}
-    assert sums.of("craft") == {"boundary_found": 5}
+    assert sums.fetch()["term"] == {"ce": 0, "boosted_ce": 7, "correct": 8, "craft": 9}
+    assert sums.fetch()["step"] == {"gradient": 1, "loss": 2, "images": 4, "clipped": 6}
+    assert sums.fetch()["correct"] == {"nat": 3}
+    assert sums.fetch()["craft"] == {"boundary_found": 5}
 
 
 def test_radii_of_an_individual_budget_and_what_crafters_record_are_logged():
