@@ -136,8 +136,8 @@ def check_shared(per_gpu: int, settings: Mapping[str, Any]) -> None:
     if isinstance(count, int) and count > 1:
         raise InputError(
             f"hydra.launcher.per_gpu={per_gpu}: a job's runs share one GPU, and it asks for "
-            f"{count} (hydra.launcher.gpus_per_node, which is runtime.devices unless it is set); set one of "
-            "the two to 1"
+            f"{count} (hydra.launcher.gpus_per_node, which is runtime.devices unless it is set); "
+            "set one of the two to 1"
         )
 
 
