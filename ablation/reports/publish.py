@@ -143,16 +143,11 @@ UNDRAWN: Mapping[str, str] = {
     "transfer_matrix": (
         "no run was attacked by another's examples (ablation-evaluate run=... attack_from=...)"
     ),
-    "margin_quantiles": (
-        "no run measured margins (monitor.enabled=true), or only runs at chance level"
-    ),
-    "effective_margins": (
-        "no run measured them over epochs (monitor.effective_margin=true), or only runs at chance "
-        "level"
-    ),
+    "margin_quantiles": "no run measured margins (monitor.enabled=true)",
+    "effective_margins": "no run measured them over epochs (monitor.effective_margin=true)",
     "radius_histogram": "no run recorded a radius of each image in training",
 }
-"""Why a plot is left out, by its file's name."""
+"""Why a plot is left out, by its file's name; of runs that have not collapsed."""
 
 
 def _draw(
@@ -191,9 +186,8 @@ def _draw(
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
         if figure is not None:
             written += save(figure, folder / name)
-    return written, [
-        f"{name}: {UNDRAWN[name]}" for name, figure in figures.items() if figure is None
-    ]
+    undrawn = [f"{name}: {UNDRAWN[name]}" for name, figure in figures.items() if figure is None]
+    return written, [*_collapsed_rows(comparison), *undrawn]
 
 
 def _histories(comparison: Comparison) -> list[History]:
@@ -218,6 +212,16 @@ def _histories(comparison: Comparison) -> list[History]:
         runs = tuple(metrics(path) for path in row.runs if path not in collapsed)
         histories.append(History(title, runs, len(collapsed)))
     return histories
+
+
+def _collapsed_rows(comparison: Comparison) -> list[str]:
+    """Name the rows that have runs at chance level, which no plot shows: one line, or none."""
+    found = []
+    for row in comparison.rows:
+        counts = [cell.absent.get("collapsed", 0) for cell in row.cells.values()]
+        if count := max(counts, default=0):
+            found.append(f"{row.label} ({count})")
+    return [f"runs at chance level (collapsed): {', '.join(found)}"] if found else []
 
 
 def _collapsed_runs(row: Row) -> set[Path]:

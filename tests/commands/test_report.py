@@ -76,6 +76,18 @@ def test_a_table_is_printed_and_written(go, runs, tmp_path, capsys):
     assert (tmp_path / "out/demo/clean_against_robust.png").stat().st_size > 1000
 
 
+def test_collapsed_runs_are_named_among_what_is_not_drawn(go, runs, tmp_path, capsys):
+    arguments = ("table=demo", f"runs_dir={runs}", f"out={tmp_path}/out")
+    assert go(*arguments) == DONE
+    assert "not drawn: runs at chance level" not in capsys.readouterr().out
+    folders.register_components()
+    with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
+        for job in Planner(open_table("demo"), [f"++runs_dir={runs}"], ["mart"]).plan().jobs:
+            fake_run(job.config, {"clean": 10, "apgd_ce": 10})
+    assert go(*arguments) == DONE
+    assert "not drawn: runs at chance level (collapsed): MART (3)\n" in capsys.readouterr().out
+
+
 def test_margins_over_epochs_are_drawn_where_runs_have_them(go, runs, tmp_path, capsys):
     def curves() -> set[str]:
         folder = tmp_path / "out/demo"
