@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
     from ablation.reports import examples, statistics
     from ablation.reports import text_tables as render
     from ablation.reports.latex import latex
-    from ablation.reports.transfer import csv, matrices
+    from ablation.reports.transfer import csv as matrix_csv
+    from ablation.reports.transfer import matrices
 
     pairs = statistics.contrasts(comparison, config.against) if config.against else ()
     compared = _compared(comparison, config)
@@ -69,12 +71,16 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
         "table.tex": latex(comparison, config.strict, pairs),
     }
     if transferred:
-        texts["transfer_matrix.csv"] = csv(transferred)
+        texts["transfer_matrix.csv"] = matrix_csv(transferred)
     if compared is not None:
         say(examples.told(compared))
         texts["examples.csv"] = examples.as_csv(compared)
+    if _would_lose(comparison, folder / "table.csv"):
+        say(f"not written: no number here, and {folder} has a table with numbers; set out=<folder>")
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        earlier = {path.name for path in folder.iterdir() if path.is_file()}
         (folder / "transfer_matrix.csv").unlink(missing_ok=True)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
@@ -90,10 +96,23 @@ def publish(comparison: Comparison, config: ReportConfig) -> None:
         ) from error
     written = [*texts, *(path.name for path in images)]
     say(f"written to {folder}: {', '.join(written)}")
+    if gone := sorted(name for name in earlier if not (folder / name).exists()):
+        say(f"removed there, of an earlier report: {', '.join(gone)}")
     for reason in left_out:
         say(f"not drawn: {reason}")
     pictures = {path.name: path for path in images if path.suffix == ".png"}
     _mirror(comparison, config, folder, pictures)
+
+
+def _would_lose(comparison: Comparison, file: Path) -> bool:
+    """Tell whether a table without any number would replace one that has some."""
+    if any(cell.samples for row in comparison.rows for cell in row.cells.values()):
+        return False
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            return any(line.get("mean") for line in csv.DictReader(lines))
+    except OSError:
+        return False
 
 
 def _compared(comparison: Comparison, config: ReportConfig) -> Examples | None:

@@ -19,8 +19,6 @@ PLACES = {
     "CHANGELOG.md": "changelog.md",
     "multirun_sweeps/README.md": "table-files.md",
     "benchmarks/README.md": "benchmarks.md",
-    "results/emr_table1/table.md": "results/emr_table1.md",
-    "results/ten_epochs/emr_table1/table.md": "results/emr_table1_ten_epochs.md",
     "examples/demo.ipynb": "demo.ipynb",
     "examples/wandb_sweep.yaml": "wandb_sweep.yaml",
     "CITATION.cff": "CITATION.cff",

@@ -76,6 +76,27 @@ def test_a_table_is_printed_and_written(go, runs, tmp_path, capsys):
     assert (tmp_path / "out/demo/clean_against_robust.png").stat().st_size > 1000
 
 
+def test_a_table_without_numbers_does_not_replace_one_that_has_some(go, runs, tmp_path, capsys):
+    place = f"out={tmp_path}/out"
+    assert go("table=demo", f"runs_dir={runs}", place, "against=at") == DONE
+    capsys.readouterr()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out/demo").iterdir()}
+    assert go("table=demo", f"runs_dir={tmp_path}/none", place) == DONE
+    assert "not written: no number here, and " in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out/demo").iterdir()} == before
+    assert go("table=demo", f"runs_dir={tmp_path}/none", f"out={tmp_path}/new") == DONE
+    assert (tmp_path / "new/demo/table.csv").exists()
+
+
+def test_what_an_earlier_report_drew_is_removed_with_a_word(go, runs, tmp_path, capsys):
+    arguments = ("table=demo", f"runs_dir={runs}", f"out={tmp_path}/out")
+    assert go(*arguments) == DONE
+    (tmp_path / "out/demo/broken_by.png").touch()
+    assert "removed there" not in capsys.readouterr().out
+    assert go(*arguments) == DONE
+    assert "removed there, of an earlier report: broken_by.png\n" in capsys.readouterr().out
+
+
 def test_collapsed_runs_are_named_among_what_is_not_drawn(go, runs, tmp_path, capsys):
     arguments = ("table=demo", f"runs_dir={runs}", f"out={tmp_path}/out")
     assert go(*arguments) == DONE
