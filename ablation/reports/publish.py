@@ -15,6 +15,7 @@ from ablation.runs.tracking import TrackingConfig
 from ablation.sweeps.tables import Extra
 
 if TYPE_CHECKING:
+    from ablation.reports.class_ranks import Ranks
     from ablation.reports.comparison import Comparison, Row
     from ablation.reports.curves import History
     from ablation.reports.examples import Examples
@@ -178,7 +179,7 @@ def _draw(
 
     robust = plots.choose_robust_metric(comparison)
     histories = _histories(comparison)
-    ranks = class_ranks.class_ranks(comparison, config.against) if config.against else []
+    ranks = ranks_of(comparison, config.against) if config.against else []
     for each in ranks:
         say(each.told())
     figures = {
@@ -207,6 +208,19 @@ def _draw(
             written += save(figure, folder / name)
     undrawn = [f"{name}: {UNDRAWN[name]}" for name, figure in figures.items() if figure is None]
     return written, [*_collapsed_rows(comparison), *undrawn]
+
+
+def ranks_of(comparison: Comparison, against: str) -> list[Ranks]:
+    """Classes ranked by the networks of a row, if those were trained without attacks."""
+    from ablation.reports import class_ranks, records
+    from ablation.reports.statistics import row_of
+    from ablation.runs.directory import Run
+
+    runs = [path for path in row_of(comparison.rows, against).runs if path.is_dir()]
+    configs = (records.saved_config(Run.at(path)) for path in runs)
+    if any(records.value_at(config, "method.crafters") for config in configs):
+        return []
+    return class_ranks.class_ranks(comparison, against)
 
 
 def _histories(comparison: Comparison) -> list[History]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from ablation.reports.class_ranks import BEYOND, class_ranks, figure, position
 from ablation.reports.comparison import Cell, Comparison, Row, Sample
+from ablation.reports.publish import ranks_of
 
 
 @pytest.mark.parametrize(("label", "became", "place"), [(0, 2, 2), (0, 1, 3), (0, 3, 4), (1, 0, 2)])
@@ -51,6 +53,16 @@ def table(tmp_path: Path) -> Comparison:
         row("elsewhere", data="mnist", pgd20={"seed=0": attacked}),
     )
     return Comparison("x", "X", ("clean", "pgd20"), rows)
+
+
+@pytest.mark.parametrize(("crafters", "ranked"), [("{}", 1), ("{adv: {steps: 10}}", 0)])
+def test_only_networks_that_were_trained_without_attacks_rank(table, tmp_path, crafters, ranked):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"method: {{name: mine, crafters: {crafters}}}\n")
+    natural = replace(table.rows[0], runs=(folder, tmp_path / "never started"))
+    rows = replace(table, rows=(natural, *table.rows[1:]))
+    assert len(ranks_of(rows, "natural")) == ranked
 
 
 def test_rows_are_ranked_by_the_runs_of_the_same_seed(table):
