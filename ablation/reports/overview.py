@@ -25,17 +25,20 @@ from ablation.sweeps.tables import Table, table_names
 from ablation.text import one_line, summary_table
 
 HEADER = (
-    *("table", "runs", "shared", "done", "failed", "other", "hours here", "hours H100", "disk"),
+    *("table", "runs", "shared", "done", "failed", "other", "time here", "on an H100", "disk"),
     "title",
 )
 NOTES = (
     "shared: runs that another table needs, too; the total counts them once. other: runs launched "
     "for the table with other settings (ablation-report table=<name> names them)",
-    "Hours and disk are of the runs that are not done, and estimates:",
+    "Times and disk are of the runs that are not done, and estimates:",
     "here: measured on runs of equal cost, else passes through the network times a short probe of "
-    "it on this machine ({devices}), right to about a factor of two",
+    "it on this machine ({devices}), right to about a factor of two if it is idle",
     f"{ASSUMED}, right to about a factor of three",
 )
+
+UNITS = {"years": 24 * 365.25, "days": 24.0, "h": 1.0}
+"""Of estimated times, in hours, the largest first; one is used from two of it on."""
 
 
 @dataclass(frozen=True)
@@ -214,10 +217,14 @@ def _row(
     )
     needed = round(sum(need.share for need in needs))
     counts = (needed, shared, states["done"], states["failed"], other)
-    return (name, *map(str, counts), _hours(here), _hours(h100), size(disk) if left else "-", title)
+    return (name, *map(str, counts), _time(here), _time(h100), size(disk) if left else "-", title)
 
 
-def _hours(seconds: float) -> str:
-    """To two digits: an estimate has no more."""
-    rounded = float(f"{seconds / 3600:.2g}")
-    return f"{rounded:g}" if rounded < 10 else f"{rounded:.0f}"
+def _time(seconds: float) -> str:
+    """In a unit that a person can picture, to two digits: an estimate has no more."""
+    hours = seconds / 3600
+    count, unit = next(
+        (hours / size, unit) for unit, size in UNITS.items() if hours >= 2 * size or unit == "h"
+    )
+    rounded = float(f"{count:.2g}")
+    return f"{rounded:g} {unit}" if rounded < 10 else f"{rounded:.0f} {unit}"

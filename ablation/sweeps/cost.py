@@ -1,8 +1,8 @@
 """Estimate time and disk space of jobs before the first of them starts.
 
 Seconds come from comparable runs on disk where there are any, else from the number of passes
-through the network times a short probe of it: right to about a factor of two. Starting processes,
-reading data and what ``torch.compile`` gains are left out.
+through the network times a short probe of it: right to about a factor of two if the machine is
+idle. Starting processes, reading data and what ``torch.compile`` gains are left out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ UNKNOWN_STEPS = 10
 UNKNOWN_EXTENT = Extent(50_000, 10_000, 3, (32, 32), range(10))
 """Of a source that cannot tell before it is loaded: as CIFAR."""
 PROBE_SECONDS = 1.0
-"""Time for the probe of one network, if a single image takes no longer."""
+"""Time for the probe of one network, if single images take no longer."""
+REPEATS = 4
+"""Of each pass of the probe; the quickest counts, for other work on the machine only adds."""
 COSTLESS = (
     *("eps", "eps_text", "step_size", "start_std", "confidence"),
     *("split_seed", "download", "decay"),
@@ -360,9 +362,9 @@ def _probe(config: Config, extent: Extent, device: torch.device, precision: Prec
 
     with setup.numerics(replace(config.runtime, precision=precision)):
         seconds(1)  # starts CUDA, and chooses kernels
-        one = seconds(1)
-        batch = min(config.batch_size, int(PROBE_SECONDS / (2 * TRAIN * one)))
-        return min(seconds(batch) for _ in range(2)) if batch > 1 else one
+        one = min(seconds(1) for _ in range(REPEATS))
+        batch = min(config.batch_size, int(PROBE_SECONDS / (REPEATS * TRAIN * one)))
+        return min(seconds(batch) for _ in range(REPEATS)) if batch > 1 else one
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

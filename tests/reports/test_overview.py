@@ -81,9 +81,9 @@ def test_a_shared_run_counts_once_in_the_total():
     titles = {"here": "Here", "there": "There"}
     text = overview({"here": here, "there": there}, titles, launched, costs, ["cpu"])
     found = rows(text)
-    assert found["here"] == ["3", "1", "1", "1", "1", "4", "2", "6.0 MB", "Here"]
-    assert found["there"] == ["2", "1", "0", "0", "1", "14", "7", "8.0 MB", "There"]
-    assert found["total"] == ["4", "1", "1", "1", "1", "16", "8", "11 MB"]
+    assert found["here"] == ["3", "1", "1", "1", "1", "4 h", "2 h", "6.0 MB", "Here"]
+    assert found["there"] == ["2", "1", "0", "0", "1", "14 h", "7 h", "8.0 MB", "There"]
+    assert found["total"] == ["4", "1", "1", "1", "1", "16 h", "8 h", "11 MB"]
     assert "estimates" in text
     assert "on this machine (cpu)" in text
     assert "assumed, not measured" in text
@@ -96,7 +96,18 @@ def test_seeds_cost_the_same_and_other_settings_do_not():
 
 def test_a_table_that_is_all_done_takes_nothing():
     text = overview({"here": [need(0, "done")]}, {"here": "Here"}, {}, {}, [])
-    assert rows(text)["here"] == ["1", "0", "1", "0", "0", "0", "0", "-", "Here"]
+    assert rows(text)["here"] == ["1", "0", "1", "0", "0", "0 h", "0 h", "-", "Here"]
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [(0.0321, "0.032 h"), (47.4, "47 h"), (48, "2 days"), (290, "12 days"), (17_532, "2 years"),
+     (920_000, "100 years")],
+)  # fmt: skip
+def test_times_have_a_unit_that_can_be_pictured(hours, told):
+    costs = {need().cost: Cost(3600 * hours, 0, 0)}
+    text = overview({"here": [need()]}, {"here": "Here"}, {}, costs, ["cpu"])
+    assert rows(text)["here"][5] == told
 
 
 def test_the_users_own_tables_are_listed_and_a_broken_one_is_named(
@@ -115,7 +126,7 @@ def test_the_users_own_tables_are_listed_and_a_broken_one_is_named(
     out = capsys.readouterr().out
     line = rows(out)["mine"]
     assert (line[:5], line[-1]) == (["2", "0", "0", "0", "1"], "My own")
-    assert float(line[5]) > 0
+    assert float(line[5].removesuffix(" h")) > 0
     assert "left out: broken: broken.yaml: arms: a table needs at least one" in out
 
 
