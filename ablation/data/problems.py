@@ -24,7 +24,7 @@ def require(problems: Sequence[str]) -> None:
 def reason(error: BaseException) -> str:
     """Shorten an exception to the first line of its text, or its name: messages are one line."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .") if lines else type(error).__name__
+    return lines[0].rstrip(" .:") if lines else type(error).__name__
 
 
 def absent(root: Path, names: Sequence[str]) -> list[Path]:

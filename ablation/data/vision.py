@@ -201,8 +201,9 @@ def _torchvision(name: str, root: Path, files: Sequence[str], download: bool) ->
         gone = absent(root, files)
         if gone:
             raise InputError(
-                f"{gone[0]}: {name} could not be downloaded ({reason(error)}); check the network, "
-                f"or put the files there by hand"
+                f"data_dir={root}: no {name} there, and it could not be downloaded "
+                f"({reason(error)}); set data_dir to the folder that holds {gone[0].relative_to(root)},"
+                f" or check the network"
             ) from error
         damaged = _damaged(name, root)
         raise InputError(

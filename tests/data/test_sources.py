@@ -493,8 +493,9 @@ def test_a_failed_download_is_an_input_error(tmp_path, torchvision_sums, monkeyp
     monkeypatch.setenv("no_proxy", "*")
     torchvision_sums("MNIST", {"mirrors": ["http://127.0.0.1:1/"]})
     message = refusal(Mnist(), tmp_path / "new")
-    assert "MNIST could not be downloaded" in message
-    assert "check the network" in message
+    assert message.startswith(f"data_dir={tmp_path / 'new'}: no MNIST there, and it could not be")
+    assert "(Error downloading train-images-idx3-ubyte.gz); set data_dir to the folder" in message
+    assert "that holds MNIST/raw/train-images-idx3-ubyte, or check the network" in message
 
 
 def test_other_bytes_are_no_idx_file(tmp_path):
