@@ -200,10 +200,11 @@ def _torchvision(name: str, root: Path, files: Sequence[str], download: bool) ->
     except Exception as error:  # torchvision, urllib, tarfile, pickle and scipy each have their own
         gone = absent(root, files)
         if gone:
+            wanted = gone[0].relative_to(root)
             raise InputError(
                 f"data_dir={root}: no {name} there, and it could not be downloaded "
-                f"({reason(error)}); set data_dir to the folder that holds {gone[0].relative_to(root)},"
-                f" or check the network"
+                f"({reason(error)}); set data_dir to the folder that holds {wanted}, or check the "
+                f"network"
             ) from error
         damaged = _damaged(name, root)
         raise InputError(
