@@ -18,7 +18,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ablation.config.hydra_node import option_file_problems, reads_other_files, sets_hydra
-from ablation.config.overrides import bare, groups, key_of, letting_in, list_problem, parsed
+from ablation.config.overrides import (
+    bare,
+    groups,
+    key_of,
+    letting_in,
+    list_problem,
+    no_group,
+    parsed,
+)
 from ablation.errors import ConfigError
 from ablation.text import one_line
 
@@ -86,6 +94,8 @@ class Composer:
                 raise ConfigError(lists)
             if sets := [text for text in overrides if sets_hydra(parsed(text))]:
                 raise ConfigError([f"{bare(text)}: {OUTSIDE}" for text in sets])
+            if unknown := [each for text in overrides if (each := no_group(text, self._groups))]:
+                raise ConfigError(unknown)
             if choices not in self._bases:
                 self._bases[choices] = self._base(choices)
             config = copy.deepcopy(self._bases[choices])

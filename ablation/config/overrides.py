@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import lru_cache
 from typing import Any
 
@@ -110,6 +110,9 @@ def sift(
         if override.is_sweep_override() and not multirun:
             problems.append(f"{text}: several values need --multirun (-m)")
             continue
+        if problem := no_group(text, known_groups):
+            problems.append(problem)
+            continue
         if key in known_groups and not override.is_delete():
             if problem := list_problem(text):
                 problems.append(problem)
@@ -123,6 +126,16 @@ def sift(
         else:
             usable.append([f"++{one}" for one in many])
     return problems, usable
+
+
+def no_group(text: str, known: Set[str]) -> str | None:
+    """Why an override that has the form of a choice, ``component/awp=enabled``, is none."""
+    key = key_of(text)
+    if "/" not in key or key in known:
+        return None
+    beside = {name for name in known if name.startswith(key.partition("/")[0] + "/")}
+    near = did_you_mean(key, sorted(beside or {name for name in known if "hydra" not in name}))
+    return f"{bare(text)}: no such group of options; {near}"
 
 
 def list_problem(text: str) -> str | None:

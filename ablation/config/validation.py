@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,6 +83,20 @@ def load(container: Mapping[str, Any]) -> Config:
     return config
 
 
+def _of_no_term(problem: str, values: Mapping[str, Any]) -> str:
+    """Say of a setting of a term that the method lacks which terms it has."""
+    found = re.fullmatch(r"method\.terms\.(\w+)\.term is missing: .*", problem)
+    if found is None:
+        return problem
+    method, name = values["method"], found[1]
+    slots = {key: slot for key, slot in method["terms"].items() if isinstance(slot, Mapping)}
+    own = [key for key, slot in slots.items() if "term" in slot]
+    return (
+        f"method.terms.{name}: method={method.get('name')} has no term {name}, but "
+        f"{', '.join(own) or 'none'}; choose a method that has it, or set method.terms.{name}.term"
+    )
+
+
 def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """Like ``load``, but returns the problems."""
     model = container.get("model")
@@ -97,7 +112,7 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
         values["average"] = None
     config = parser.parse(Config, values, "")
     if not isinstance(config, Config):
-        return None, _once(parser.problems)
+        return None, _once([_of_no_term(text, values) for text in parser.problems])
     problems = [*parser.problems, *broken_rules(config)]
     problems += [
         f"{key}={container[key]}: belongs to a sweep; {remedy}"

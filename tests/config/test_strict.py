@@ -11,10 +11,11 @@ import pytest
 import yaml
 from hydra import initialize_config_dir
 
-from ablation.commands import report
+from ablation.commands import cli, report, train
 from ablation.config import validation
 from ablation.config.command_line import said
-from ablation.config.folders import conf_dir, sweeps_dir
+from ablation.config.compose import Composer
+from ablation.config.folders import conf_dir, register_components, sweeps_dir
 from ablation.errors import ConfigError
 from ablation.jobs import evaluate
 from ablation.sweeps.planning import Planner
@@ -117,6 +118,7 @@ def test_a_target_where_the_class_is_fixed_is_told(name):
         ("++_target_=x", "_target_='x': the class here is always Config"),
         ("++component.awp.enabled=0", "component.awp.enabled=0: no effect"),
         ("++component.awpp.enabled=false", "no such component; did you mean awp?"),
+        ("++method.terms.kl.coef=3", "method.terms.kl: method=at has no term kl, but ce; choose a"),
         ("++phases=[]", "phases=[]: built from the method; remove it"),
         ("++method.roles.robusd=ce", "method.roles.robusd=ce: no component looks for it"),
         ("++scale.keyz=1", "scale.keyz=1: unknown key; did you mean keys?"),
@@ -126,6 +128,31 @@ def test_what_would_be_ignored_is_refused(override, message):
     with pytest.raises(ConfigError, match="problem") as error:
         validation.load(compose_plain("method=at", override))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("component/apw=enabled", "no such group of options; did you mean component/awp?"),
+        ("~component/apw", "no such group of options; did you mean component/awp?"),
+        ("modell/x=y", "no such group of options; did you mean model?"),
+        ("zz/qq=1", "no such group of options; choose from average, component, "),
+    ],
+)
+def test_a_mistyped_group_is_named(override, message):
+    register_components()
+    for arguments in ([override], ["-m", override]):
+        (problem,) = cli.preflight("config", arguments, train.check)
+        assert problem.startswith(f"{override}: {message}")
+        assert "hydra" not in problem
+
+
+def test_a_mistyped_group_of_a_table_is_named():
+    with (
+        initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())),
+        pytest.raises(ConfigError, match=r"component/apw=enabled: .* did you mean component/awp\?"),
+    ):
+        Composer().plain(["component/apw=enabled"])
 
 
 def test_the_fixed_class_may_be_named():
