@@ -48,6 +48,9 @@ TAIL, REACH = 0.25, 3.0
 BREAK = 10
 """Points of accuracy of a gap between them and the others where an axis is broken."""
 
+WIDEST = 5.0
+"""Points of accuracy that intervals may reach beyond all points; wider ones are cut."""
+
 INSET = 0.06
 """A metric whose points take up less of the axes than this is magnified."""
 
@@ -420,7 +423,7 @@ def _parts(points: Sequence[_Point], way: int) -> list[_Part]:
 def _part(means: Array, measured: Sequence[Interval], bulk: bool = True) -> _Part:
     """Room for some means and their intervals, which few runs make wider than all else."""
     low, high = float(means.min()), float(means.max())
-    beyond = max(high - low, 2.0)
+    beyond = max(high - low, WIDEST)
     mine = [value for value in measured if low <= value.mean <= high]
     ends = [value.mean + sign * (value.half or 0) for value in mine for sign in (1, -1)]
     left = max(min([*ends, low]), low - beyond)
@@ -505,7 +508,9 @@ def _mark_breaks(grid: Any) -> None:
 
 def _add_kinds(figure: Figure, points: Sequence[_Point]) -> None:
     """A legend of what is filled, hollow and faint."""
-    handles = [legend_marker("o", "0.2", "measured")]
+    halves = [each.half for point in points if point.measured for each in point.measured]
+    interval = ", 95% interval over runs" if any(halves) else ""
+    handles = [legend_marker("o", "0.2", f"measured{interval}")]
     if any(point.published for point in points):
         handles.append(legend_marker("o", "0.2", "published", hollow=True))
     add_legend(figure, handles, any(point.faint and point.measured for point in points))

@@ -148,7 +148,7 @@ def test_robust_stands_over_clean_with_both_intervals():
     clean, robust = interval([85.0, 85.5, 86.0]), interval([48.0, 49.0, 50.0])
     assert bars(axes)[(85.5, 49.0)] == [pytest.approx(clean.half), pytest.approx(robust.half)]
     assert texts(figure) == ["AT", "TRADES"]
-    assert legend(figure) == ["measured", "published"]
+    assert legend(figure) == ["measured, 95% interval over runs", "published"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == (
         "clean accuracy (%)",
         "AutoAttack accuracy (%)",
