@@ -80,7 +80,12 @@ class Sheet:
     columns: tuple[str, ...]
 
     def label(self, spec: RowSpec) -> str:
-        """A row's label, for people."""
+        """A row's label, for people; of several rows of an arm it says how each was chosen."""
+        own = self._own_label(spec)
+        alike = sum(self._own_label(each) == own for each in self.choice.lines)
+        return f"{own}, best {spec.select.metric}" if alike > 1 and spec.select else own
+
+    def _own_label(self, spec: RowSpec) -> str:
         return spec.label or self.table.arms[spec.arm].label or spec.key
 
     def number(self, key: str, column: str) -> Published | None:

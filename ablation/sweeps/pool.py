@@ -349,7 +349,8 @@ class Pool:
         if not self._seconds:
             return text
         mean, now = sum(self._seconds) / len(self._seconds), time.monotonic()
-        rest = [max(0.0, mean - (now - child.since)) for child in self._running.values()]
+        ran = [now - child.since for child in self._running.values()]
+        rest = [max(mean - seconds, seconds / 10) for seconds in ran]  # a late one is not over
         eta = (sum(rest) + mean * left) / len(self._slots)
         return f"{text}, eta {duration(max([eta, *rest]))}"
 
