@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ from ablation.testing import check_data
 from tests.support.configs import compose_config
 from tests.support.plugins import Installer, forget, installing
 
+ROOT = Path(__file__).parents[1]
 PARTS = """
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -113,6 +116,14 @@ def problem() -> str:
     with pytest.raises(InputError) as found:
         check_plugins()
     return str(found.value)
+
+
+def test_the_files_in_the_documentation_are_those_of_the_example():
+    text = (ROOT / "docs/plugins.md").read_text("utf-8")
+    shown = dict(re.findall(r"^`(\S+)`\n\n```\w+\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE))
+    folder = ROOT / "examples/plugin"
+    assert shown == {name: (folder / name).read_text("utf-8").strip() for name in shown}
+    assert {"pyproject.toml", "ablation_example/terms.py"} < shown.keys()
 
 
 def test_without_plugins_nothing_is_found():
