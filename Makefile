@@ -47,7 +47,7 @@ type: $(READY)  ## mypy --strict
 check: lint type test  ## lint, type and test
 
 bench: $(READY)  ## time training steps against a plain reference step, and planning
-	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.train_step --batch-size 16 --rounds 3
 	$(BIN)/python -m benchmarks.boundary
 	$(BIN)/python -m benchmarks.emr
 	$(BIN)/python -m benchmarks.lma

@@ -38,8 +38,8 @@ Kind = Literal["fp32", "bf16"]
 CPU = torch.device("cpu")
 RUN = (
     *("method=at", "data=mnist", "model=cnn", "model.spec.width=16", "model.spec.dense=64"),
-    *("data.train_size=4000", "epochs=10", "lr=0.05", "eps=0.1", "attack.steps=10"),
-    "evaluation=standard",
+    *("data.train_size=4000", "batch_size=32", "epochs=6", "lr=0.05", "eps=0.1"),
+    *("attack.steps=10", "evaluation=standard"),
     *(f"~evaluation.attacks.{name}" for name in ("fgsm", "pgd100", "cw")),
     *("evaluation.n=1000", "tracking.mode=disabled"),
 )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ablation.reports.comparison import Comparison, Contrast
+from ablation.reports.style import paper_name
 from ablation.reports.text_tables import (
     SMOKE,
     Group,
@@ -119,13 +120,13 @@ def _latex_header(groups: Sequence[Group]) -> list[str]:
     """One line; or two, with a rule below each metric that has several columns."""
     metrics = groups[1:]
     if all(len(group.names) == 1 for group in metrics):
-        names = [latex_text(name) for group in groups for name in group.header]
+        names = [latex_text(paper_name(name)) for group in groups for name in group.header]
         return [rf"{' & '.join(names)} \\"]
     below = [latex_text(name) for name in groups[0].header]
     above, rules, at = [""] * len(below), [], len(below) + 1
     for group in metrics:
         span = len(group.names)
-        above.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_text(group.heading)}}}")
+        above.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_text(paper_name(group.heading))}}}")
         below += map(latex_text, group.names)
         if span > 1:
             rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
