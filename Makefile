@@ -46,7 +46,7 @@ type: $(READY)  ## mypy --strict
 
 check: lint type test  ## lint, type and test
 
-# Smaller batches and fewer rounds than in benchmarks/README.md, which says what each takes in full.
+# Smaller batches and fewer rounds than the figures in benchmarks/README.md have.
 bench: $(READY)  ## time training steps against a plain reference step, and planning: under 10 min
 	$(BIN)/python -m benchmarks.train_step --batch-size 16 --rounds 2
 	$(BIN)/python -m benchmarks.boundary --batch-size 4 --rounds 2
