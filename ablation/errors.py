@@ -13,6 +13,10 @@ DONE, BAD_INPUT, JOB_FAILED, INTERRUPTED = 0, 1, 3, 75
 class InputError(Exception):
     """Input that cannot be used: nothing was started and nothing was changed."""
 
+    def told(self) -> str:
+        """What a command prints of it."""
+        return f"error: {self}"
+
 
 class ConfigError(InputError):
     """One or more invalid settings in the configuration.
@@ -26,6 +30,10 @@ class ConfigError(InputError):
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         lines = "\n".join(f"  - {printable(problem)}" for problem in problems)
         super().__init__(f"{count} in the configuration; nothing was started:\n{lines}")
+
+    def told(self) -> str:
+        """What a command prints of them: they say themselves what they are."""
+        return str(self)
 
 
 class NonFiniteError(Exception):

@@ -75,7 +75,7 @@ def run(
     try:
         register(planned, sys.argv)
     except InputError as error:
-        warn(f"error: {error}")
+        warn(error.told())
         sys.exit(BAD_INPUT)
     if planned and sweeping(sys.argv):
         sys.argv.append("--multirun")
@@ -190,7 +190,7 @@ def guarded(job: Job, config: DictConfig) -> int:
     try:
         return job(to_plain(config))
     except InputError as error:
-        warn(f"error: {error}")
+        warn(error.told())
         return BAD_INPUT
 
 

@@ -96,7 +96,7 @@ def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
         with locked(request.journal):
             return _searched(request, open_study(request.journal), launcher, epilogue)
     except InputError as error:
-        warn(f"error: {error}")
+        warn(error.told())
         return BAD_INPUT
 
 

@@ -91,7 +91,7 @@ def run(caller: Caller, arguments: Sequence[str], epilogue: Epilogue) -> int:
         sweep = Sweep(caller, request, planner, plan, epilogue)
         return sweep.show() if caller.dry else sweep.run()
     except InputError as error:
-        warn(f"error: {error}")
+        warn(error.told())
         return BAD_INPUT
 
 
