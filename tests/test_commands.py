@@ -52,6 +52,8 @@ class Workshop:
     def words(self, command: Sequence[str]) -> list[str]:
         """The words with stand-ins for what a reader fills in."""
         text = "\n".join(word for word in command if not word.startswith(OWN_IMAGES))
+        text = text.replace("<name>,<name>", ",".join(self.runs[:2]))
+        text = re.sub(r"runs/\*$", ",".join(f"runs/{run}" for run in self.runs), text, flags=re.M)
         for pattern, run in zip(RUNS, self.runs, strict=True):
             text = re.sub(pattern, f"runs/{run}", text)
         for pattern, other in STAND_INS:
@@ -74,7 +76,6 @@ STAND_INS = (
     (r"^hydra/launcher=<name>", "hydra/launcher=pool"),
     (r"<user>/<name>", "me/mine"),
     (r"<team>", "me"),
-    (r"<name>,<name>", "*at*,*trades*"),
     (r"^examples=<arm>,<arm>", "examples=at,trades"),
     (r"^evaluation.n=1000", "evaluation.n=100"),
     (r"^row=\$at,", "row=at_wd_0.01,"),
@@ -200,6 +201,7 @@ NEEDED = (
     ("hydra.launcher.gpus=[1,3]", "needs four GPUs"),
     ("hydra.launcher.ray.init.address=auto", "needs a Ray cluster"),
     ("hydra.launcher.ray.remote.num_gpus=1", "needs a GPU"),
+    ("push=<user>/<name>", "needs an account: tests/exports/test_export.py"),
     ("dashboard=true", "needs W&B: tests/reports/test_dashboard.py"),
 )
 """Words of commands that are checked above and not run, and why."""
@@ -224,7 +226,9 @@ def smoke(words: Sequence[str]) -> list[str]:
         return [*found, "evaluation.n=10"]
     if words[0] == "ablation-doctor":
         return [*found, "device=cpu", "only=machine"]
-    if "--help" in words or "--cfg" in words:
+    if words[0] == "ablation-export":  # into a folder of its own
+        return [re.sub("^out=.*", f"out=exports/{len(' '.join(words))}", word) for word in found]
+    if "--help" in words or "--cfg" in words or words[0] == "ablation-runs":
         return found
     name = next((word[6:] for word in found if word.startswith("table=")), None)
     search = any(word.startswith("search=") for word in found)
