@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,19 @@ def compare_runs(paths: Iterable[Path], by: Sequence[str], title: str = "runs") 
     notes += [f"{counted(other, 'run')} at {scale} scale not shown"] if other else []
     return Comparison(
         *("runs", title, columns),
-        tuple(_group_row(label, group, usual) for label, group in groups.items()),
+        _with_data([_group_row(label, group, usual) for label, group in groups.items()]),
         scale="smoke" if smoke else "full",
         notes=tuple(notes),
+    )
+
+
+def _with_data(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Name the data set in each row's label where the rows are of several."""
+    if len({row.data for row in rows}) == 1:
+        return tuple(rows)
+    return tuple(
+        row if row.data in row.label.split() else replace(row, label=f"{row.label} {row.data}")
+        for row in rows
     )
 
 

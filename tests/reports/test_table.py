@@ -372,6 +372,21 @@ def test_only_seeds_are_averaged_whatever_else_differs(world):
         assert (contrast.by_seed is None) == (row.data != base.data)
 
 
+def test_rows_of_several_data_sets_name_theirs(world):
+    table = simple(at=Arm(["method=at"]), mart=Arm(["method=mart"]))
+    world.train(table)
+    found = compare_runs(sorted(world.path.glob("*-s?-*")), ["method"])
+    assert {row.label for row in found.rows} == {"at", "mart"}
+    world.train(simple(at=Arm(["method=at"])), "data=mnist", "data.val_size=100")
+    found = compare_runs(sorted(world.path.glob("*-s?-*")), ["method"])
+    assert {row.label for row in found.rows} == {
+        "at digits eps=0.1",
+        "at mnist eps=0.3",
+        "mart digits",
+    }
+    assert {row.key for row in found.rows} >= {"mart"}
+
+
 def test_a_training_counts_once_however_often_it_was_copied(world):
     table = simple(at=Arm(["method=at"]))
     world.train(table)
