@@ -202,6 +202,7 @@ NEEDED = (
     ("hydra.launcher.ray.init.address=auto", "needs a Ray cluster"),
     ("hydra.launcher.ray.remote.num_gpus=1", "needs a GPU"),
     ("push=<user>/<name>", "needs an account: tests/exports/test_export.py"),
+    ("examples=at,trades", "smoke runs collapse: tests/reports/test_examples.py"),
     ("dashboard=true", "needs W&B: tests/reports/test_dashboard.py"),
 )
 """Words of commands that are checked above and not run, and why."""
