@@ -425,7 +425,8 @@ class Engine:
         assert self._sums is not None  # noqa: S101  an epoch has at least one step
         self._guard.check()
         trained = time.perf_counter() - started
-        row = self._row()
+        sums = self._sums.fetch()
+        row = self._row(sums)
         done = self._total_epoch + 1
         last = done == sum(phase.epochs for phase in self.recipe.phases)
         ends = self._phase.selectable and self.position.epoch + 1 == self._phase.epochs
@@ -439,7 +440,7 @@ class Engine:
                 self._interrupt()
         self._select(row)
         steps = self.position.step_in_epoch - first
-        images = steps * self._sums.fetch()["step"]["images"] / self.position.step_in_epoch
+        images = steps * sums["step"]["images"] / self.position.step_in_epoch
         row["seconds"] = round(time.perf_counter() - started, 3)
         row["images_per_second"] = round(images / trained, 1)
         self._store.log(row)
@@ -455,11 +456,9 @@ class Engine:
         if self._ranks.any(self._stop()) and not last:
             self._interrupt()
 
-    def _row(self) -> dict[str, Any]:
+    def _row(self, sums: Mapping[Group, Mapping[str, float]]) -> dict[str, Any]:
         """Average over the epoch: losses per step, accuracies in percent of its images."""
-        assert self._sums is not None  # noqa: S101
-        sums, steps = self._sums.fetch(), self.position.step_in_epoch
-        totals = sums["step"]
+        steps, totals = self.position.step_in_epoch, sums["step"]
         row: dict[str, Any] = {
             "epoch": self._total_epoch,
             "phase": self._phase.name,
