@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from ablation.ranks import present
 from ablation.terms import CrossEntropy
 from ablation.training.memory import remembering
 from ablation.training.method import Method, Slot, parse_passes
+from ablation.training.searches import Searches
 from ablation.training.step import StepLog, train_step
 from ablation.types import AttackMode, Batch, Clock, Crafted, Statistics, Views
 from tests.support.configs import compose_config
@@ -24,6 +26,9 @@ from tests.support.parts import Told, memories_of, sgd, small_batch, small_net
 from tests.support.ranks import on_two_ranks, own_rows
 
 STEPS, UNEVEN = 3, 7
+SHRINKING = (8, 8, 5)
+"""Batches of captured searches: the last of an epoch is smaller."""
+CAPTURED = ("at", "trades", "mart", "l2", "gairat", "mma", "mwpb", "dyart")
 REPLICAS = ("trades", "at, awp", "attack in training mode", "elsayed")
 MARGINS = ("component/margin_maximization=enabled", "component.margin_maximization.gamma=10")
 CASES: dict[str, tuple[str, ...]] = {
@@ -118,6 +123,7 @@ def trained(
     batches: list[Batch],
     clip: float | None = None,
     kind: Statistics = "synchronised",
+    searches: Searches | None = None,
 ) -> dict[str, Tensor]:
     """Weights, buffers, memories and the measurements after a few steps, as one vector each."""
     net = small_net()
@@ -135,6 +141,7 @@ def trained(
                 seed=0,
                 clip=clip,
                 folded=folded,
+                searches=searches,
                 memories=memories,
             )
         memories.commit(remembering(method), views)
@@ -158,6 +165,26 @@ SUBSETS = {
 }
 
 
+def replayed(method: Method, batches: list[Batch]) -> dict[str, Tensor]:
+    """As ``trained``; ranks search by programs, which one process does without."""
+    if present().alone:
+        return trained(method, batches)
+    runs = 0
+
+    def capture(run: Callable[[], Crafted]) -> Callable[[], Crafted]:
+        def replay() -> Crafted:
+            nonlocal runs
+            runs += 1
+            return run()
+
+        return replay
+
+    rows = present().rows(len(batches[0].y))
+    found = trained(method, batches, searches=Searches(rows.stop - rows.start, capture))
+    assert runs == len(batches) * len(method.crafters)
+    return found
+
+
 def every_case() -> dict[str, dict[str, Tensor]]:
     """All cases, by name; on the present ranks."""
     even, uneven = ([small_batch(step, n) for step in range(STEPS)] for n in (8, UNEVEN))
@@ -168,6 +195,10 @@ def every_case() -> dict[str, dict[str, Tensor]]:
     for name in ("at", "trades", "mart", "dyart", "lma, averaged logits"):
         method = compose_config("eps=0.1", *CASES[name]).phases[-1].method
         found[f"{name}, uneven"] = trained(method, uneven)
+    shrinking = [small_batch(step, n) for step, n in enumerate(SHRINKING)]
+    for name in CAPTURED:
+        method = compose_config("eps=0.1", *CASES[name]).phases[-1].method
+        found[f"{name}, captured"] = replayed(method, shrinking)
     at = compose_config("eps=0.1").phases[-1].method
     found["clipped"] = trained(at, even, clip=0.01)
     for name in REPLICAS:
@@ -192,6 +223,7 @@ NAMES = [
     *CASES,
     *(f"{name}, uneven" for name in ("at", "trades", "mart", "dyart", "lma, averaged logits")),
     *("clipped", *(f"subset: {name}" for name in SUBSETS)),
+    *(f"{name}, captured" for name in CAPTURED),
     *(f"{name}, replicas" for name in REPLICAS),
 ]
 
