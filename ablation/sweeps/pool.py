@@ -28,8 +28,8 @@ from ablation.runs.signals import die_with, handling
 from ablation.text import duration, printable
 
 POLL_SECONDS = 0.1
-LINE_SECONDS = 30.0
-"""Time between two lines of progress where there is no terminal."""
+LINE_SECONDS, LONGEST_SECONDS = 30.0, 600.0
+"""Time between lines of progress where there is no terminal: the first, and late ones."""
 GRACE_SECONDS = 60.0
 """After an error of this process: how long the others may save."""
 ELSEWHERE = 256
@@ -334,8 +334,16 @@ class Pool:
                 self._told.add(child.index)
                 child.process.terminate()
 
-    def _standing(self) -> str:
-        """How far it all is, in a line."""
+    def _standing(self) -> list[str]:
+        """How far it all is, then what each running job said last."""
+        jobs = []
+        for child in self._running.values():
+            said = last_lines(child.work.log, child.log_start, 1)
+            jobs += [f"{child.name}: {line.strip()}" for line in said]
+        return [self._counted(), *jobs]
+
+    def _counted(self) -> str:
+        """How many jobs are done, run and are left, and how long it takes."""
         codes = list(self._codes.values())
         left = max(0, self._total - len(codes) - len(self._running))
         done, elsewhere = codes.count(DONE), codes.count(ELSEWHERE)
@@ -394,7 +402,8 @@ class Pool:
 class Board:
     """Display of a pool: lasting lines, and one of progress below them.
 
-    On a terminal the last line is redrawn; elsewhere it is a line every half minute.
+    On a terminal the last line is redrawn; elsewhere lines come after half a minute, and then more
+    and more rarely, so that the log of a night can be read.
 
     Args:
         out: where to write.
@@ -402,21 +411,22 @@ class Board:
 
     def __init__(self, out: TextIO) -> None:
         self._out, self._terminal = out, drawable(out)
-        self._shown, self._last = "", time.monotonic()
+        self._shown, self._last, self._pause = "", time.monotonic(), LINE_SECONDS
 
     def event(self, text: str) -> None:
         """A lasting line, or some."""
         self._write(f"{text}\n", shown="")
 
-    def progress(self, standing: Callable[[], str]) -> None:
-        """How far it is; may be called all the time."""
+    def progress(self, standing: Callable[[], Sequence[str]]) -> None:
+        """How far it is, as a whole and job by job; may be called all the time."""
         if self._terminal:
-            line = standing()[: shutil.get_terminal_size().columns - 1]
+            line = "; ".join(standing())[: shutil.get_terminal_size().columns - 1]
             if line != self._shown:
                 self._write(line, shown=line)
-        elif time.monotonic() - self._last >= LINE_SECONDS:
-            self.event(standing())
+        elif time.monotonic() - self._last >= self._pause:
+            self.event("\n  ".join(standing()))
             self._last = time.monotonic()
+            self._pause = min(1.5 * self._pause, LONGEST_SECONDS)
 
     def close(self) -> None:
         """Remove the last line."""

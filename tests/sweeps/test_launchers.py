@@ -237,10 +237,26 @@ def test_jobs_of_others_are_neither_started_nor_failed(tmp_path):
 
 def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr("ablation.sweeps.pool.LINE_SECONDS", 0.0)
-    works = {"bad": python("raise SystemExit(1)"), "good": python(""), "last": python("")}
+    slow = "import time; print('epoch 1/5\\nepoch 2/5'); time.sleep(0.5)"
+    works = {"bad": python("raise SystemExit(1)"), "good": python(""), "last": python(slow)}
     _, shown = pool(works, tmp_path)
     assert "\n0 done, 1 running, 2 left\n" in shown
+    assert "\n  [3/3] last: epoch 2/5\n" in shown
     assert "\n1 done, 1 running, 1 failed, 0 left, eta 0:" in shown
+
+
+def test_where_there_is_no_terminal_the_lines_become_rare(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("ablation.sweeps.pool.time.monotonic", lambda: now)
+    out, said = io.StringIO(), []
+    board = Board(out)
+    for _ in range(12 * 60):
+        now += 60
+        board.progress(lambda: ["1 running", "[1/1] a: epoch 2/5"])
+        said += [now] if out.getvalue() else []
+        out.seek(out.truncate(0))
+    assert len(said) < 90  # of twelve hours
+    assert max(b - a for a, b in itertools.pairwise(said)) == 600
 
 
 def test_on_a_terminal_the_line_of_progress_stays_below(monkeypatch):
@@ -248,11 +264,11 @@ def test_on_a_terminal_the_line_of_progress_stays_below(monkeypatch):
     out = io.StringIO()
     board = Board(out)
     for text in ("1 running", "1 running"):
-        board.progress(lambda text=text: text)  # type: ignore[misc]
+        board.progress(lambda text=text: [text, "epoch 2/5"])  # type: ignore[misc]
     board.event("a job: done")
-    board.progress(lambda: "2 running")
+    board.progress(lambda: ["2 running"])
     board.close()
-    assert out.getvalue() == "1 running\r\x1b[Ka job: done\n2 running\r\x1b[K"
+    assert out.getvalue() == "1 running; epoch 2/5\r\x1b[Ka job: done\n2 running\r\x1b[K"
 
 
 def test_two_jobs_are_never_on_one_gpu(tmp_path, monkeypatch):
