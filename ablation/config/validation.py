@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,20 +82,6 @@ def load(container: Mapping[str, Any]) -> Config:
     return config
 
 
-def _of_no_term(problem: str, values: Mapping[str, Any]) -> str:
-    """Say of a setting of a term that the method lacks which terms it has."""
-    found = re.fullmatch(r"method\.terms\.(\w+)\.term is missing: .*", problem)
-    if found is None:
-        return problem
-    method, name = values["method"], found[1]
-    slots = {key: slot for key, slot in method["terms"].items() if isinstance(slot, Mapping)}
-    own = [key for key, slot in slots.items() if "term" in slot]
-    return (
-        f"method.terms.{name}: method={method.get('name')} has no term {name}, but "
-        f"{', '.join(own) or 'none'}; choose a method that has it, or set method.terms.{name}.term"
-    )
-
-
 def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """Like ``load``, but returns the problems."""
     model = container.get("model")
@@ -107,12 +92,13 @@ def check(container: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     values["data"] = _data(values, parser)
     if BUILT in values:
         parser.problems.append(f"{BUILT}={values.pop(BUILT)!r}: built from the method; remove it")
+    values["method"] = _method(values.get("method"), parser)
     values["component"] = _components(values.get("component", {}), parser)
     if values.get("average") == {}:
         values["average"] = None
     config = parser.parse(Config, values, "")
     if not isinstance(config, Config):
-        return None, _once([_of_no_term(text, values) for text in parser.problems])
+        return None, _once(parser.problems)
     problems = [*parser.problems, *broken_rules(config)]
     problems += [
         f"{key}={container[key]}: belongs to a sweep; {remedy}"
@@ -164,6 +150,22 @@ def _data(values: Mapping[str, Any], parser: Parser) -> Any:
     found, problems = completed(node, Path(folder).expanduser())
     parser.problems += problems
     return found
+
+
+def _method(node: Any, parser: Parser) -> Any:
+    """The node ``method``; a setting of a term that it lacks is an error, and left out."""
+    terms = node.get("terms") if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or not isinstance(terms, Mapping):
+        return node
+    unset = [key for key, slot in terms.items() if isinstance(slot, Mapping) and "term" not in slot]
+    own = {key: slot for key, slot in terms.items() if key not in unset}
+    for key in unset:
+        parser.problems.append(
+            f"method.terms.{key}: method={node.get('name')} has no term {key}, but "
+            f"{', '.join(own) or 'none'}; choose a method that has it, or set "
+            f"method.terms.{key}.term"
+        )
+    return {**node, "terms": own}
 
 
 def _components(nodes: Any, parser: Parser) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +178,8 @@ def _draw(
     from ablation.reports.style import save
 
     robust = plots.choose_robust_metric(comparison)
-    histories = _histories(comparison)
+    collapsed = _collapsed(comparison)
+    histories = _histories(comparison, collapsed)
     ranks = ranks_of(comparison, config.against) if config.against else []
     for each in ranks:
         say(each.told())
@@ -207,7 +208,12 @@ def _draw(
         if figure is not None:
             written += save(figure, folder / name)
     undrawn = [f"{name}: {UNDRAWN[name]}" for name, figure in figures.items() if figure is None]
-    return written, [*_collapsed_rows(comparison), *undrawn]
+    named = [
+        f"{row.label} ({len(collapsed[row.key])})" for row in comparison.rows if collapsed[row.key]
+    ]
+    if named:
+        undrawn.insert(0, f"runs at chance level (collapsed): {', '.join(named)}")
+    return written, undrawn
 
 
 def ranks_of(comparison: Comparison, against: str) -> list[Ranks]:
@@ -223,10 +229,10 @@ def ranks_of(comparison: Comparison, against: str) -> list[Ranks]:
     return class_ranks.class_ranks(comparison, against)
 
 
-def _histories(comparison: Comparison) -> list[History]:
+def _histories(comparison: Comparison, collapsed: Mapping[str, Collection[Path]]) -> list[History]:
     """What the runs of each row wrote down after each epoch; a damaged file is named.
 
-    Collapsed runs are counted only.
+    Collapsed runs, by the key of their row, are counted only.
     """
     from ablation.reports.curves import History
     from ablation.reports.plots import row_titles
@@ -241,24 +247,18 @@ def _histories(comparison: Comparison) -> list[History]:
 
     histories = []
     for title, row in zip(row_titles(comparison), comparison.rows, strict=True):
-        collapsed = _collapsed_runs(row)
-        runs = tuple(metrics(path) for path in row.runs if path not in collapsed)
-        histories.append(History(title, runs, len(collapsed)))
+        left_out = collapsed[row.key]
+        runs = tuple(metrics(path) for path in row.runs if path not in left_out)
+        histories.append(History(title, runs, len(left_out)))
     return histories
 
 
-def _collapsed_rows(comparison: Comparison) -> list[str]:
-    """Name the rows that have runs at chance level, which no plot shows: one line, or none."""
-    found = []
-    for row in comparison.rows:
-        counts = [cell.absent.get("collapsed", 0) for cell in row.cells.values()]
-        if count := max(counts, default=0):
-            found.append(f"{row.label} ({count})")
-    return [f"runs at chance level (collapsed): {', '.join(found)}"] if found else []
+def _collapsed(comparison: Comparison) -> dict[str, set[Path]]:
+    """The runs at chance level, by the key of their row."""
+    return {row.key: _collapsed_runs(row) for row in comparison.rows}
 
 
 def _collapsed_runs(row: Row) -> set[Path]:
-    """The runs of a row that are at chance level."""
     from ablation.reports import records
     from ablation.runs.directory import Run
 

@@ -242,9 +242,11 @@ def test_the_collapsed_runs_of_a_row_are_counted_and_not_read(tmp_path):
         (run.evaluations / "e.json").write_text(json.dumps(record))
     cell = Cell("clean", samples=(Sample("seed=0", 90.0, 10_000, "good"),), absent={"collapsed": 1})
     row = Row("a", "A", "a", {"clean": cell}, runs=tuple(runs))
-    (history,) = publish._histories(replace(comparison(), rows=(row,)))
+    shown = replace(comparison(), rows=(row,))
+    (history,) = publish._histories(shown, publish._collapsed(shown))
     assert (history.label, history.collapsed) == ("A", 1)
     assert [line["margin_q50"] for run in history.runs for line in run] == [90.0]
     whole = replace(row, cells={"clean": replace(cell, absent={})})
-    (history,) = publish._histories(replace(comparison(), rows=(whole,)))
+    shown = replace(comparison(), rows=(whole,))
+    (history,) = publish._histories(shown, publish._collapsed(shown))
     assert (history.collapsed, len(history.runs)) == (0, 2)
