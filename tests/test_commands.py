@@ -25,6 +25,7 @@ from ablation.sweeps.launchers import missing_extra
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.request import open_table, read_request
 from ablation.sweeps.search import read_search
+from tests.support.configs import composer
 from tests.support.documents import commands
 
 COMMANDS = commands()
@@ -159,9 +160,8 @@ def of_training(arguments: list[str]) -> list[str]:
                 read_search(own)
                 return []
             request = read_request(own)
-            return (
-                Planner(request.table, request.cli, request.rows[:1], check=False).plan().problems
-            )
+            which = (request.table, request.cli, request.rows[:1])
+            return Planner(*which, check=False, composer=composer()).plan().problems
         except ConfigError as error:
             return list(error.problems)
 

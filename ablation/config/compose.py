@@ -5,7 +5,6 @@ Imports neither torch nor wandb, so that ``--help`` and shell completion answer 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -17,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ablation.config.grafts import Grafts
 from ablation.config.hydra_node import option_file_problems, reads_other_files, sets_hydra
 from ablation.config.overrides import (
     bare,
@@ -57,7 +57,7 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 
 class Composer:
-    """Composes configs that share most of their groups: Hydra is asked once per choice of groups.
+    """Composes configs that share most of their groups: Hydra is asked as rarely as can be.
 
     Needs an initialised ``GlobalHydra``.
 
@@ -67,9 +67,11 @@ class Composer:
 
     def __init__(self, config_name: str = "config") -> None:
         self._name = config_name
-        self._groups = set(groups(GlobalHydra.instance().config_loader()))
-        self._bases: dict[tuple[str, ...], DictConfig] = {}
-        self._foreign = reads_other_files(GlobalHydra.instance().config_loader())
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)  # noqa: S101
+        self._groups = set(groups(loader))
+        self._grafts = Grafts(self._base, loader.repository.load_config)
+        self._foreign = reads_other_files(loader)
 
     def is_group(self, text: str) -> bool:
         """Check that an override chooses an option of a group."""
@@ -96,9 +98,7 @@ class Composer:
                 raise ConfigError([f"{bare(text)}: {OUTSIDE}" for text in sets])
             if unknown := [each for text in overrides if (each := no_group(text, self._groups))]:
                 raise ConfigError(unknown)
-            if choices not in self._bases:
-                self._bases[choices] = self._base(choices)
-            config = copy.deepcopy(self._bases[choices])
+            config = self._grafts.config(choices)
             rest = [parsed(letting_in(text)) for text in overrides if not self.is_group(text)]
             with open_dict(config):
                 # What compose() itself does with them, without reading the YAML files again.

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 
-from ablation.config.compose import to_plain
+from ablation.config.compose import Composer
 from ablation.config.experiment import Config
 from ablation.config.folders import conf_dir, register_components
 from ablation.config.validation import load
 
 
+@cache
+def composer(config_name: str = "config") -> Composer:
+    """One a process: it knows the options that were composed before."""
+    return Composer(config_name)
+
+
 def compose_plain(*overrides: str, config_name: str = "config") -> dict[str, Any]:
     register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return to_plain(compose(config_name, list(overrides)))
+        return composer(config_name).plain(overrides)
 
 
 def compose_config(*overrides: str) -> Config:

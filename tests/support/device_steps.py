@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from hydra import initialize_config_dir
@@ -30,24 +29,15 @@ from tests.support.pretended_cuda import CUDA, Wait, pretending
 def composing(*shared: str) -> Iterator[Callable[[str, Sequence[str]], Config]]:
     """Yield what makes the config of a method and overrides that enable components.
 
-    Hydra composes every method once, and every component: together they are put by hand.
-
     Args:
         *shared: overrides of all these configs.
     """
     register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         composer = Composer()
-        plain = cache(lambda *overrides: composer.plain([*overrides, *shared]))
 
         def config(method: str, component: Sequence[str] = ()) -> Config:
-            base, more = plain(f"method={method}"), plain("method=at", *component)
-            switched = {
-                name: node for name, node in more["component"].items() if node.get("_target_")
-            }
-            decay = min(each["optim"]["weight_decay"] for each in (base, more))
-            optim = base["optim"] | {"weight_decay": decay}
-            return load({**base, "component": base["component"] | switched, "optim": optim})
+            return load(composer.plain([f"method={method}", *component, *shared]))
 
         yield config
 

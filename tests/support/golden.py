@@ -61,8 +61,7 @@ def ids_of(found: config.Config) -> Ids:
     return [found.train_id, *evaluations.evaluation_ids(found)]
 
 
-def run_ids(share: int) -> dict[str, Ids]:
-    composer = compose.Composer()
+def run_ids(share: int, composer: compose.Composer) -> dict[str, Ids]:
     found = {}
     for name, overrides in single_runs(share):
         built, problems = validation.check(composer.plain(overrides))
@@ -82,9 +81,9 @@ def unchosen(table: Table) -> Table:
     return replace(table, arms=arms)
 
 
-def table_ids(name: str) -> dict[str, Ids]:
+def table_ids(name: str, composer: compose.Composer) -> dict[str, Ids]:
     seed = ["++seed=0"]
-    plan = Planner(unchosen(open_table(name)), seed, check=False).plan()
+    plan = Planner(unchosen(open_table(name)), seed, check=False, composer=composer).plan()
     assert not plan.problems, plan.problems
     points = [point for found in plan.points.values() for point in found]
     return {point.title: ids_of(point.config) for point in points if point.config}
@@ -94,9 +93,10 @@ def collect(share: int = 1) -> dict[str, Mapping[str, Ids]]:
     """All identities; of the single runs, those of ``single_runs(share)``."""
     folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
-        found: dict[str, Mapping[str, Ids]] = {"runs": run_ids(share)}
+        composer = compose.Composer()
+        found: dict[str, Mapping[str, Ids]] = {"runs": run_ids(share, composer)}
         for name in table_names([folders.sweeps_dir()]):
-            found[f"table={name}"] = table_ids(name)
+            found[f"table={name}"] = table_ids(name, composer)
     return found
 
 

@@ -1,0 +1,135 @@
+"""Configs that are put together from options composed one by one are those that Hydra composes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import pytest
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from ablation.commands.cli import searching
+from ablation.config import grafts
+from ablation.config.folders import register_components
+from ablation.config.grafts import Grafts
+from tests.support.options import COMPONENTS, completed, options
+
+GROUPS = (
+    "method",
+    "recipe",
+    "model",
+    "optim",
+    "data",
+    "schedule",
+    "average",
+    "evaluation",
+    "scale",
+)
+SHARE = 150
+"""Of all pairs of options, one in so many is compared; all are where slow tests run."""
+
+
+class Asked:
+    """Grafts that know every option, and how often Hydra is asked."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.grafts = Grafts(self._compose, GlobalHydra.instance().config_loader().repository.load_config)  # type: ignore[attr-defined]  # noqa: E501  # fmt: skip
+
+    def _compose(self, choices: Sequence[str]) -> DictConfig:
+        self.times += 1
+        return compose("config", list(choices))
+
+    def same(self, *choices: str) -> bool:
+        """Hydra's config; of options that were met before."""
+        self.grafts._met.update(choices)
+        return raw(self.grafts.config(choices)) == raw(compose("config", list(choices)))
+
+
+def raw(config: DictConfig) -> str:
+    """With the order of keys."""
+    return OmegaConf.to_yaml(config)
+
+
+@pytest.fixture
+def asked() -> Iterator[Asked]:
+    register_components()
+    with searching(None):
+        yield Asked()
+
+
+def pairs() -> list[tuple[str, ...]]:
+    chosen = [f"{group}={option}" for group in GROUPS for option in options(group)] + COMPONENTS
+    return [(a, b) for a, b in combinations(chosen, 2) if a.split("=")[0] != b.split("=")[0]]
+
+
+@pytest.mark.parametrize("share", [SHARE, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_pair_of_options_is_as_hydra_composes_it(asked: Asked, share: int) -> None:
+    assert [pair for pair in pairs()[::share] if not asked.same(*pair)] == []
+
+
+def test_many_options_at_once_are_as_hydra_composes_them(asked: Asked) -> None:
+    choices = ("recipe=emr", "method=dyart", "component/awp=enabled", "average=ema", "model=cnn")
+    assert asked.same(*choices)
+    assert asked.same(*reversed(choices))
+    assert asked.same("method=trades", *completed("component/mail=trades"), "scale=smoke")
+
+
+def test_hydra_is_asked_once_for_every_option(asked: Asked) -> None:
+    components = [f"component/{name}=enabled" for name in ("awp", "emr", "igr", "mail")]
+    for method in ("at", "trades", "mart", "standard"):
+        for name in components:
+            asked.grafts.config([f"method={method}", name])
+    # Each method's first pair, those of the first method, each option, and none.
+    assert asked.times <= 4 + 3 + 8 + 1
+
+
+def test_one_config_asks_once(asked: Asked) -> None:
+    asked.grafts.config(["method=trades", "component/awp=enabled"])
+    assert asked.times == 1
+
+
+EVERYWHERE = "# @package _global_\n"
+OPTIONS = {
+    "sets what is the default": (EVERYWHERE + "optim: {lr: 0.1}\n", "optim=adamw"),
+    "sets a key of a component": (
+        EVERYWHERE + "component: {awp: {gamma: 0.5}}\n",
+        "component/awp=enabled",
+    ),
+    "chooses another": (
+        EVERYWHERE + "defaults: [{override /optim: adamw}]\n",
+        "optim=sgd_clipped",
+    ),
+    "chooses one that sets": (
+        EVERYWHERE + "defaults: [{override /method: dyart}]\n",
+        "optim=sgd",
+    ),
+    "is of another package": ("# @package optim\nlr: 0.5\n", "optim=adamw"),
+    "places another": (EVERYWHERE + "defaults: [/optim/sgd@optim]\n", "optim=adamw"),
+    "is plain": ("start: 3\n", "optim=adamw"),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("group", ["method", "recipe"])
+def test_options_of_ones_own_folder_are_as_hydra_composes_them(kind, group, tmp_path):
+    text, other = OPTIONS[kind]
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text(text)
+    register_components()
+    with searching(str(tmp_path)):
+        found = Asked()
+        chosen = (f"{group}=mine", other)
+        if kind == "chooses one that sets" and group == "method":
+            pytest.skip("an option that replaces itself")
+        assert found.same(*chosen)
+        assert found.same(*reversed(chosen))
+
+
+def test_what_is_kept_is_bounded(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grafts, "KEPT", 2)
+    for name in COMPONENTS[:6]:
+        asked.grafts.config(["method=dyart", name])
+    assert sum(len(choices) > 1 for choices in asked.grafts._composed) == 2
