@@ -30,6 +30,8 @@ from ablation.sweeps.request import open_table
 from tests.support.configs import compose_config, compose_plain, composer
 from tests.support.fake_runs import fake_evaluation, fake_run
 
+pytestmark = pytest.mark.usefixtures("composed_once")
+
 
 @pytest.fixture
 def runs(tmp_path):

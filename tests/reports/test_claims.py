@@ -28,6 +28,8 @@ from ablation.sweeps.request import open_table, table_folders
 from tests.support.configs import composer
 from tests.support.fake_runs import fake_run
 
+pytestmark = pytest.mark.usefixtures("composed_once")
+
 SHIPPED = table_folders()
 PAPERS = {name: load_paper(name, SHIPPED) for name in paper_names(SHIPPED)}
 CLAIMS = {claim.id: claim for paper in PAPERS.values() for claim in paper.claims}

@@ -22,6 +22,8 @@ from ablation.sweeps.request import table_folders
 from ablation.sweeps.tables import Arm, Table
 from tests.support.fake_runs import fake_run
 
+pytestmark = pytest.mark.usefixtures("composed_once")
+
 EPS = 8 / 255
 
 

@@ -26,6 +26,8 @@ from tests.support.configs import composer
 from tests.support.data_files import image_folder
 from tests.support.fake_runs import fake_evaluation, fake_run
 
+pytestmark = pytest.mark.usefixtures("composed_once")
+
 COLUMNS = ("pgd20", "clean_val", "clean")
 SET = ["evaluation=demo", "evaluation.val=[clean,pgd20]", "epochs=5", "lr=0.1"]
 

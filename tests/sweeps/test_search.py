@@ -20,6 +20,8 @@ from ablation.runs.directory import Run
 from ablation.sweeps import search, spaces
 from ablation.sweeps.trials import finished, open_study
 
+pytestmark = pytest.mark.usefixtures("composed_once")
+
 SEARCH: dict[str, Any] = {
     "title": "A search",
     "set": ["epochs=6", "monitor.enabled=false"],

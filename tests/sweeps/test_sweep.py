@@ -22,6 +22,8 @@ from ablation.runs.directory import Run
 from ablation.sweeps import claims, planning, request, slurm, sweep
 from tests.support.fake_runs import fake_run
 
+pytestmark = pytest.mark.usefixtures("composed_once")
+
 TABLE = """
 title: Three arms
 set: [epochs=3, evaluation=demo]
