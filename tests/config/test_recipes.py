@@ -10,7 +10,6 @@ from hydra import initialize_config_dir
 
 from ablation.commands import cli, train
 from ablation.config import validation
-from ablation.config.compose import Composer
 from ablation.config.experiment import Config
 from ablation.config.folders import register_components
 from ablation.errors import ConfigError
@@ -18,7 +17,7 @@ from ablation.runs.directory import Run
 from ablation.runs.launches import note_recipe, recorded_recipe
 from ablation.schedules import Cosine, Piecewise
 from ablation.training.optim import Sgd
-from tests.support.configs import compose_config
+from tests.support.configs import compose_config, composer
 from tests.support.golden import GIVEN
 from tests.support.options import CONF, options
 
@@ -85,8 +84,7 @@ def composed():
     """Compose many configs, without starting Hydra anew for each; their problems are raised."""
     register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        composer = Composer()
-        yield lambda *overrides: validation.load(composer.plain(overrides))
+        yield lambda *overrides: validation.load(composer().plain(overrides))
 
 
 @pytest.fixture(scope="module")
