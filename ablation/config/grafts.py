@@ -23,6 +23,10 @@ PLAIN = re.compile(r"[\w/]+=[\w.-]+")
 KEPT = 100
 """Configs of several choices that are kept; one takes a megabyte or two."""
 
+PATIENCE = 6
+"""Combinations that Hydra composes whole for each option more that is composed ahead of its use. So
+no table of ours takes longer than if all were composed whole."""
+
 Node = tuple[str, ...]
 """Keys that lead to a node: component, awp."""
 
@@ -42,22 +46,30 @@ class Grafts:
     ) -> None:
         self._compose, self._load = compose, load
         self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self._met: set[str] = set()
+        self._combined = 0
         self._read: dict[str, frozenset[Node] | None] = {}
 
     def config(self, choices: Sequence[str]) -> DictConfig:
         """A config of some choices, which may be changed.
 
-        An option is composed alone once it is met again: one config costs no more than Hydra takes.
+        The first cost what Hydra takes. The more combinations were asked for, the more options may
+        be composed on their own for the next: it pays with those after it.
         """
         wanted = tuple(choices)
-        again = self._met.issuperset(wanted)
-        self._met.update(wanted)
-        if wanted not in self._composed and again:
-            grafted = self._grafted(wanted)
-            if grafted is not None:
-                return grafted
-        return copy.deepcopy(self._whole(wanted))
+        if wanted in self._composed:
+            return copy.deepcopy(self._composed[wanted])
+        if len(wanted) < 2 or (parts := self._parts(wanted)) is None:
+            return copy.deepcopy(self._whole(wanted))
+        rest, nodes = parts
+        missing = {(), rest, *((text,) for text in nodes)} - self._composed.keys()
+        if len(missing) > 1 + self._combined // PATIENCE:
+            self._combined += 1
+            return copy.deepcopy(self._whole(wanted))
+        config = copy.deepcopy(self._whole(rest))
+        with open_dict(config):
+            for text, (*parents, key) in nodes.items():
+                _at(config, parents)[key] = _at(self._whole((text,)), parents)._get_node(key)
+        return config
 
     def _whole(self, choices: tuple[str, ...]) -> DictConfig:
         if choices not in self._composed:
@@ -67,8 +79,11 @@ class Grafts:
             self._composed[choices] = self._compose(choices)
         return self._composed[choices]
 
-    def _grafted(self, choices: tuple[str, ...]) -> DictConfig | None:
-        """Put the nodes of options into the config of the others; ``None`` if they do not part."""
+    def _parts(self, choices: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Node]] | None:
+        """The options that Hydra has to compose together, and the nodes of those that part.
+
+        ``None``: none does.
+        """
         if not all(map(PLAIN.fullmatch, choices)):
             return None
         beside = {text: self._beside(text.replace("=", "/")) for text in choices}
@@ -84,11 +99,7 @@ class Grafts:
             if any(_overlap(node, other) for other in taken):
                 return None
             taken.append(node)
-        config = copy.deepcopy(self._whole(rest))
-        with open_dict(config):
-            for text, (*parents, key) in nodes.items():
-                _at(config, parents)[key] = _at(self._whole((text,)), parents)._get_node(key)
-        return config
+        return (rest, nodes) if nodes else None
 
     def _beside(self, option: str) -> frozenset[Node] | None:
         """The nodes that an option sets beside its group's own; ``None`` if that is not plain.
