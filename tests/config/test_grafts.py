@@ -27,8 +27,8 @@ GROUPS = (
     "evaluation",
     "scale",
 )
-SHARE = 300
-"""Of all pairs of options, one in so many is compared; all are where slow tests run."""
+SHARE, SLOW = 300, 12
+"""Of all pairs of options, one in so many is compared, by default and where slow tests run."""
 
 
 class Asked:
@@ -65,7 +65,7 @@ def pairs() -> list[tuple[str, ...]]:
     return [(a, b) for a, b in combinations(chosen, 2) if a.split("=")[0] != b.split("=")[0]]
 
 
-@pytest.mark.parametrize("share", [SHARE, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [SHARE, pytest.param(SLOW, marks=pytest.mark.slow)])
 def test_every_pair_of_options_is_as_hydra_composes_it(asked: Asked, share: int) -> None:
     assert [pair for pair in pairs()[::share] if not asked.same(*pair)] == []
 
