@@ -9,11 +9,8 @@ os.environ["WANDB_MODE"] = "offline"
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 
-from ablation.config.compose import Composer
-from ablation.config.hydra_node import reads_other_files
 from ablation.jobs.heap import keep_freed_memory
 from tests.support.configs import composer
 
@@ -27,10 +24,5 @@ settings.load_profile("untimed")
 @pytest.fixture
 def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planners know what was composed for others, unless a folder of one's own is searched."""
-
-    def shared(config_name: str = "config") -> Composer:
-        foreign = reads_other_files(GlobalHydra.instance().config_loader())
-        return Composer(config_name) if foreign else composer(config_name)
-
     for place in ("planning", "search"):
-        monkeypatch.setattr(f"ablation.sweeps.{place}.Composer", shared)
+        monkeypatch.setattr(f"ablation.sweeps.{place}.Composer", composer)
