@@ -25,8 +25,9 @@ from ablation.sweeps.launchers import missing_extra
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.request import open_table, read_request
 from ablation.sweeps.search import read_search
-from tests.support.configs import composer
 from tests.support.documents import commands
+
+pytestmark = pytest.mark.usefixtures("composed_once")
 
 COMMANDS = commands()
 BIN = Path(sys.executable).parent
@@ -160,8 +161,9 @@ def of_training(arguments: list[str]) -> list[str]:
                 read_search(own)
                 return []
             request = read_request(own)
-            which = (request.table, request.cli, request.rows[:1])
-            return Planner(*which, check=False, composer=composer()).plan().problems
+            return (
+                Planner(request.table, request.cli, request.rows[:1], check=False).plan().problems
+            )
         except ConfigError as error:
             return list(error.problems)
 

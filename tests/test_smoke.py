@@ -22,8 +22,9 @@ from ablation.sweeps.planning import Planner
 from ablation.sweeps.published import load_published, published_path
 from ablation.sweeps.request import open_table
 from ablation.sweeps.tables import table_names, table_path
-from tests.support.configs import composer
 from tests.support.fake_runs import fake_run
+
+pytestmark = pytest.mark.usefixtures("composed_once")
 
 TABLES = {name: list(open_table(name).arms) for name in table_names([folders.sweeps_dir()])}
 ARMS = [
@@ -44,16 +45,15 @@ def test_an_arm_of_a_table_runs_end_to_end(name, arm, tmp_path):
     folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         table = open_table(name)
-        plan = Planner(table, cli, [arm], composer=composer()).plan()
+        plan = Planner(table, cli, [arm]).plan()
         source = table.arms[arm].source
         if source is not None:  # it goes on with the best runs of another arm
-            of_source = Planner(table, cli, [source.arm], composer=composer()).plan()
-            for planned in of_source.jobs:
+            for planned in Planner(table, cli, [source.arm]).plan().jobs:
                 if source.weights:
                     assert job.train(planned.config.container()) == DONE
                 else:  # pretend that they are done
                     fake_run(planned.config, {"pgd20_val": 50})
-            plan = Planner(table, cli, [arm], composer=composer()).plan()
+            plan = Planner(table, cli, [arm]).plan()
         assert not plan.problems
         first = next(j for j in plan.jobs if any(point.arm == arm for point in j.points))
         assert job.train(first.config.container()) == DONE

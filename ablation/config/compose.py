@@ -26,6 +26,7 @@ from ablation.config.overrides import (
     list_problem,
     no_group,
     parsed,
+    repository,
 )
 from ablation.errors import ConfigError
 from ablation.text import one_line
@@ -68,9 +69,8 @@ class Composer:
     def __init__(self, config_name: str = "config") -> None:
         self._name = config_name
         loader = GlobalHydra.instance().config_loader()
-        assert isinstance(loader, ConfigLoaderImpl)  # noqa: S101
         self._groups = set(groups(loader))
-        self._grafts = Grafts(self._base, loader.repository.load_config)
+        self._grafts = Grafts(self._base, repository(loader).load_config)
         self._foreign = reads_other_files(loader)
 
     def is_group(self, text: str) -> bool:

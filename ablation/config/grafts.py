@@ -56,9 +56,9 @@ class Grafts:
         be composed on their own for the next: it pays with those after it.
         """
         wanted = tuple(choices)
-        if wanted in self._composed:
-            return copy.deepcopy(self._composed[wanted])
-        if len(wanted) < 2 or (parts := self._parts(wanted)) is None:
+        known = wanted in self._composed or len(wanted) < 2
+        parts = None if known else self._parts(wanted)
+        if parts is None:
             return copy.deepcopy(self._whole(wanted))
         rest, nodes = parts
         missing = {(), rest, *((text,) for text in nodes)} - self._composed.keys()

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -160,12 +161,17 @@ def _unknown_options(override: Override, choices: list[str]) -> list[tuple[str, 
     return [(name, did_you_mean(name, choices)) for name in chosen if name not in choices]
 
 
+def repository(loader: ConfigLoader) -> IConfigRepository:
+    """Where Hydra reads option files."""
+    assert isinstance(loader, ConfigLoaderImpl)  # noqa: S101
+    return loader.repository
+
+
 def groups(loader: ConfigLoader, parent: str = "") -> list[str]:
     """Every config group, nested ones included."""
-    assert isinstance(loader, ConfigLoaderImpl)  # noqa: S101
     found = []
     # ``loader.list_groups`` copies all sources, for each of forty groups.
-    for name in loader.repository.get_group_options(parent, ObjectType.GROUP):
+    for name in repository(loader).get_group_options(parent, ObjectType.GROUP):
         path = f"{parent}/{name}".lstrip("/")
         found += [path, *groups(loader, path)]
     return found

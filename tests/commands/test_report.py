@@ -27,7 +27,7 @@ from ablation.reports import plots, publish
 from ablation.runs.directory import find_runs
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.request import open_table
-from tests.support.configs import compose_config, compose_plain, composer
+from tests.support.configs import compose_config, compose_plain
 from tests.support.fake_runs import fake_evaluation, fake_run
 
 pytestmark = pytest.mark.usefixtures("composed_once")
@@ -40,8 +40,7 @@ def runs(tmp_path):
     place = tmp_path / "runs"
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         cli_ = [f"++runs_dir={place}"]
-        rows = ["at", "trades"]
-        for job in Planner(open_table("demo"), cli_, rows, composer=composer()).plan().jobs:
+        for job in Planner(open_table("demo"), cli_, ["at", "trades"]).plan().jobs:
             better = job.points[0].arm == "trades"
             values = {"clean": 90, "apgd_ce": 50 if better else 40 + job.config.seed}
             fake_run(job.config, values)

@@ -14,6 +14,7 @@ from ablation.commands.cli import searching
 from ablation.config import grafts
 from ablation.config.folders import register_components
 from ablation.config.grafts import Grafts
+from ablation.config.overrides import repository
 from tests.support.options import COMPONENTS, completed, options
 
 GROUPS = (
@@ -36,7 +37,8 @@ class Asked:
 
     def __init__(self) -> None:
         self.times = 0
-        self.grafts = Grafts(self._compose, GlobalHydra.instance().config_loader().repository.load_config)  # type: ignore[attr-defined]  # noqa: E501  # fmt: skip
+        files = repository(GlobalHydra.instance().config_loader())
+        self.grafts = Grafts(self._compose, files.load_config)
 
     def _compose(self, choices: Sequence[str]) -> DictConfig:
         self.times += 1

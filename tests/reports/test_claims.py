@@ -25,7 +25,6 @@ from ablation.sweeps.planning import Planner
 from ablation.sweeps.published import COLUMNS as CSV
 from ablation.sweeps.published import Published, PublishedTable
 from ablation.sweeps.request import open_table, table_folders
-from tests.support.configs import composer
 from tests.support.fake_runs import fake_run
 
 pytestmark = pytest.mark.usefixtures("composed_once")
@@ -89,9 +88,7 @@ def test_a_miniature_has_the_rows_and_the_data_that_are_said(paper, name):
     assert (named - {None}) | set(small.rows.values()) <= keys
     published = {row for claim in paper.claims for p in claim.pairs for row in (p.arm, p.against)}
     assert set(small.rows) <= published
-    (first, *_) = (
-        Planner(table, rows=[next(iter(table.arms))], check=False, composer=composer()).plan().jobs
-    )
+    (first, *_) = Planner(table, rows=[next(iter(table.arms))], check=False).plan().jobs
     assert first.config.data.name == small.data
 
 
@@ -372,8 +369,7 @@ def world(tmp_path):
 
         def train(self, values, name="mine"):
             table, place = open_table(name, self.tables), [f"++runs_dir={self.runs}"]
-            planner = Planner(table, place, list(values), check=False, composer=composer())
-            for job in planner.plan().jobs:
+            for job in Planner(table, place, list(values), check=False).plan().jobs:
                 fake_run(job.config, {"clean": 90, **values[job.points[0].arm]})
 
         def judge(self, table=None):

@@ -22,7 +22,6 @@ from ablation.runs.launches import Launch
 from ablation.sweeps.planning import Planner
 from ablation.sweeps.published import Published, PublishedTable
 from ablation.sweeps.tables import Arm, RowSpec, Select, Table
-from tests.support.configs import composer
 from tests.support.data_files import image_folder
 from tests.support.fake_runs import fake_evaluation, fake_run
 
@@ -63,9 +62,7 @@ def world(tmp_path):
         path = tmp_path
 
         def jobs(self, table, *cli):
-            places = f"++runs_dir={tmp_path}"
-            planner = Planner(table, [*cli, places], check=False, composer=composer())
-            return planner.plan().jobs
+            return Planner(table, [*cli, f"++runs_dir={tmp_path}"], check=False).plan().jobs
 
         def train(self, table, *cli, name="mine", values=None, **kwargs):
             for planned in self.jobs(table, *cli):

@@ -13,8 +13,9 @@ from ablation.errors import ConfigError
 from ablation.sweeps.planning import Planner, choose_rows, ranking
 from ablation.sweeps.tables import Arm, From, RowSpec, Select, Table
 from hydra_plugins.ablation_plugins.sweeper import POOL, SLURM, ArmsSweeper
-from tests.support.configs import composer
 from tests.support.fake_runs import fake_run
+
+pytestmark = pytest.mark.usefixtures("composed_once")
 
 PGD = Select("pgd20")
 SET = ["epochs=3", "evaluation=demo", "evaluation.val=[pgd20]"]
@@ -32,7 +33,7 @@ def table(**arms: Arm) -> Table:
 
 
 def planned(which: Table, *cli: str, rows=None):
-    return Planner(which, list(cli), rows, composer=composer()).plan()
+    return Planner(which, list(cli), rows).plan()
 
 
 def titles(plan):
