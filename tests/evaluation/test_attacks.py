@@ -25,6 +25,7 @@ from ablation.evaluation import (
     Pgd,
     Spsa,
     Square,
+    attacks,
     autoattack,
 )
 from ablation.numerics.functional import lp_norm, margin
@@ -250,6 +251,71 @@ def test_restarts_continue_only_where_needed():
     found = attack(model, x, y, 0.1, "linf", rng(), offsets).flatten()
     close(found, [0.45, 0.45, 1.0])
     assert model.images == 3 + 3 + 2  # a step, a look, a step on two
+
+
+def test_starts_are_of_the_law_that_is_asked_for():
+    like = torch.full((500, 3, 2, 2), 0.5, dtype=F64)
+    uniform = Pgd(1, 0.25, "uniform", restarts=2).offsets(like, 0.2, "linf", rng())
+    gaussian = Pgd(1, 0.25, "gaussian", start_std=0.01).offsets(like, 0.2, "linf", rng())
+    assert uniform is not None
+    assert gaussian is not None
+    assert uniform.shape == (2, *like.shape)
+    assert uniform.std().item() == pytest.approx(0.2 / 3**0.5, rel=0.05)
+    assert gaussian.std().item() == pytest.approx(0.01, rel=0.05)
+    assert Pgd(1, 0.25, "clean").offsets(like, 0.2, "linf", rng()) is None
+
+
+@pytest.mark.parametrize("start", ["uniform", "gaussian"])
+def test_a_uniform_start_alone_is_clamped_before_the_first_step(start):
+    seen = []
+
+    def predict(x):
+        seen.append(x.detach())
+        return TWO(x)
+
+    x = torch.tensor([0.95, 0.05], dtype=F64).view(1, 1, 1, 2)
+    offsets = torch.tensor([0.1, -0.1], dtype=F64).view(1, 1, 1, 1, 2)
+    Pgd(1, 0.25, start)(predict, x, Y0, 0.2, "linf", rng(), offsets)
+    close(seen[0].flatten(), [1.0, 0.0] if start == "uniform" else [1.05, -0.05])
+
+
+def test_restarts_end_once_every_image_is_broken():
+    model = Linear([[1.0], [-1.0]], [-0.5, 0.5])  # class 0 iff x > .5
+    x, offsets = torch.full((1, 1, 1, 1), 0.55, dtype=F64), torch.full((3, 1, 1, 1, 1), -0.1)
+    Pgd(1, 0.0, "uniform", restarts=3)(model, x, Y0, 0.1, "linf", rng(), offsets.to(F64))
+    assert model.passes == 2  # a step and a look
+
+
+def test_attacks_state_what_checks_and_records_read():
+    fgsm = {"steps": 1, "step_size": 0.1, "start": "clean", "restarts": 1, "loss": "ce"}
+    assert Fgsm().describe(0.1, 10) == fgsm
+    pgd = {"steps": 7, "step_size": pytest.approx(0.025), "restarts": 2, "loss": "cw"}
+    uniform = Pgd(7, 0.25, "uniform", 2, "cw").describe(0.1, 10)
+    gaussian = Pgd(7, 0.25, "gaussian", 2, "cw", start_std=0.01).describe(0.1, 10)
+    assert uniform == pgd | {"start": "uniform"}
+    assert gaussian == pgd | {"start": "gaussian", "start_std": 0.01}
+
+
+def test_the_smallest_radius_and_subset_are_accepted():
+    assert Fgsm(eps=0.0, n=1) == Fgsm(eps=0, n=1)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([0.45, -0.01], r"pixels in \[-0.01, 0.45\], outside \[0, 1\]"),
+        ([0.45, 1.01], r"pixels in \[0.45, 1.01\], outside \[0, 1\]"),
+        ([0.45, float("nan")], "outside"),
+        ([0.45, 0.2], "linf distance 0.3 exceeds eps=0.1"),
+        ([0.45], "shape"),
+    ],
+)
+def test_points_outside_ball_or_pixel_range_are_refused(points, message):
+    x = torch.full((1, 1, 1, 2), 0.5, dtype=F64)
+    found = torch.tensor(points, dtype=F64).view(1, 1, 1, -1)
+    with pytest.raises(attacks.AttackError, match=f"mine: .*{message}"):
+        attacks.check_points(found, x, 0.1, "linf", "mine")
+    attacks.check_points(x.new_tensor([0.4, 0.6]).view_as(x), x, 0.1, "linf", "mine")
 
 
 @pytest.mark.parametrize(
