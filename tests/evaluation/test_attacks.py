@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_spsa_adam_is_torchs():
 
 
 def test_spsa_depends_neither_on_the_chunk_nor_on_the_neighbours():
-    x = torch.rand(5, 1, 2, 2, generator=generator(0, "x"), dtype=F64)
+    x = torch.rand(5, 2, 1, 2, generator=generator(0, "x"), dtype=F64)
     y = l3()(x).argmax(1)
     whole = Spsa(7, 3, chunk=1000)(l3(), x, y, 0.05, "linf", rng())
     small = Spsa(7, 3, chunk=1)(l3(), x, y, 0.05, "linf", rng())
@@ -294,6 +295,9 @@ def test_attacks_state_what_checks_and_records_read():
     gaussian = Pgd(7, 0.25, "gaussian", 2, "cw", start_std=0.01).describe(0.1, 10)
     assert uniform == pgd | {"start": "uniform"}
     assert gaussian == pgd | {"start": "gaussian", "start_std": 0.01}
+    spsa = {"samples": 6, "iterations": 5, "queries": 60, "delta": 0.01, "lr": 0.1}
+    start = {"start": "clean", "restarts": 1, "loss": "margin"}
+    assert Spsa(6, 5, delta=0.01, lr=0.1).describe(0.1, 10) == spsa | start
 
 
 def test_the_smallest_radius_and_subset_are_accepted():
@@ -316,6 +320,17 @@ def test_points_outside_ball_or_pixel_range_are_refused(points, message):
     with pytest.raises(attacks.AttackError, match=f"mine: .*{message}"):
         attacks.check_points(found, x, 0.1, "linf", "mine")
     attacks.check_points(x.new_tensor([0.4, 0.6]).view_as(x), x, 0.1, "linf", "mine")
+
+
+@pytest.mark.parametrize(("distance", "refused"), [(0.1000015, False), (0.1000025, True)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_points_may_leave_the_ball_by_rounding_alone(norm, distance, refused):
+    """The distance is of the farthest image, over all its channels and pixels."""
+    x = torch.full((3, 2, 1, 2), 0.5, dtype=F64)
+    away = x.new_ones(x.shape) * (distance if norm == "linf" else distance / 2)
+    away[0] /= 2
+    with pytest.raises(attacks.AttackError) if refused else nullcontext():
+        attacks.check_points(x - away, x, 0.1, norm, "mine")
 
 
 @pytest.mark.parametrize(
