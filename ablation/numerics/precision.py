@@ -13,26 +13,23 @@ import torch
 Precision = Callable[[], AbstractContextManager[object]]
 """Makes the context of one training forward."""
 
-Switch = tuple[Any, str, Any]
-"""Whose it is, its name and its value."""
-
 SHAPES = ((100, 1024, 784), (128, 1024, 1024), (1000, 10, 1024), (7, 33, 65))
 """Rows, columns and inner size of the matrix products that are tested for exactness."""
-TF32: tuple[Switch, ...] = (
-    (torch.backends.cuda.matmul, "allow_tf32", False),
-    (torch.backends.cudnn, "allow_tf32", False),
-)
-"""The switches of TF32, and their values without it."""
-FINER: tuple[Any, ...] = tuple(
-    owner
-    for owner in (
-        torch.backends.cuda.matmul,
-        getattr(torch.backends.cudnn, "conv", None),
-        getattr(torch.backends.cudnn, "rnn", None),
-    )
-    if hasattr(owner, "fp32_precision")  # not in torch before 2.9
-)
-"""What a global ``torch.backends.fp32_precision`` reaches, whatever ``TF32`` says."""
+
+
+def _with_precision(backend: Any, *names: str) -> tuple[Any, ...]:
+    """The operations of a backend that have a precision of their own; torch before 2.9 has none."""
+    owners = (getattr(backend, name, None) for name in names)
+    return tuple(owner for owner in owners if hasattr(owner, "fp32_precision"))
+
+
+ALLOWING: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+"""Whose ``allow_tf32`` is off without TF32."""
+CUDNN = _with_precision(torch.backends.cudnn, "conv", "rnn")
+"""They start with a value of their own; all others follow ``torch.backends.fp32_precision``."""
+CPU = _with_precision(torch.backends.mkldnn, "matmul", "conv", "rnn")
+OPERATIONS = (*_with_precision(torch.backends.cuda, "matmul"), *CUDNN, *CPU)
+"""What a global precision reaches, whatever ``allow_tf32`` says."""
 
 
 @contextmanager
@@ -54,7 +51,7 @@ def fastest_exact_matmul() -> Iterator[None]:
             matmul.fp32_precision = saved
         yield
     finally:
-        matmul.fp32_precision = saved
+        _give_back([(matmul, saved)])
 
 
 @cache
@@ -86,19 +83,26 @@ def product_type(precision: Precision, device: torch.device) -> torch.dtype | No
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Multiply and convolve fp32 numbers on a GPU as they are."""
-    saved = _values(TF32)
-    _set([switch for switch in TF32 if switch[:2] in [known[:2] for known in saved]])
-    left = [owner for owner in FINER if owner.fp32_precision == "tf32"]
-    _set((owner, "fp32_precision", "ieee") for owner in left)
+    """Multiply and convolve fp32 numbers as they are."""
+    saved, allowing, matmul = _precisions(OPERATIONS), [], None
+    for owner in ALLOWING:
+        with suppress(RuntimeError):  # contradictory switches cannot be read as one
+            allowing.append((owner, owner.allow_tf32))
+    with suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    for owner, _ in allowing:
+        owner.allow_tf32 = False
+    for owner in OPERATIONS:
+        if owner.fp32_precision == "tf32":
+            owner.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for owner in left:
-            owner.fp32_precision = "none"
-            if owner.fp32_precision != "tf32" or owner is not torch.backends.cuda.matmul:
-                owner.fp32_precision = "tf32"  # cuDNN's own default, which "none" is not
-        _set(saved)
+        for owner, allowed in allowing:
+            owner.allow_tf32 = allowed
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        _give_back(saved)
 
 
 @contextmanager
@@ -115,35 +119,26 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
     cuDNN's search for the fastest kernel is off too: robust examples leave a batch one by one, so
     shapes change all the time, each would be searched anew, and the choice would move verdicts.
     """
-    # set_float32_matmul_precision reaches CPUs through these; torch before 2.9 has them not.
-    operations = [getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv")]
-    cpu = [(o, "fp32_precision", "ieee") for o in operations if hasattr(o, "fp32_precision")]
-    benchmark = (torch.backends.cudnn, "benchmark", False)
-    saved, saved_cpu = _values([benchmark]), _values(cpu)
-    precision = None
-    with suppress(RuntimeError):  # contradictory switches cannot be read as one
-        precision = torch.get_float32_matmul_precision()
+    saved, benchmark = _precisions(CPU), torch.backends.cudnn.benchmark
     try:
         with without_tf32():
-            _set([benchmark, *cpu])
+            for owner in CPU:
+                owner.fp32_precision = "ieee"
+            torch.backends.cudnn.benchmark = False
             with torch.autocast(device.type, enabled=False), fastest_exact_matmul():
                 yield
     finally:
-        _set(saved)
-        if precision is not None:
-            torch.set_float32_matmul_precision(precision)
-        _set(saved_cpu)
+        torch.backends.cudnn.benchmark = benchmark
+        _give_back(saved)
 
 
-def _values(switches: Iterable[Switch]) -> list[Switch]:
-    """Read the switches, but for those that torch refuses to read since others contradict them."""
-    found = []
-    for owner, name, _ in switches:
-        with suppress(RuntimeError):
-            found.append((owner, name, getattr(owner, name)))
-    return found
+def _precisions(owners: Iterable[Any]) -> list[tuple[Any, str]]:
+    return [(owner, owner.fp32_precision) for owner in owners]
 
 
-def _set(switches: Iterable[Switch]) -> None:
-    for owner, name, value in switches:
-        setattr(owner, name, value)
+def _give_back(saved: Iterable[tuple[Any, str]]) -> None:
+    """Restore precisions; one that was the global one's follows it again."""
+    for owner, value in saved:
+        owner.fp32_precision = "none"
+        if owner.fp32_precision != value or owner in CUDNN:
+            owner.fp32_precision = value

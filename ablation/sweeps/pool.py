@@ -28,6 +28,8 @@ from ablation.runs.signals import die_with, handling
 from ablation.text import duration, printable
 
 POLL_SECONDS = 0.1
+REDRAW_SECONDS = 1.0
+"""Time between looks at the jobs' logs where there is a terminal."""
 LINE_SECONDS, LONGEST_SECONDS = 30.0, 600.0
 """Time between lines of progress where there is no terminal: the first, and late ones."""
 GRACE_SECONDS = 60.0
@@ -411,7 +413,8 @@ class Board:
 
     def __init__(self, out: TextIO) -> None:
         self._out, self._terminal = out, drawable(out)
-        self._shown, self._last, self._pause = "", time.monotonic(), LINE_SECONDS
+        self._shown, self._last = "", time.monotonic()
+        self._pause = REDRAW_SECONDS if self._terminal else LINE_SECONDS
 
     def event(self, text: str) -> None:
         """A lasting line, or some."""
@@ -419,13 +422,15 @@ class Board:
 
     def progress(self, standing: Callable[[], Sequence[str]]) -> None:
         """How far it is, as a whole and job by job; may be called all the time."""
+        if time.monotonic() - self._last < self._pause:
+            return
+        self._last = time.monotonic()
         if self._terminal:
             line = "; ".join(standing())[: shutil.get_terminal_size().columns - 1]
             if line != self._shown:
                 self._write(line, shown=line)
-        elif time.monotonic() - self._last >= self._pause:
+        else:
             self.event("\n  ".join(standing()))
-            self._last = time.monotonic()
             self._pause = min(1.5 * self._pause, LONGEST_SECONDS)
 
     def close(self) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 
 from ablation.numerics import precision
-from ablation.numerics.precision import exact_arithmetic, fastest_exact_matmul, full_precision
+from ablation.numerics.precision import (
+    exact_arithmetic,
+    fastest_exact_matmul,
+    full_precision,
+    precision_context,
+    product_type,
+)
 
 backend = getattr(torch.backends.mkldnn, "matmul", None)
 needs_switch = pytest.mark.skipif(
@@ -55,40 +63,115 @@ def test_rounded_products_are_told_from_exact_ones(monkeypatch: pytest.MonkeyPat
 
 
 BACKENDS: Any = torch.backends
+CPU = torch.device("cpu")
 
 
-def of_a_gpu() -> list[str]:
-    owners = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn)
-    return [owner.fp32_precision for owner in owners]
+def readings() -> dict[str, object]:
+    """What torch says of every switch; ``None`` where switches contradict each other."""
+    operations = {
+        "products on a GPU": BACKENDS.cuda.matmul,
+        "convolutions on a GPU": BACKENDS.cudnn.conv,
+        "recurrent layers on a GPU": BACKENDS.cudnn.rnn,
+        "products on a CPU": BACKENDS.mkldnn.matmul,
+        "convolutions on a CPU": BACKENDS.mkldnn.conv,
+    }
+    found: dict[str, object] = {name: each.fp32_precision for name, each in operations.items()}
+    older = {
+        "allowed for products": lambda: BACKENDS.cuda.matmul.allow_tf32,
+        "allowed in cuDNN": lambda: BACKENDS.cudnn.allow_tf32,
+        "of products": torch.get_float32_matmul_precision,
+    }
+    for name, read in older.items():
+        found[name] = None
+        with suppress(RuntimeError):
+            found[name] = read()
+    return found
+
+
+@pytest.fixture
+def as_it_was() -> Iterator[None]:
+    """Every switch back where it was, also after a test that fails."""
+    before = BACKENDS.fp32_precision
+    yield
+    torch.set_float32_matmul_precision("highest")
+    BACKENDS.cudnn.allow_tf32 = True
+    for each in (BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv):
+        each.fp32_precision = "none"
+    BACKENDS.fp32_precision = before
 
 
 @needs_switch
+@pytest.mark.usefixtures("as_it_was")
+@pytest.mark.parametrize("later", ["none", "tf32", "ieee"])
 @pytest.mark.parametrize("globally", ["none", "tf32", "ieee"])
 @pytest.mark.parametrize("context", [exact_arithmetic, full_precision])
-def test_a_global_switch_lets_no_tf32_in(context: Any, globally: str) -> None:
-    saved, own = BACKENDS.fp32_precision, of_a_gpu()
-    try:
-        BACKENDS.fp32_precision = globally
-        before = of_a_gpu()
-        with context(torch.device("cpu")):
-            assert "tf32" not in of_a_gpu()
-        assert [each == "tf32" for each in of_a_gpu()] == [each == "tf32" for each in before]
-    finally:
-        BACKENDS.fp32_precision = saved
-    assert [each == "tf32" for each in of_a_gpu()] == [each == "tf32" for each in own]
-    assert BACKENDS.cuda.matmul.allow_tf32 in (True, False)  # torch can tell
+def test_a_global_switch_lets_no_tf32_in_and_reaches_what_it_did(
+    context: Any, globally: str, later: str
+) -> None:
+    BACKENDS.fp32_precision = globally
+    before = readings()
+    assert globally != "tf32" or before["products on a GPU"] == "tf32"
+    BACKENDS.fp32_precision = later
+    expected = readings()
+    BACKENDS.fp32_precision = globally
+    with context(CPU):
+        assert "tf32" not in readings().values()
+    assert readings() == before
+    BACKENDS.fp32_precision = later
+    assert readings() == expected
 
 
 @needs_switch
-def test_the_older_switches_agree_and_come_back() -> None:
-    older: tuple[Any, ...] = (BACKENDS.cuda.matmul, BACKENDS.cudnn)
-    saved = [owner.allow_tf32 for owner in older]
-    try:
-        for owner in older:
-            owner.allow_tf32 = True
-        with full_precision(torch.device("cpu")):
-            assert [owner.allow_tf32 for owner in older] == [False, False]
-        assert [owner.allow_tf32 for owner in older] == [True, True]
-    finally:
-        for owner, value in zip(older, saved, strict=True):
-            owner.allow_tf32 = value
+@pytest.mark.usefixtures("as_it_was")
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("context", [exact_arithmetic, full_precision])
+def test_the_older_switches_agree_and_come_back(context: Any, precision: Any) -> None:
+    torch.set_float32_matmul_precision(precision)
+    before = readings()
+    with context(CPU):
+        within = readings()
+        assert not within["allowed for products"]
+        assert not within["allowed in cuDNN"]
+        assert "tf32" not in within.values()
+    assert readings() == before
+
+
+def product() -> torch.dtype:
+    return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+@pytest.mark.parametrize("context", [exact_arithmetic, full_precision])
+def test_autocast_ends_where_exactness_begins(context: Any) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert product() == torch.bfloat16
+        with context(CPU):
+            assert product() == torch.float32
+        assert product() == torch.bfloat16
+    with context(CPU):
+        assert product() == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "rounded"), [("fp32", None), ("tf32", None), ("bf16", torch.bfloat16)]
+)
+def test_a_training_forward_has_the_precision_of_its_kind(kind: Any, rounded: Any) -> None:
+    chosen = precision_context(kind, CPU)
+    with chosen():
+        assert product() == (rounded or torch.float32)
+    assert product_type(chosen, CPU) == rounded
+
+
+def test_no_kernel_is_searched_for_while_evaluating(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKENDS.cudnn, "benchmark", True)
+    with exact_arithmetic(CPU):
+        assert not BACKENDS.cudnn.benchmark
+    assert BACKENDS.cudnn.benchmark
+
+
+@needs_switch
+def test_a_processor_that_does_not_round_takes_the_faster_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "_exact", lambda: True)
+    with fastest_exact_matmul():
+        assert backend.fp32_precision == "bf16"  # type: ignore[union-attr]

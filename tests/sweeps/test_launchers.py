@@ -260,12 +260,16 @@ def test_where_there_is_no_terminal_the_lines_become_rare(monkeypatch):
 
 
 def test_on_a_terminal_the_line_of_progress_stays_below(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("ablation.sweeps.pool.time.monotonic", lambda: now)
     monkeypatch.setattr("ablation.sweeps.pool.drawable", lambda stream: True)
     out = io.StringIO()
     board = Board(out)
-    for text in ("1 running", "1 running"):
+    for second, text in ((1.0, "1 running"), (1.5, "not looked at"), (2.0, "1 running")):
+        now = second
         board.progress(lambda text=text: [text, "epoch 2/5"])  # type: ignore[misc]
     board.event("a job: done")
+    now = 3.0
     board.progress(lambda: ["2 running"])
     board.close()
     assert out.getvalue() == "1 running; epoch 2/5\r\x1b[Ka job: done\n2 running\r\x1b[K"
