@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -343,6 +344,7 @@ def test_points_may_leave_the_ball_by_rounding_alone(norm, distance, refused):
         (lambda: Spsa(0, 5), "samples=0"),
         (lambda: Square(n=0), "n=0"),
         (lambda: AutoAttack(queries=100), "queries=100: the standard version has 5000"),
+        (lambda: AutoAttack(n_iter=9, queries=100), "n_iter=9: the standard version has 100"),
         (lambda: ApgdT(targets=0), "targets=0"),
     ],
 )
@@ -405,16 +407,64 @@ def test_t13_4_and_7_schedules_of_the_package():
     assert sides == [29, 20, 14, 10, 7, 5, 4, 3]
 
 
-def test_too_few_classes_for_a_loss_are_named():
-    with pytest.raises(InputError, match="needs 4 classes, the model has 3"):
-        ApgdT().describe(0.1, 3)
-    with pytest.raises(InputError, match="needs 3 classes, the model has 2"):
-        ApgdDlr().describe(0.1, 2)
-    assert list(AutoAttack().parts(10)) == ["apgd_ce", "apgd_t", "fab_t", "square"]
-    assert list(AutoAttack().parts(3)) == ["apgd_ce", "apgd_dlr", "fab_t", "square"]
-    assert list(AutoAttack().parts(2)) == ["apgd_ce", "fab_t", "square"]
-    assert AutoAttack().describe(0.1, 10)["version"] == "standard"
-    assert AutoAttack().describe(0.1, 3)["version"] == "custom"
+@pytest.mark.parametrize(("attack", "needed"), [(ApgdT(), 4), (ApgdDlr(), 3)])
+def test_too_few_classes_for_a_loss_are_named(attack, needed):
+    with pytest.raises(InputError, match=f"needs {needed} classes, the model has {needed - 1}"):
+        attack.describe(0.1, needed - 1)
+    assert attack.describe(0.1, needed)["steps"] == 100
+
+
+@pytest.mark.parametrize(
+    ("classes", "middle", "said"),
+    [
+        (10, ["apgd_t"], ""),
+        (4, ["apgd_t"], ""),
+        (3, ["apgd_dlr"], "with 3 classes .*; APGD-DLR was run instead of APGD-T"),
+        (2, [], "with 2 classes .*; APGD-T was left out"),
+    ],
+)
+def test_autoattack_makes_do_with_few_classes_and_says_so(classes, middle, said, caplog):
+    whole = AutoAttack()
+    assert list(whole.parts(classes)) == ["apgd_ce", *middle, "fab_t", "square"]
+    (message,) = [record.getMessage() for record in caplog.records] or [""]
+    assert re.search(said, message)
+    assert bool(message) == bool(said)
+    assert whole.describe(0.1, classes)["version"] == ("custom" if said else "standard")
+
+
+def test_the_standard_version_is_the_papers():
+    """Croce and Hein, 2020: 100 iterations, 9 targets, 5,000 queries, no restarts."""
+    apgd = {"steps": 100, "step_size": "adaptive", "start": "uniform", "restarts": 1}
+    targets, black_box = {"targets": 9}, {"queries": 5000, "start": "stripes", "loss": "margin"}
+    said = {name: part.describe(0.1, 10) for name, part in AutoAttack().parts(10).items()}
+    assert said == {
+        "apgd_ce": apgd | {"loss": "ce"},
+        "apgd_t": apgd | {"loss": "dlr_targeted"} | targets,
+        "fab_t": {"steps": 100, "start": "clean", "restarts": 1} | targets,
+        "square": black_box | {"restarts": 1},
+    }
+    whole = {"version": "standard", "steps": 100, "targets": 9, "queries": 5000, "restarts": 1}
+    assert AutoAttack().describe(0.1, 10) == whole
+    alone = {"apgd_ce": ApgdCe(), "apgd_t": ApgdT(), "fab_t": FabT(), "square": Square()}
+    assert AutoAttack().parts(10) == alone
+    assert ApgdDlr().describe(0.1, 3) == apgd | {"loss": "dlr"}
+    for attack in (ApgdT(), FabT(), AutoAttack()):
+        assert [attack.describe(0.1, k)["targets"] for k in (4, 10, 100)] == [3, 9, 9]
+
+
+def test_autoattack_ends_once_every_image_is_broken(monkeypatch):
+    ran = []
+
+    def break_all(attack, x, y):
+        ran.append(type(attack).__name__)
+        return 1 - x
+
+    monkeypatch.setattr(autoattack, "_perturb", break_all)
+    model = Linear([[1.0], [-1.0]], [-0.5, 0.5])  # class 0 iff x > .5
+    x = torch.full((2, 1, 1, 1), 0.6, dtype=F64)
+    found = AutoAttack()(model, x, torch.zeros(2).long(), 0.2, "linf", rng())
+    assert torch.equal(found, 1 - x)
+    assert ran == ["APGDAttack"]
 
 
 @pytest.mark.parametrize(
