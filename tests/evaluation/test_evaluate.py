@@ -537,6 +537,7 @@ def test_requests_that_do_not_fit_are_refused(trained, data, change, message):
         (lambda x, y: (x.long(), y), "give uint8, or floats"),
         (lambda x, y: (x.float(), y), r"pixels in \[0, 2\d\d\]"),
         (lambda x, y: (x / 255 - 0.5, y), "normalisation belongs inside"),
+        (lambda x, y: (x / 255 + 0.5, y), "normalisation belongs inside"),
         (lambda x, y: (x / float("nan"), y), "pixels in"),
         (lambda x, y: (x[:, 0], y), "shape"),
         (lambda x, y: (x[:0], y[:0]), "N > 0"),
@@ -619,6 +620,54 @@ def test_a_network_that_is_always_wrong_is_not_attacked(trained, data):
     found = run(trained, (images, wrong), {"clean": None, "pgd": Pgd(2, 0.5), "aa": SMALL})
     assert set(values(found).values()) == {0.0}
     assert (found.examples["first_broken_by"] == "clean").all()
+
+
+def test_the_smallest_request_and_the_whole_set_are_accepted(trained, data):
+    one = run(trained, data, {"clean": None}, n=1, batch_size=1, diagnose=False)
+    whole = run(trained, data, {"clean": None}, n=120, diagnose=False)
+    assert [one.entries[0].n, whole.entries[0].n] == [1, 120]
+
+
+def test_at_radius_zero_nothing_is_searched_and_at_one_everything_falls(trained, data):
+    net = Counting(trained).eval()
+    for eps, expected in ((0.0, None), (1.0, 0.0)):
+        found = run(net, data, {"clean": None, "pgd": Pgd(2, 0.5)}, eps, diagnose=False)
+        clean, robust = values(found).values()
+        assert robust == (clean if expected is None else expected)
+        if eps == 0:
+            assert net.forwards == 1  # of the clean images
+
+
+def test_a_measure_stands_where_it_was_asked_for(trained, data):
+    margin = AdversarialMargin(Pgd(1, 1.0, "clean", eps=EPS, norm="linf"))
+    attacks = {"fgsm": Fgsm(), "margin": margin, "clean": None}
+    found = run(trained, data, attacks)
+    assert [entry.metric for entry in found.entries] == list(attacks)
+    assert list(found.examples) == [
+        *("index", "label", "prediction", "clean_correct", "logit_gap", "zero_gradient"),
+        *("top_classes", "fgsm_robust", "fgsm_class", "first_broken_by", "margin"),
+    ]
+    part = run(trained, data, {"margin": margin, "clean": None}, n=30, diagnose=False)
+    assert [entry.metric for entry in part.entries] == ["margin", "clean"]
+    assert list(part.examples) == [
+        *("index", "label", "prediction", "clean_correct", "first_broken_by", "margin")
+    ]
+
+
+def test_the_ten_likeliest_classes_are_kept():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 12)).eval()
+    images, y = make_images(4)
+    kept = run(net, (images, y), {"clean": None}).examples["top_classes"]
+    with torch.no_grad():
+        expected = net(images / 255).topk(10).indices
+    assert [list(classes) for classes in kept] == expected.tolist()
+
+
+def test_seconds_are_those_of_each_part(trained, data, monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    found = run(trained, data, {"clean": None, "fgsm": Fgsm()}, diagnose=False)
+    assert found.seconds == {"clean": 1.0, "fgsm": 1.0}
 
 
 def test_an_empty_request_is_a_table_of_predictions(trained, data):
