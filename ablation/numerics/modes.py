@@ -93,9 +93,10 @@ class Replaced(TorchFunctionMode):
     ) -> Any:
         """Call the other function, or ``func`` itself."""
         del types
-        if func is F.batch_norm and (kwargs or {}).get("training", len(args) > 5 and args[5]):
-            return self._batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func is F.batch_norm and given["training"]:  # torch hands on all but tensors by name
+            return self._batch_norm(*args, **given)
+        return func(*args, **given)
 
 
 class MaskedBatchNorm(Replaced):
@@ -119,11 +120,11 @@ def _masked_batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> Tensor:
     """``F.batch_norm`` in training mode of ``x`` [N, C, ...], see ``MaskedBatchNorm``."""
     del training

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ablation.numerics.modes import MaskedBatchNorm
+from ablation.numerics.modes import BatchNormReplay, MaskedBatchNorm
 
 COUNTED = torch.tensor([True, False, True, True, False])
 
@@ -28,13 +28,13 @@ def points(dims: int) -> torch.Tensor:
     return torch.randn(5, 3, *(4, 2)[: dims - 2], generator=g, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("dims", [2, 4])
-def test_samples_that_count_have_the_numbers_of_a_batch_of_their_own(dims):
-    alone = layers(dims)
+@pytest.mark.parametrize(("dims", "number"), [(2, 3), (2, 2), (4, 3), (4, 1)])
+def test_samples_that_count_have_the_numbers_of_a_batch_of_their_own(dims, number):
+    alone, counted = layers(dims), COUNTED & (COUNTED.cumsum(0) <= number)
     masked, x = copy.deepcopy(alone), points(dims).requires_grad_()
-    expected = alone(x[COUNTED])
-    with MaskedBatchNorm(COUNTED):
-        found = masked(x)[COUNTED]
+    expected = alone(x[counted])
+    with MaskedBatchNorm(counted):
+        found = masked(x)[counted]
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     for (name, a), b in zip(masked.state_dict().items(), alone.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0, msg=name)
@@ -44,7 +44,29 @@ def test_samples_that_count_have_the_numbers_of_a_batch_of_their_own(dims):
     )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
-    assert float(ours[0][COUNTED].abs().amax()) > 0
+    assert float(ours[0][counted].abs().amax()) > 0
+
+
+def test_one_number_of_a_channel_is_its_mean_without_deviation():
+    net, x = nn.BatchNorm1d(3, momentum=0.4).double().train(), points(2)
+    with MaskedBatchNorm(torch.arange(5) == 2):
+        assert torch.equal(net(x)[2], x.new_zeros(3))
+    torch.testing.assert_close(net.running_mean, 0.4 * x[2], atol=1e-12, rtol=0)
+    torch.testing.assert_close(net.running_var, x.new_full((3,), 0.6), atol=1e-12, rtol=0)
+
+
+def test_statistics_that_do_not_move_are_replayed_as_they_are():
+    net = nn.BatchNorm1d(3, momentum=0.0).double().train()
+    replay = BatchNormReplay(net)
+    net(points(2))
+    replay.mark()
+    for statistics in (net.running_mean, net.running_var):
+        assert statistics is not None
+        statistics += 1
+    replay.replay()
+    assert net.running_mean is not None
+    assert torch.equal(net.running_mean, torch.ones(3).double())
+    assert int(net.num_batches_tracked or 0) == 2
 
 
 def test_without_samples_that_count_the_running_statistics_stay():
