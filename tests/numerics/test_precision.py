@@ -130,8 +130,8 @@ def test_the_older_switches_agree_and_come_back(context: Any, precision: Any) ->
     before = readings()
     with context(CPU):
         within = readings()
-        assert not within["allowed for products"]
-        assert not within["allowed in cuDNN"]
+        assert within["allowed for products"] is False
+        assert within["allowed in cuDNN"] is False
         assert "tf32" not in within.values()
     assert readings() == before
 
