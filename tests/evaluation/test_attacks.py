@@ -445,7 +445,8 @@ def test_the_standard_version_is_the_papers():
     }
     whole = {"version": "standard", "steps": 100, "targets": 9, "queries": 5000, "restarts": 1}
     assert AutoAttack().describe(0.1, 10) == whole
-    alone = {"apgd_ce": ApgdCe(), "apgd_t": ApgdT(), "fab_t": FabT(), "square": Square()}
+    alone: dict[str, Attack] = {"apgd_ce": ApgdCe(), "apgd_t": ApgdT()}
+    alone |= {"fab_t": FabT(), "square": Square()}
     assert AutoAttack().parts(10) == alone
     assert ApgdDlr().describe(0.1, 3) == apgd | {"loss": "dlr"}
     for attack in (ApgdT(), FabT(), AutoAttack()):

@@ -47,8 +47,10 @@ TESTS = {
     "evaluation/attacks": "tests/evaluation/test_attacks.py tests/evaluation/test_families.py",
     "evaluation/autoattack": "tests/evaluation/test_attacks.py tests/evaluation/test_families.py",
     "evaluation/checks": "tests/evaluation/test_checks.py",
-    "evaluation/judge": "tests/evaluation/test_resume.py tests/evaluation/test_evaluate.py",
-    "evaluation/evaluate": "tests/evaluation/test_evaluate.py tests/evaluation/test_ladders.py",
+    "evaluation/judge": "tests/evaluation/test_resume.py tests/evaluation/test_fast_attacks.py "
+    "tests/evaluation/test_transfer.py tests/evaluation/test_evaluate.py",
+    "evaluation/evaluate": "tests/evaluation/test_evaluate.py tests/evaluation/test_ladders.py "
+    "tests/evaluation/test_transfer.py tests/evaluation/test_loss_rise.py",
     "evaluation/ladders": "tests/evaluation/test_ladders.py",
     "evaluation/measures": "tests/numerics/test_margins.py",
     "evaluation/probes": "tests/evaluation/test_checks.py tests/evaluation/test_families.py",
