@@ -84,7 +84,8 @@ def product_type(precision: Precision, device: torch.device) -> torch.dtype | No
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Multiply and convolve fp32 numbers as they are."""
-    saved, allowing, matmul = _precisions(OPERATIONS), [], None
+    saved = [(owner, owner.fp32_precision) for owner in OPERATIONS]
+    allowing, matmul = [], None
     for owner in ALLOWING:
         with suppress(RuntimeError):  # contradictory switches cannot be read as one
             allowing.append((owner, owner.allow_tf32))
@@ -119,7 +120,7 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
     cuDNN's search for the fastest kernel is off too: robust examples leave a batch one by one, so
     shapes change all the time, each would be searched anew, and the choice would move verdicts.
     """
-    saved, benchmark = _precisions(CPU), torch.backends.cudnn.benchmark
+    benchmark = torch.backends.cudnn.benchmark
     try:
         with without_tf32():
             for owner in CPU:
@@ -129,11 +130,6 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
                 yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
-        _give_back(saved)
-
-
-def _precisions(owners: Iterable[Any]) -> list[tuple[Any, str]]:
-    return [(owner, owner.fp32_precision) for owner in owners]
 
 
 def _give_back(saved: Iterable[tuple[Any, str]]) -> None:

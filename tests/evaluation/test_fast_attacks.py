@@ -20,7 +20,6 @@ from ablation.evaluation import (
     FastAutoAttack,
     FastFabT,
     FastSquare,
-    judge,
 )
 from ablation.evaluation.attacks import check_points
 from ablation.evaluation.autoattack import LOGGER
@@ -467,32 +466,3 @@ def test_a_start_without_gradient_of_the_dlr_loss_is_logged():
         FastApgdDlr(2)(Fixed(ROBUST), x, y, 0.1, "linf", rng())
         FastApgdCe(2)(Steps(), x, y, 0.1, "linf", rng())
     assert messages == []
-
-
-@pytest.mark.parametrize(
-    ("largest", "error", "same"),
-    [(100.0, 0.05, True), (100.0, 0.2, False), (0.01, 5e-6, True), (0.01, 2e-5, False)],
-)
-def test_a_copy_is_searched_on_if_it_errs_by_little_of_the_largest_logit(
-    largest, error, same, monkeypatch
-):
-    net, x = nn.Flatten(), torch.linspace(0, 1, 8).view(2, 1, 2, 2)
-    scaled = nn.Sequential(net, Affine(largest, 0.0))
-    monkeypatch.setattr(judge, "search_copy", lambda net: nn.Sequential(net, Affine(1.0, error)))
-    subject = judge.Subject(scaled, x, torch.zeros(2).long(), x.device, x.dtype)
-    chosen = judge._SearchCopy(subject)(x)
-    assert (chosen is not None) == same
-    assert chosen is None or torch.equal(chosen(x), subject.predict(x) + error)
-    monkeypatch.setattr(judge, "search_copy", lambda net: net)
-    assert judge._SearchCopy(subject)(x) is None
-
-
-class Affine(nn.Module):
-    """factor * z + offset."""
-
-    def __init__(self, factor: float, offset: float) -> None:
-        super().__init__()
-        self.factor, self.offset = factor, offset
-
-    def forward(self, z):
-        return self.factor * z + self.offset
