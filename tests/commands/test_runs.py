@@ -21,6 +21,7 @@ from ablation.reports.run_list import bytes_of, seconds_of, span
 from ablation.runs.directory import Run
 from ablation.runs.launches import Launch
 from ablation.runs.status import utc_now
+from tests.support.archives import unpack
 from tests.support.configs import compose_config
 from tests.support.fake_runs import fake_run
 
@@ -177,7 +178,7 @@ def test_what_is_named_is_archived_and_then_deleted(place, tmp_path, capsys):
     target.unlink()
     assert go(place, "method=trades", f"archive={target}", "delete=true", "yes=true") == DONE
     assert [path.name for path in place.iterdir()] == [named(place, "-at-").path.name]
-    shutil.unpack_archive(target, place, filter="data")
+    unpack(target, place)
     assert go(place) == DONE
     assert "3 runs" in capsys.readouterr().out
 

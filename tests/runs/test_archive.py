@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from ablation.errors import InputError
 from ablation.runs import archive
 from ablation.runs.archive import remove, size_of
 from ablation.runs.directory import Run, find_runs
+from tests.support.archives import unpack
 
 FILES = {"config.yaml": b"seed: 0\n", "checkpoints/last.safetensors": bytes(range(256)) * 5000}
 
@@ -48,8 +48,7 @@ def test_an_archive_gives_back_every_byte(run, tmp_path, name):
     back = place
     if place.is_file():
         back = tmp_path / "back"
-        with tarfile.open(place) as file:
-            file.extractall(back, filter="data")
+        unpack(place, back)
     for each in (run, other):
         assert contents(back / each.path.name) == contents(each.path) == FILES
     assert {path.name for path in back.iterdir()} == {run.path.name, other.path.name}
