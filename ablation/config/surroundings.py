@@ -10,7 +10,7 @@ import torch
 
 from ablation.config import validation
 from ablation.config.evaluations import evaluations
-from ablation.config.experiment import Config, DataConfig, EvaluationConfig
+from ablation.config.experiment import Config, DataConfig, EvaluationConfig, RuntimeConfig
 from ablation.config.extension import extension_problems
 from ablation.config.folders import has_file
 from ablation.config.rules import model_problems
@@ -18,7 +18,7 @@ from ablation.crafters import BoundarySearch, FabSearch
 from ablation.data import Extent, check_batch_size, check_shares, check_sizes, label_problems
 from ablation.errors import InputError
 from ablation.evaluation import AutoAttack, Square
-from ablation.models import refusal
+from ablation.models import overrun, refusal
 from ablation.ranks import launched
 from ablation.runs.tensorboard import missing_extra
 from ablation.terms import EffectiveWeightNorm, ProbedNorm
@@ -59,7 +59,7 @@ def outside_problems(config: Config, place: Place = "here") -> list[str]:
     ]
 
 
-def size_problems(config: Config, extent: Extent | None) -> list[str]:
+def size_problems(config: Config, extent: Extent | None, place: Place = "here") -> list[str]:
     """Check classes, split, batch and model against the images, where these are known unread."""
     if extent is None:
         return []
@@ -85,7 +85,7 @@ def size_problems(config: Config, extent: Extent | None) -> list[str]:
         train_size = None
     count = train_size or extent.train - val_size
     if fits(check_batch_size, config.batch_size, count):
-        problems += _model_problems(config, extent, count)
+        problems += _model_problems(config, extent, count, place)
         fits(check_shares, config.batch_size, count, node.drop_last, devices_of(config))
     return [
         *problems,
@@ -136,7 +136,7 @@ def _attack_problems(config: Config, extent: Extent) -> list[str]:
     ]
 
 
-def _model_problems(config: Config, extent: Extent, count: int) -> list[str]:
+def _model_problems(config: Config, extent: Extent, count: int, place: Place) -> list[str]:
     """Check that the model takes images of this size, and BatchNorm the smallest batch of them."""
     spec, shape = config.model.spec, (extent.channels, extent.size)
     if any(model_problems(spec)):  # told already, and building it could take all memory
@@ -152,7 +152,25 @@ def _model_problems(config: Config, extent: Extent, count: int) -> list[str]:
             f"batch_size={config.batch_size}: the last batch of {count} images would hold a single "
             f"one, and {problem}; set data.drop_last=true"
         ]
-    return []
+    layer = overrun(spec, *shape) if _may_overrun(config.runtime, place) else None
+    if layer is None:
+        return []
+    return [
+        f"runtime.channels_last=true: on this CPU, PyTorch computes the gradient of {layer} (a "
+        "strided 1x1 convolution of fewer than eight channels) outside its memory; set "
+        "runtime.channels_last=false"
+    ]
+
+
+def _may_overrun(node: RuntimeConfig, place: Place) -> bool:
+    """Whether the job trains where ``models.overrun`` applies."""
+    on_cpu = node.device == "cpu" or (node.device == "auto" and not torch.cuda.is_available())
+    return (
+        on_cpu
+        and place != "elsewhere"
+        and node.channels_last
+        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    )
 
 
 def device_problems(name: str, place: Place = "here") -> list[str]:

@@ -3,7 +3,7 @@
 from ablation.models.blocks import Body, Size
 from ablation.models.build import ModelSpec, build_model
 from ablation.models.cnn import Cnn, TinyCnn
-from ablation.models.fit import refusal
+from ablation.models.fit import overrun, refusal
 from ablation.models.heads import HEADS, Annealing, Head, Hypersphere, LargeMargin, LinearHead
 from ablation.models.mlp import Mlp
 from ablation.models.net import Net
@@ -31,5 +31,6 @@ __all__ = [
     "Vgg",
     "WideResNet",
     "build_model",
+    "overrun",
     "refusal",
 ]

@@ -301,7 +301,7 @@ class Planner:
             extent = config.data.source.extent(config.data_root)
             self._outside[key] = (surroundings.outside_problems(config, self._place), extent)
         problems, extent = self._outside[key]
-        sizes = surroundings.size_problems(config, extent)
+        sizes = surroundings.size_problems(config, extent, self._place)
         return [*problems, *sizes, *extension_problems(config)]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ablation.config.surroundings import check
 from ablation.config.validation import load
@@ -186,6 +187,28 @@ def test_an_attack_that_needs_square_images_is_told_with_the_config(photos, over
 )
 def test_a_batch_of_one_where_the_last_feature_map_is_a_pixel_is_told(photos, overrides, message):
     root = parquet(photos, [0, 1, 0, 1, 0, 1], (8, 8, 3))
-    options = ("model=resnet18", "model.spec.width=2", *overrides)
+    options = ("model=resnet18", "model.spec.width=8", *overrides)
     found = check(composed(root, *options, data="parquet"))
     assert [line.startswith(str(message)) for line in found] == ([] if message is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cpu", "refused"),
+    [
+        ([], "AVX2", True),
+        ([], "AVX512", False),
+        (["runtime.channels_last=false"], "AVX2", False),
+        (["model.spec.width=8"], "AVX2", False),
+    ],
+)
+def test_a_gradient_that_the_cpu_computes_outside_its_memory_is_told(
+    photos, monkeypatch, overrides, cpu, refused
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    root = parquet(photos, [0, 1, 0, 1, 0, 1], (16, 16, 3))
+    small = ("model=resnet18", "model.spec.width=4", "batch_size=2", *overrides)
+    config = composed(root, *small, data="parquet")
+    found = [line for line in check(config) if line.startswith("runtime.channels_last=true: on")]
+    assert len(found) == int(refused)
+    assert all("layers.stage2.0.shortcut.0" in line for line in found)

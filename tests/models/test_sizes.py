@@ -16,6 +16,7 @@ from ablation.models import (
     Vgg,
     WideResNet,
     build_model,
+    overrun,
     refusal,
 )
 
@@ -84,3 +85,14 @@ def test_one_number_means_a_square():
     one, two = (build_model(Mlp(1, 4), channels=1, size=s, classes=2) for s in (6, (6, 6)))
     assert one.state_dict().keys() == two.state_dict().keys()
     assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+
+def test_a_layer_that_some_cpus_overrun():
+    def layer(width: int) -> str | None:
+        return overrun(ResNet(blocks=(1, 1, 1, 1), width=width), 3, (32, 32))
+
+    assert layer(4) == "layers.stage2.0.shortcut.0"
+    assert layer(1) == "layers.stage3.0.shortcut.0"
+    assert layer(8) is None
+    assert overrun(TinyCnn(width=2), 3, (32, 32)) is None
+    assert overrun(Vgg(), 3, (8, 8)) is None
