@@ -400,6 +400,7 @@ def test_a_model_without_gradients_is_flagged_once_per_part(trained, data):
     assert "times)" in zero[0]
     assert any("Square, the last part of aa, broke" in flag for flag in found.flags)
     assert (found.examples["aa_broken_by"] == "square").any()
+    assert found.examples["zero_gradient"].all()
 
 
 def test_three_and_two_classes_make_do_without_the_targeted_loss(trained, data):
@@ -674,6 +675,37 @@ def test_an_empty_request_is_a_table_of_predictions(trained, data):
     found = run(trained, data, {})
     assert found.entries == ()
     assert len(found.examples) == 120
+    assert "logit_gap" in found.examples
+    assert "zero_gradient" not in found.examples  # nothing was attacked
+
+
+class WithGradients(nn.Module):
+    """Notes whether the passes of a network keep what a gradient needs."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.kept = net, list[bool]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.append(torch.is_grad_enabled())
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "diagnose", "kept"),
+    [
+        ({"clean": None}, True, False),
+        ({"fgsm": Fgsm()}, False, False),
+        ({"fgsm": Fgsm()}, True, True),
+    ],
+)
+def test_clean_gradients_are_taken_where_the_checks_look_at_them(
+    trained, data, attacks, diagnose, kept
+):
+    net = WithGradients(trained)
+    found = run(net, data, attacks, diagnose=diagnose, batch_size=120)
+    assert net.kept[0] == kept
+    assert ("zero_gradient" in found.examples) == kept
 
 
 def test_results_survive_parquet(result, tmp_path):

@@ -93,6 +93,8 @@ def test_what_is_robust_at_a_larger_radius_meets_the_first_part_alone(monkeypatc
     assert later["square", 0.02] == 2  # both 0.03 away
     reused = [entry.params.get("reuses") for entry in found.entries]
     assert reused == ["eps 0.05", None, "eps 0.1"]
+    fractions = attacked({f"aa_{n}": replace(SHORT, eps=n / 255) for n in (16, 8)})
+    assert fractions.entries[1].params["reuses"] == "eps 16/255"
 
 
 @dataclass(frozen=True)

@@ -130,32 +130,51 @@ class Finder:
         return importlib.util.spec_from_file_location(name, file, loader=loader)
 
 
-@dataclass(frozen=True)
 class Recorder:
-    """Plugin of pytest that writes, per test, its seconds and the lines of ``ablation`` it ran."""
+    """Plugin of pytest that writes, per test, its seconds and the lines of ``ablation`` it ran.
 
-    output: Path
+    Args:
+        output: where to.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self._lines = set[tuple[str, int]]()
+        self._shared: dict[str, set[tuple[str, int]]] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Trace a test with its fixtures."""
-        folder, lines = f"{ROOT / 'ablation'}/", set[tuple[str, int]]()
+        folder = f"{ROOT / 'ablation'}/"
 
         def trace(frame: FrameType, event: str, argument: Any) -> Any:
             if not frame.f_code.co_filename.startswith(folder):
                 return None
-            lines.add((frame.f_code.co_filename, frame.f_lineno))
+            self._lines.add((frame.f_code.co_filename, frame.f_lineno))
             return trace
 
+        self._lines = set()
         began = time.monotonic()
         sys.settrace(trace)
         result = yield
         sys.settrace(None)
         seconds = time.monotonic() - began
+        names = getattr(item, "fixturenames", ())
+        lines = self._lines.union(*(self._shared.get(name, ()) for name in names))
         seen = [(str(Path(file).relative_to(ROOT)), line) for file, line in sorted(lines)]
         with self.output.open("a") as file:
             file.write(json.dumps([item.nodeid, seconds, seen]) + "\n")
         return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+        """Note the lines of a fixture: a later test that shares it runs them by itself."""
+        others, self._lines = self._lines, set()
+        try:
+            return (yield)
+        finally:
+            self._shared[fixturedef.argname] = self._lines
+            self._lines = self._lines | others
 
 
 class Brief:
