@@ -400,6 +400,11 @@ def test_a_model_without_gradients_is_flagged_once_per_part(trained, data):
     assert "times)" in zero[0]
     assert any("Square, the last part of aa, broke" in flag for flag in found.flags)
     assert (found.examples["aa_broken_by"] == "square").any()
+
+
+def test_logits_without_a_graph_have_zero_gradients(trained, data):
+    detached = nn.Sequential(trained, Detach())
+    found = run(detached, data, {"square": Square(queries=5)})
     assert found.examples["zero_gradient"].all()
 
 
@@ -677,6 +682,11 @@ def test_an_empty_request_is_a_table_of_predictions(trained, data):
     assert len(found.examples) == 120
     assert "logit_gap" in found.examples
     assert "zero_gradient" not in found.examples  # nothing was attacked
+
+
+class Detach(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z.detach()
 
 
 class WithGradients(nn.Module):
