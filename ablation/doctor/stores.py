@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +55,7 @@ class Silent:
         """Count one."""
         self.steps += 1
 
-    def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
+    def start(self, phases: Sequence[int], steps_per_epoch: int, done_steps: int) -> None:
         """Nothing."""
 
     def epoch_end(self, row: Mapping[str, float]) -> None:

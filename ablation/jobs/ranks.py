@@ -284,7 +284,7 @@ class Nothing:
     def log(self, row: Mapping[str, Any]) -> None:
         """Rank 0 logs."""
 
-    def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
+    def start(self, phases: Sequence[int], steps_per_epoch: int, done_steps: int) -> None:
         """Rank 0 shows it."""
 
     def step(self, n_images: int) -> None:

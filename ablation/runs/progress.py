@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import NoReturn, TextIO
 
 from tqdm import tqdm
@@ -92,24 +93,27 @@ class Progress(Display):
     Takes the arguments of ``Display``.
     """
 
-    _epochs = _steps = _first = _done = _images = 0
+    _epochs = _steps = _done = _images = 0
+    _ends: tuple[int, ...] = ()  # of the phases, in steps
+    _marks: tuple[tuple[float, int], ...] = ()  # time and steps: of the last epoch, of this one
     _row = ""
-    _epoch_began = 0.0
 
-    def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
+    def start(self, phases: Sequence[int], steps_per_epoch: int, done_steps: int) -> None:
         """Before the first step.
 
         Args:
-            total_epochs: of all phases.
+            phases: epochs of each.
             steps_per_epoch: at least 1.
             done_steps: by an earlier process; they count as done but not in the speed.
         """
         self.close()
-        self._epochs, self._steps = total_epochs, max(1, steps_per_epoch)
-        self._first = self._done = done_steps
+        self._epochs, self._steps = sum(phases), max(1, steps_per_epoch)
+        self._ends = tuple(epochs * self._steps for epochs in accumulate(phases))
+        self._done = done_steps
         self._images, self._row = 0, ""
-        self._began = self._epoch_began = self._last = self._clock()
-        self._open_bar(total_epochs * self._steps, done_steps)
+        self._last = self._clock()
+        self._marks = ((self._last, done_steps),)
+        self._open_bar(self._epochs * self._steps, done_steps)
         self._draw()
 
     def step(self, n_images: int) -> None:
@@ -136,7 +140,9 @@ class Progress(Display):
         speed = self._speed(row.get("images_per_second"))
         number = int(row["epoch"]) + 1 if "epoch" in row else -(-self._done // self._steps)
         self._line(f"epoch {number}/{self._epochs}  {self._row}  {speed}")
-        self._images, self._epoch_began, self._last = 0, now, now
+        self._images, self._last = 0, now
+        before = () if self._done in self._ends else self._marks[-1:]
+        self._marks = (*before, (now, self._done))
         self._draw()
 
     def close(self) -> None:
@@ -148,18 +154,20 @@ class Progress(Display):
         return f"epoch {at}/{self._epochs}"
 
     def _speed(self, rate: float | None = None) -> str:
-        """Images per second in this epoch, and the time to the end at this process's pace.
+        """Images per second in this epoch, and the time to the end at the pace of the last epoch.
 
-        The pace counts everything, validation and saving too.
+        The pace counts everything, validation and saving too. It says nothing of another phase,
+        which trains in another way: until the last one, the time is to the end of the phase.
         """
         now = self._clock()
         if rate is None:
-            rate = self._images / max(1e-9, now - self._epoch_began)
-        steps = self._done - self._first
-        left = self._epochs * self._steps - self._done
+            rate = self._images / max(1e-9, now - self._marks[-1][0])
         text = f"{rate:.0f} images/s"
-        if steps and left > 0:
-            text += f"  eta {duration((now - self._began) / steps * left)}"
+        since, first = self._marks[0]
+        number, end = next(each for each in enumerate(self._ends, 1) if first < each[1])
+        if first < self._done < end:
+            text += f"  eta {duration((now - since) / (self._done - first) * (end - self._done))}"
+            text += f" (phase {number}/{len(self._ends)})" if number < len(self._ends) else ""
         return text
 
     def _draw(self) -> None:

@@ -112,8 +112,8 @@ class Store(Protocol):
 class Reporter(Protocol):
     """Progress display."""
 
-    def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None:
-        """Open the display before the first step."""
+    def start(self, phases: Sequence[int], steps_per_epoch: int, done_steps: int) -> None:
+        """Open the display before the first step; ``phases`` are the epochs of each."""
 
     def step(self, n_images: int) -> None:
         """Count a step of ``n_images``; must not touch the device."""
@@ -315,8 +315,8 @@ class Engine:
             NonFiniteError: a term or the gradient is NaN or infinite.
         """
         self._resume()
-        total = sum(phase.epochs for phase in self.recipe.phases)
-        self._reporter.start(total, len(self.loader), self.position.step)
+        phases = [phase.epochs for phase in self.recipe.phases]
+        self._reporter.start(phases, len(self.loader), self.position.step)
         try:
             with batch_statistics(self.recipe.statistics):
                 self._train()

@@ -698,7 +698,8 @@ class WithGradients(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.kept.append(torch.is_grad_enabled())
-        return self.net(x)
+        z: Tensor = self.net(x)
+        return z
 
 
 @pytest.mark.parametrize(

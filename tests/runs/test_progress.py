@@ -8,6 +8,7 @@ import os
 import pty
 import struct
 import termios
+from collections.abc import Callable
 
 import pytest
 
@@ -27,11 +28,17 @@ ROW = {"epoch": 0, "step": 4, "lr": 0.1, "loss": 1.23456, "loss_kl": 0.5, "train
 
 
 def lines(step_seconds: float, *, epochs: int = 2, steps: int = 4, done: int = 0) -> list[str]:
+    return report([epochs], lambda step: step_seconds, steps=steps, done=done)
+
+
+def report(
+    phases: list[int], seconds: Callable[[int], float], *, steps: int = 4, done: int = 0
+) -> list[str]:
     clock, out = Clock(), io.StringIO()
     progress = Progress(out, io.StringIO(), terminal=False, clock=clock)
-    progress.start(epochs, steps, done)
-    for step in range(done, epochs * steps):
-        clock.now += step_seconds
+    progress.start(phases, steps, done)
+    for step in range(done, sum(phases) * steps):
+        clock.now += seconds(step)
         progress.step(50)
         if (step + 1) % steps == 0:
             progress.epoch_end({**ROW, "epoch": step // steps})
@@ -63,10 +70,32 @@ def test_a_resumed_run_counts_on_and_measures_only_itself():
     assert found[1].startswith("epoch 3/3 ")
 
 
+def etas(found: list[str]) -> list[str]:
+    return [line.partition("  eta ")[2] for line in found]
+
+
+def test_the_time_left_is_that_of_the_phase_at_its_own_pace():
+    found = report([3, 3], lambda step: 1.0 if step < 12 else 5.0)
+    assert etas(found) == [
+        *("0:08 (phase 1/2)", "0:04 (phase 1/2)", ""),
+        *("0:50", "0:40", "0:30", "0:20", "0:10", ""),
+    ]
+    assert [line.split("  ")[0] for line in found[2:5]] == ["epoch 3/6", "epoch 4/6", "epoch 4/6"]
+
+
+def test_the_pace_is_that_of_the_last_epoch():
+    found = report([6], lambda step: 1.0 if step < 8 else 2.0)
+    assert etas(found) == ["0:20", "0:16", "0:18", "0:16", "0:08", ""]
+
+
+def test_a_run_that_resumes_in_a_later_phase_knows_it():
+    assert etas(report([1, 2], lambda step: 2.0, done=6)) == ["0:08", ""]
+
+
 def test_the_engines_own_speed_wins_and_seconds_are_not_shown():
     clock, out = Clock(), io.StringIO()
     progress = Progress(out, io.StringIO(), terminal=False, clock=clock)
-    progress.start(1, 1, 0)
+    progress.start([1], 1, 0)
     clock.now += 1
     progress.step(10)
     progress.epoch_end({"epoch": 0, "seconds": 9.0, "images_per_second": 77.0, "loss": 2.0})
@@ -76,7 +105,7 @@ def test_the_engines_own_speed_wins_and_seconds_are_not_shown():
 def test_a_terminal_gets_a_bar_with_speed_eta_and_the_last_epoch():
     clock, out, bar = Clock(), io.StringIO(), io.StringIO()
     progress = Progress(out, bar, terminal=True, clock=clock)
-    progress.start(2, 4, 0)
+    progress.start([2], 4, 0)
     for _ in range(4):
         clock.now += 1
         progress.step(50)
@@ -96,7 +125,7 @@ def test_a_terminal_gets_a_bar_with_speed_eta_and_the_last_epoch():
 def test_a_step_does_not_redraw_within_half_a_second():
     clock, bar = Clock(), io.StringIO()
     progress = Progress(io.StringIO(), bar, terminal=True, clock=clock)
-    progress.start(1, 1000, 0)
+    progress.start([1], 1000, 0)
     before = bar.getvalue()
     for _ in range(400):
         clock.now += 0.001
@@ -107,7 +136,7 @@ def test_a_step_does_not_redraw_within_half_a_second():
 
 def test_stdout_and_stderr_are_the_defaults(capsys):
     progress = Progress()
-    progress.start(1, 1, 0)
+    progress.start([1], 1, 0)
     progress.step(5)
     progress.epoch_end({"epoch": 0, "loss": 1.0})
     progress.close()

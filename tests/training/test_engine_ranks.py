@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +72,7 @@ class Shelf:
 
 
 class Silent:
-    def start(self, total_epochs: int, steps_per_epoch: int, done_steps: int) -> None: ...
+    def start(self, phases: Sequence[int], steps_per_epoch: int, done_steps: int) -> None: ...
     def step(self, n_images: int) -> None: ...
     def epoch_end(self, row: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
