@@ -8,7 +8,7 @@ from ablation.runs.directory import VOLATILE
 from tests.support import golden
 from tests.support.configs import compose_config
 
-SHARE = 4
+SHARE = 8
 """Of the methods with a component, one in so many is composed; all are where slow tests run."""
 
 
