@@ -9,8 +9,7 @@ from ablation.errors import InputError
 from ablation.models.blocks import Size
 from ablation.models.build import ModelSpec
 
-Shape = tuple[int, Size]
-_BODIES: dict[tuple[str, Shape], nn.Module | str | None] = {}
+_BODIES: dict[tuple[str, int, Size], nn.Module | str | None] = {}
 """What was built before, or why not: planning a table asks once per job."""
 
 
@@ -66,7 +65,7 @@ def overrun(spec: ModelSpec, channels: int, size: Size) -> str | None:
 
 
 def _body(spec: ModelSpec, channels: int, size: Size) -> nn.Module | str | None:
-    key = repr(spec), (channels, size)
+    key = repr(spec), channels, size
     if key not in _BODIES:
         _BODIES[key] = _built(spec, channels, size)
     return _BODIES[key]
@@ -76,7 +75,7 @@ def _built(spec: ModelSpec, channels: int, size: Size) -> nn.Module | str | None
     try:
         with torch.device("meta"):
             return spec.build(channels=channels, size=size, classes=2)
-    except InputError as error:
+    except (InputError, ValueError) as error:
         return str(error)
     except NotImplementedError:  # somebody's layer that needs memory
         return None
