@@ -29,6 +29,7 @@ from tests.support.parts import (
     small_net,
     train_steps,
 )
+from tests.support.sampling import some_pairs
 
 METHODS = options("method")
 TOYS = {  # what lets a preset find points on toy images, in any norm, whatever the batch's order
@@ -63,8 +64,7 @@ def test_every_data_option_validates(name):
     assert config.data.name == name
 
 
-@pytest.mark.parametrize("component", ["none", *COMPONENTS])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "component"), some_pairs(METHODS, ["none", *COMPONENTS], 3))
 def test_every_method_trains_with_every_component_and_repeats_its_bits(method, component):
     overrides = [f"method={method}", *([] if component == "none" else completed(component))]
     if refused(method, component):

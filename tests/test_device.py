@@ -17,6 +17,7 @@ from tests.support.device_steps import composing, on_device, stepped, stepped_fo
 from tests.support.options import COMPONENTS, completed, options, refused
 from tests.support.parts import small_batch, small_net
 from tests.support.pretended_cuda import pretending
+from tests.support.sampling import some_pairs
 
 METHODS = options("method")
 WAITS = {"crafters/boundary.py": "a size"}
@@ -41,8 +42,9 @@ def batch() -> Batch:
     return Batch(own.x.float(), own.y, own.index)
 
 
-@pytest.mark.parametrize("component", ["none", *COMPONENTS])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "component"), some_pairs(METHODS, ["none", *COMPONENTS], 3, first=1)
+)
 def test_a_step_mixes_no_devices_and_does_not_wait(configs, method, component):
     if refused(method, component):
         pytest.skip("the method refuses it")

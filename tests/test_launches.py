@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.launches import FIGURES, ROWS, counted
 
-HELD = ("at", "trades", "dyart", "at, emr approximate")
+HELD = ("at", "trades", pytest.param("dyart", marks=pytest.mark.slow), "at, emr approximate")
 
 
 @pytest.mark.parametrize("row", HELD)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ablation.config.validation import load
 from ablation.models.folding import Folded
 from ablation.numerics.modes import Replaced
 from ablation.numerics.synchronised import batch_statistics
@@ -21,7 +22,7 @@ from ablation.training.method import Method, Slot, parse_passes
 from ablation.training.searches import Searches
 from ablation.training.step import StepLog, train_step
 from ablation.types import AttackMode, Batch, Clock, Crafted, Statistics, Views
-from tests.support.configs import compose_config
+from tests.support.configs import compose_plain
 from tests.support.parts import Told, memories_of, sgd, small_batch, small_net
 from tests.support.ranks import on_two_ranks, own_rows
 
@@ -185,25 +186,26 @@ def replayed(method: Method, batches: list[Batch]) -> dict[str, Tensor]:
     return found
 
 
-def every_case() -> dict[str, dict[str, Tensor]]:
+def composed() -> dict[str, dict[str, Any]]:
+    """The configs of all cases, which take longer to compose than to train."""
+    return {name: compose_plain("eps=0.1", *overrides) for name, overrides in CASES.items()}
+
+
+def every_case(configs: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """All cases, by name; on the present ranks."""
+    methods = {name: load(config).phases[-1].method for name, config in configs.items()}
     even, uneven = ([small_batch(step, n) for step in range(STEPS)] for n in (8, UNEVEN))
     found = {}
-    for name, overrides in CASES.items():
-        method = compose_config("eps=0.1", *overrides).phases[-1].method
+    for name, method in methods.items():
         found[name] = trained(method, even)
     for name in ("at", "trades", "mart", "dyart", "lma, averaged logits"):
-        method = compose_config("eps=0.1", *CASES[name]).phases[-1].method
-        found[f"{name}, uneven"] = trained(method, uneven)
+        found[f"{name}, uneven"] = trained(methods[name], uneven)
     shrinking = [small_batch(step, n) for step, n in enumerate(SHRINKING)]
     for name in CAPTURED:
-        method = compose_config("eps=0.1", *CASES[name]).phases[-1].method
-        found[f"{name}, captured"] = replayed(method, shrinking)
-    at = compose_config("eps=0.1").phases[-1].method
-    found["clipped"] = trained(at, even, clip=0.01)
+        found[f"{name}, captured"] = replayed(methods[name], shrinking)
+    found["clipped"] = trained(methods["at"], even, clip=0.01)
     for name in REPLICAS:
-        method = compose_config("eps=0.1", *CASES[name]).phases[-1].method
-        found[f"{name}, replicas"] = trained(method, even, kind="replica")
+        found[f"{name}, replicas"] = trained(methods[name], even, kind="replica")
     for name, labels in SUBSETS.items():
         found[f"subset: {name}"] = trained(subset_method(), [labelled(labels)] * 2)
     return found
@@ -211,12 +213,12 @@ def every_case() -> dict[str, dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict[str, Tensor]]:
-    return every_case()
+    return every_case(composed())
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    return on_two_ranks(every_case, tmp_path_factory.mktemp("ranks"))
+    return on_two_ranks(every_case, tmp_path_factory.mktemp("ranks"), composed())
 
 
 NAMES = [

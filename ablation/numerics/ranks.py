@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 Array = npt.NDArray[np.float64]
 
@@ -18,7 +17,14 @@ def rank_correlation(first: Array, second: Array) -> float:
     """
     if any(len(np.unique(each)) < 2 for each in (first, second)):
         return math.nan
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    return float(np.corrcoef(mean_ranks(first), mean_ranks(second))[0, 1])
+
+
+def mean_ranks(values: Array) -> Array:
+    """Ranks from 1; equal values have the mean of theirs. Importing scipy's takes seconds."""
+    _, place, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    means: Array = np.cumsum(sizes) - (sizes - 1) / 2
+    return means[place]
 
 
 def pair_share(first: Array, second: Array) -> float:

@@ -8,8 +8,8 @@ from ablation.runs.directory import VOLATILE
 from tests.support import golden
 from tests.support.configs import compose_config
 
-SHARE = 8
-"""Of the methods with a component, one in so many is composed; all are where slow tests run."""
+SHARE = 4
+"""Of all that is recorded one in so many is composed; all of it is where slow tests run."""
 
 
 @pytest.fixture(
@@ -24,33 +24,21 @@ def current(share):
     return golden.collect(share)
 
 
-def known_of(share):
-    """What is recorded of what ``collect(share)`` composes."""
+NEW = "what is new: python -m tests.support.golden"
+
+
+def test_all_options_and_tables_are_recorded_and_no_others():
     known = golden.recorded()
-    asked = dict(golden.single_runs(share))
-    return known | {"runs": {key: ids for key, ids in known["runs"].items() if key in asked}}
+    runs, asked = known.pop("runs").keys(), dict(golden.single_runs()).keys()
+    assert runs <= asked
+    assert {name for name in asked - runs if " " not in name} == set(), NEW
+    assert known.keys() == {f"table={name}" for name in golden.tables()}, NEW
 
 
-def test_what_is_recorded_can_still_be_asked_for():
-    assert golden.recorded()["runs"].keys() <= dict(golden.single_runs()).keys()
-
-
-@pytest.mark.parametrize("group", list(golden.recorded()))
-def test_identities_are_as_recorded(share, current, group):
-    known = known_of(share)[group]
-    changed = {key: (ids, current[group].get(key)) for key, ids in known.items()}
-    assert {key: pair for key, pair in changed.items() if pair[0] != pair[1]} == {}
-
-
-def test_everything_that_can_be_asked_for_is_recorded(current):
-    known = golden.recorded()
-    new = [
-        f"{group}: {key}"
-        for group, found in current.items()
-        for key in found
-        if key not in known.get(group, {})
-    ]
-    assert new == [], "run python -m tests.support.golden"
+def test_identities_are_as_recorded(share, current):
+    known, asked = golden.recorded(), dict(golden.single_runs(share))
+    known["runs"] = {key: ids for key, ids in known["runs"].items() if key in asked}
+    assert {group: known[group] for group in current} == current, NEW
 
 
 def test_what_is_no_part_of_the_identity_may_be_missing_in_an_older_run():

@@ -16,6 +16,7 @@ from ablation.config.folders import register_components
 from ablation.config.grafts import Grafts
 from ablation.config.overrides import repository
 from tests.support.options import COMPONENTS, completed, options
+from tests.support.sampling import some_pairs
 
 GROUPS = (
     "method",
@@ -28,7 +29,7 @@ GROUPS = (
     "evaluation",
     "scale",
 )
-SHARE, SLOW = 300, 12
+SHARE, SLOW = 1200, 12
 """Of all pairs of options, one in so many is compared, by default and where slow tests run."""
 
 
@@ -117,8 +118,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
-@pytest.mark.parametrize("group", ["method", "recipe"])
+@pytest.mark.parametrize(("group", "kind"), some_pairs(["method", "recipe"], list(OPTIONS), 2))
 def test_options_of_ones_own_folder_are_as_hydra_composes_them(kind, group, tmp_path):
     text, other = OPTIONS[kind]
     (tmp_path / group).mkdir()

@@ -43,12 +43,11 @@ Ids = list[str]
 def single_runs(share: int = 1) -> Iterator[tuple[str, list[str]]]:
     """Every option of every group, and every component variant on every method.
 
-    Of these pairs one in ``share``, another with each method.
+    Of both one in ``share``; of the components others with each method.
     """
-    for group in GROUPS:
-        for option in options(group):
-            overrides = [f"{group}={option}", "epochs=110"]
-            yield f"{group}={option}", overrides
+    chosen = [f"{group}={option}" for group in GROUPS for option in options(group)]
+    for text in chosen[::share]:
+        yield text, [text, "epochs=110"]
     for option in options("data"):
         yield f"data={option}", [f"data={option}", "selection.n=null", *GIVEN.get(option, ())]
     for row, method in enumerate(options("method")):
@@ -89,13 +88,18 @@ def table_ids(name: str, composer: compose.Composer) -> dict[str, Ids]:
     return {point.title: ids_of(point.config) for point in points if point.config}
 
 
+def tables(share: int = 1) -> list[str]:
+    """Names of our tables, of which one in ``share``."""
+    return table_names([folders.sweeps_dir()])[::share]
+
+
 def collect(share: int = 1) -> dict[str, Mapping[str, Ids]]:
-    """All identities; of the single runs, those of ``single_runs(share)``."""
+    """All identities; of ``single_runs(share)`` and ``tables(share)``."""
     folders.register_components()
     with initialize_config_dir(version_base="1.3", config_dir=str(folders.conf_dir())):
         composer = compose.Composer()
         found: dict[str, Mapping[str, Ids]] = {"runs": run_ids(share, composer)}
-        for name in table_names([folders.sweeps_dir()]):
+        for name in tables(share):
             found[f"table={name}"] = table_ids(name, composer)
     return found
 
