@@ -132,17 +132,25 @@ def test_each_outside_library_has_its_place(library, places):
     assert outside == []
 
 
+SECONDS = {"pandas", "scipy.stats", "sklearn", "matplotlib", "torch._dynamo", "torchvision"}
+"""What takes seconds to import, and few jobs need."""
+
+
 @pytest.mark.parametrize(
-    "modules",
+    ("modules", "without"),
     [
-        "commands.cli",
-        "sweeps.tables,reports.comparison,reports.statistics,reports.text_tables,reports.plots",
+        ("commands.cli", {"torch", "wandb"}),
+        (
+            "sweeps.tables,reports.comparison,reports.statistics,reports.text_tables,reports.plots",
+            {"torch", "wandb"},
+        ),
+        ("jobs.train,jobs.evaluate", {"wandb", "pyautoattack", *SECONDS}),
     ],
-    ids=["the command line", "tables and plots"],
+    ids=["the command line", "tables and plots", "jobs"],
 )
-def test_these_start_without_torch_and_wandb(modules):
+def test_what_takes_seconds_is_imported_where_it_is_needed(modules, without):
     names = ", ".join(f"ablation.{name}" for name in modules.split(","))
-    code = f"import sys, {names}; print(sorted({{'torch', 'wandb'}} & set(sys.modules)))"
+    code = f"import sys, {names}; print(sorted({without} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -279,7 +279,7 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts():
 def test_keys_that_the_yaml_does_not_spell_out_can_be_set(tmp_path):
     found = shell(
         *("ablation-train", "method.terms.ce.gate.stop=1", "method.crafters.adv.start_std=0.01"),
-        *("epochs=2", "tracking.mode=disabled", "evaluation=none", "attack.steps=1"),
+        *("scale=smoke", "tracking.mode=disabled", "evaluation=none"),
         cwd=tmp_path,
     )
     assert found.returncode == 0, found.stderr

@@ -50,6 +50,7 @@ def on_a_gpu(plant: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: plant(value) if value.device.type == "cuda" else value
 
 
+@pytest.mark.slow
 def test_every_method_makes_the_cpus_step_on_a_pretended_gpu(on_gpu):
     setting, log = on_gpu
     found = verdicts_of(agreement.examine(setting))

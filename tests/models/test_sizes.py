@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from ablation.errors import InputError
 from ablation.models import (
+    Body,
     Cnn,
     Mlp,
     ModelSpec,
@@ -85,6 +88,25 @@ def test_one_number_means_a_square():
     one, two = (build_model(Mlp(1, 4), channels=1, size=s, classes=2) for s in (6, (6, 6)))
     assert one.state_dict().keys() == two.state_dict().keys()
     assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Somebody's architecture, which knows none of our errors."""
+
+    depth: int
+
+    def build(self, *, channels: int, size: tuple[int, int], classes: int) -> Body:
+        if self.depth % 2 == 0:
+            raise ValueError(f"depth={self.depth} must be odd")
+        return Mlp(1, 4).build(channels=channels, size=size, classes=classes)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_value_that_an_architecture_refuses_is_the_reason(batch):
+    assert refusal(Odd(4), 3, (8, 8), batch) == "depth=4 must be odd"
+    assert refusal(Odd(5), 3, (8, 8), batch) is None
+    assert overrun(Odd(4), 3, (8, 8)) is None
 
 
 def test_a_layer_that_some_cpus_overrun():

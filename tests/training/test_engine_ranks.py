@@ -163,11 +163,6 @@ def first_part(steps: int) -> dict[str, Snapshot | None]:
     return {name: interrupted(name, Shelf(), steps).snapshot for name in CUTS}
 
 
-def second_part(snapshots: Mapping[str, Snapshot | None], steps: int) -> dict[str, Snapshot | None]:
-    shelves = {name: Shelf(snapshot) for name, snapshot in snapshots.items()}
-    return {name: interrupted(name, shelf, steps).snapshot for name, shelf in shelves.items()}
-
-
 def last_part(snapshots: Mapping[str, Snapshot | None]) -> dict[str, dict[str, Tensor]]:
     return {name: run(name, Shelf(snapshot)) for name, snapshot in snapshots.items()}
 
@@ -176,10 +171,10 @@ def replicas() -> dict[str, Tensor]:
     return run("trades, ema", Shelf(), kind="replica")
 
 
-def everything() -> dict[str, Any]:
+def everything(begun_alone: Mapping[str, Snapshot | None]) -> dict[str, Any]:
     """All that two ranks are asked for, in one go: they take seconds to start."""
     found: dict[str, Any] = {"whole": all_runs(), "cut": cut_runs(), "first": first_part(2)}
-    return {**found, "replica": replicas(), "bad": first_bad()}
+    return {**found, "last": last_part(begun_alone), "replica": replicas(), "bad": first_bad()}
 
 
 def first_bad() -> str:
@@ -213,7 +208,7 @@ def alone() -> dict[str, dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return on_two_ranks(everything, tmp_path_factory.mktemp("ranks"))
+    return on_two_ranks(everything, tmp_path_factory.mktemp("ranks"), first_part(STEPS))
 
 
 def assert_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -243,14 +238,12 @@ def test_a_signal_to_one_rank_stops_all_and_they_resume_to_the_same_bits(
         assert_equal(weights(found["cut"][name]), weights(found["whole"][name]))
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(
-    alone: Any, together: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    moved = second_part(together[0]["first"], STEPS)
-    ended = on_two_ranks(last_part, tmp_path_factory.mktemp("again"), moved)
-    for name in CUTS:
-        for key, value in weights(alone[name]).items():
-            torch.testing.assert_close(ended[0][name][key], value, rtol=1e-10, atol=1e-10, msg=key)
+def test_a_run_goes_on_with_another_number_of_ranks(alone: Any, together: Any) -> None:
+    for ended in (together[0]["last"], last_part(together[0]["first"])):
+        assert ended.keys() == set(CUTS)
+        for name, found in ended.items():
+            for key, value in weights(alone[name]).items():
+                torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-10, msg=key)
 
 
 def test_replicas_have_statistics_of_their_own(alone: Any, together: Any) -> None:
