@@ -29,7 +29,7 @@ from tests.support.parts import (
     small_net,
     train_steps,
 )
-from tests.support.sampling import some_pairs
+from tests.support.sampling import some_of, some_pairs
 
 METHODS = options("method")
 TOYS = {  # what lets a preset find points on toy images, in any norm, whatever the batch's order
@@ -44,15 +44,17 @@ KNOWN = ("data.classes=3", "data.mean=[0.5]", "data.std=[0.5]")
 REASON = "=disabled|has a weight already|no term in the role"
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
+ALONE = [
+    *(
         f"{g}={o}"
         for g in ("model", "optim", "schedule", "average", "evaluation")
         for o in options(g)
-    ]
-    + COMPONENTS,
-)
+    ),
+    *COMPONENTS,
+]
+
+
+@pytest.mark.parametrize("override", some_of(ALONE, 3))
 def test_every_option_composes_and_validates(override):
     compose_config(*completed(override), "epochs=110")
 

@@ -1,6 +1,6 @@
 """Every table of ours trains, attacks and reports: a grid point per arm, at smoke scale.
 
-By default the last arm of every other table; ``make test-slow`` runs them all. What all of them
+By default the last arm of every fourth table; ``make test-slow`` runs them all. What all of them
 compose to is in the golden ids, and what they combine in ``test_cross``.
 """
 
@@ -30,7 +30,7 @@ TABLES = {name: list(open_table(name).arms) for name in table_names([folders.swe
 ARMS = [
     pytest.param(
         *(name, arm),
-        marks=[] if arm == arms[-1] and turn % 2 == 0 else pytest.mark.slow,
+        marks=[] if arm == arms[-1] and turn % 4 == 0 else pytest.mark.slow,
         id=f"{name}-{arm}",
     )
     for turn, (name, arms) in enumerate(TABLES.items())

@@ -138,6 +138,7 @@ def test_what_torch_says_of_a_wait_is_read(monkeypatch):
         waits.waits(lambda: (_ for _ in ()).throw(RuntimeError("another")))
 
 
+@pytest.mark.slow
 def test_rounding_is_noticed(on_gpu, monkeypatch):
     found = verdicts_of(precision.examine(on_gpu[0]))
     assert found.pop("tf32") == "measured"
@@ -188,10 +189,12 @@ def test_a_run_that_does_not_repeat_is_noticed(on_cpu, monkeypatch):
     assert line.figures["repeated"]
 
 
+@pytest.mark.slow
 def test_bits_are_compared_on_a_pretended_gpu(on_gpu):
     assert verdicts_of(resume.examine(on_gpu[0])) == {"lma_at": "ok", resume.LOOSE: "measured"}
 
 
+@pytest.mark.slow
 def test_captured_searches_agree_on_a_pretended_gpu(on_gpu, few_methods):
     found = {line.name: line for line in ways.examine(on_gpu[0])}
     assert found.pop("standard, captured").text == "it has no search to capture"

@@ -96,6 +96,7 @@ def test_a_signal_to_another_rank_stops_and_saves_and_it_resumes_to_the_same_bit
     assert metrics(run) == metrics(run_of(whole))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_as_interrupted(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, others: Any, capsys: Any
 ) -> None:
@@ -157,6 +158,7 @@ def test_ranks_that_have_nothing_to_train_are_sent_away(torchrun: dict[str, str]
         assert other.result(60) is None
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_ranks_that_are_there_train(
     tmp_path: Any, torchrun: dict[str, str], whole: dict[str, Any]
 ) -> None:

@@ -72,7 +72,11 @@ def test_the_saved_config_is_reusable_and_identifies_the_run(tmp_path):
         ((), 4),
         (("method=trades", "average=ema"), 6),
         (("method=mart", "average=swa", "component/awp=enabled"), 9),
-        (("optim=adamw", "average=ema", "schedule=torch", "model=mlp", "runtime.accumulate=3"), 4),
+        pytest.param(
+            ("optim=adamw", "average=ema", "schedule=torch", "model=mlp", "runtime.accumulate=3"),
+            4,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(

@@ -27,6 +27,7 @@ from tests.support.compiling import counted_programs
 from tests.support.device_steps import composing
 from tests.support.parts import largest_difference, sgd, small_batch, small_net
 from tests.support.pretended_cuda import pretending
+from tests.support.sampling import some_of
 
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{name: (name, ()) for name in ("at", "trades", "mart", "dyart", "mma")},
@@ -88,7 +89,7 @@ def trained(
     return net.to("cpu")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", some_of(METHODS, 2))
 def test_a_captured_search_has_the_bits_of_the_search_as_it_is(methods, said, name):
     method = methods(name)
     plain = trained(method, None)
