@@ -17,10 +17,10 @@ def rank_correlation(first: Array, second: Array) -> float:
     """
     if any(len(np.unique(each)) < 2 for each in (first, second)):
         return math.nan
-    return float(np.corrcoef(mean_ranks(first), mean_ranks(second))[0, 1])
+    return float(np.corrcoef(_mean_ranks(first), _mean_ranks(second))[0, 1])
 
 
-def mean_ranks(values: Array) -> Array:
+def _mean_ranks(values: Array) -> Array:
     """Ranks from 1; equal values have the mean of theirs. Importing scipy's takes seconds."""
     _, place, sizes = np.unique(values, return_inverse=True, return_counts=True)
     means: Array = np.cumsum(sizes) - (sizes - 1) / 2
