@@ -27,6 +27,9 @@ demo: $(READY)  ## train, attack and compare six arms on the embedded digits
 	$(BIN)/ablation-train table=demo tracking.mode=disabled hydra/launcher=pool hydra.launcher.jobs=2
 	$(BIN)/ablation-report table=demo against=at
 
+# Tests start some hundred processes: each would compile torch anew where this is set.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
+
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 

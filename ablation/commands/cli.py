@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ablation.commands import flags
+from ablation.commands.help import help_text
 from ablation.config.compose import to_plain
 from ablation.config.folders import (
     conf_dir,
@@ -38,7 +39,9 @@ from ablation.config.folders import (
 )
 from ablation.config.hydra_node import (
     command_line_problems,
+    launcher_problems,
     option_file_problems,
+    reads_other_files,
     sets_hydra,
     value_problems,
 )
@@ -178,10 +181,16 @@ def _launch(
     if problems:
         warn(str(ConfigError(problems)))
         sys.exit(BAD_INPUT)
-    if not given.shell_completion:  # it is about an unfinished line
-        let_in = {text: letting_in(text) for text in overrides}
-        kept = [text for text in arguments if text not in let_in]
-        sys.argv[1:] = [*kept, *(let_in[text] for text in overrides)]
+    known = {text: letting_in(text) for text in overrides}
+    if given.help:
+        with searching(given.config_dir):
+            say(help_text(given.config_name or config_name, list(known.values()), given.resolve))
+        sys.exit(DONE)
+    if given.hydra_help:  # of no config
+        sys.argv[1:] = ["--hydra-help"]
+    elif not given.shell_completion:  # it is about an unfinished line
+        kept = [text for text in arguments if text not in known]
+        sys.argv[1:] = [*kept, *known.values()]
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
 
 
@@ -210,16 +219,20 @@ def preflight(
     problems += flags.problems(given, planned)
     if given.multirun and int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
         problems.append("torchrun starts one run; for a sweep leave it, and set runtime.devices")
-    if problems or given.help or given.hydra_help or given.shell_completion:
+    if problems or given.hydra_help or given.shell_completion:
         return problems
     overrides, problems = readable(texts)
     problems += command_line_problems(overrides)
     overrides = [each for each in overrides if not command_line_problems([each])]
-    settings = [str(each.input_line) for each in overrides if sets_hydra(each)]
     with searching(None):
         if unknown := list(_unknown_launchers(texts)):
             return problems + unknown
-        own = compose(config_name, settings, return_hydra_config=True)
+        foreign = given.config_dir or reads_other_files(GlobalHydra.instance().config_loader())
+        settings = [letting_in(str(each.input_line)) for each in overrides if sets_hydra(each)]
+        try:
+            own = compose(config_name, settings, return_hydra_config=True) if foreign else None
+        except (HydraException, OmegaConfBaseException) as error:
+            return [*problems, one_line(error)]
     with searching(given.config_dir):
         loader = GlobalHydra.instance().config_loader()
         if given.config_dir and (unread := _own_options(Path(given.config_dir), loader)):
@@ -276,7 +289,7 @@ def searching(folder: str | None) -> Iterator[None]:
 def _of_jobs(
     config_name: str,
     alternatives: Sequence[Sequence[str]],
-    own: DictConfig,
+    own: DictConfig | None,
     check: Callable[[Mapping[str, Any]], list[str]],
 ) -> list[str]:
     """Problems of every job of a plain sweep; each once, with the jobs that have it."""
@@ -295,13 +308,18 @@ def _of_jobs(
 def _composed(
     config_name: str,
     overrides: Sequence[str],
-    own: DictConfig,
+    own: DictConfig | None,
     check: Callable[[Mapping[str, Any]], list[str]],
 ) -> list[str]:
-    """Problems of one config and of its Hydra node, which ``own`` has without option files."""
+    """Problems of one config and of its Hydra node.
+
+    ``own`` has that node without foreign option files, and is ``None`` where none can be read.
+    """
     try:
         composed = compose(config_name, list(overrides), return_hydra_config=True)
-        problems = [*value_problems(composed), *option_file_problems(composed, own)]
+        problems = value_problems(composed)
+        problems += launcher_problems(composed, GlobalHydra.instance().config_loader())
+        problems += option_file_problems(composed, own) if own is not None else []
         return problems + check(to_plain(composed))
     except ConfigError as error:
         return list(error.problems)

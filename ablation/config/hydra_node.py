@@ -14,8 +14,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ablation.config.overrides import repository
 from ablation.config.parser import TARGET, Parser
-from ablation.text import one_line
+from ablation.text import did_you_mean, one_line
 
 NUMBERS: Mapping[str, Any] = {
     "hydra.sweeper.max_batch_size": int | None,
@@ -68,6 +69,10 @@ def _remedy(override: Override) -> str | None:
     if override.package is not None or not _below(key, COMMAND_LINE):
         known = [remedy for place, remedy in REMEDIES.items() if _below(key, [place])]
         return known[0] if known else f"remove it; of Hydra's keys set only {_listed()}"
+    if key == "hydra.launcher":
+        return "set its keys one by one, as in hydra.launcher.jobs=2"
+    if override.is_delete():
+        return "nothing of Hydra's can be removed; set another value"
     if TARGET in key.split(".") or _names_class(override.value()):
         return f"a plain value belongs here, nothing with {TARGET}"
     return None
@@ -108,6 +113,19 @@ def value_problems(composed: DictConfig) -> list[str]:
     if isinstance(most, int) and most < 1:
         parser.problems.append(f"hydra.sweeper.max_batch_size={most}: at least 1; null means all")
     return parser.problems
+
+
+def launcher_problems(composed: DictConfig, loader: ConfigLoader) -> list[str]:
+    """Keys that the chosen launcher does not have, one line each."""
+    name = composed.hydra.runtime.choices["hydra/launcher"]
+    option = repository(loader).load_config(f"hydra/launcher/{name}")
+    known = [str(key) for key in option.config if key != TARGET] if option is not None else []
+    return [
+        f"hydra.launcher.{key}={composed.hydra.launcher[key]}: unknown key of the launcher {name}; "
+        f"{did_you_mean(str(key), known)}"
+        for key in composed.hydra.launcher
+        if key not in (*known, TARGET)
+    ]
 
 
 def reads_other_files(loader: ConfigLoader) -> bool:

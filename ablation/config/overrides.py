@@ -48,8 +48,12 @@ def key_of(text: str) -> str:
 
 
 def letting_in(argument: str) -> str:
-    """``a.b=c`` as ``++a.b=c``: the schema, not the YAML, says which keys exist."""
-    if argument[:1] in ("+", "~", "-") or "=" not in argument or argument.startswith("hydra"):
+    """``a.b=c`` as ``++a.b=c``: the schema, not the YAML, says which keys exist.
+
+    Of Hydra's node it is the launcher's option that says so.
+    """
+    of_hydra = argument.startswith("hydra") and not argument.startswith("hydra.launcher.")
+    if argument[:1] in ("+", "~", "-") or "=" not in argument or of_hydra:
         return argument
     key = argument.split("=")[0]
     is_group = (conf_dir() / key).is_dir() or key in ("table", "search") or "/" in key or "@" in key
@@ -124,10 +128,8 @@ def sift(
             problems += [f"{key}={option}: no such option; {remedy}" for option, remedy in wrong]
             if not wrong:
                 usable.append(many)
-        elif text[0] in "+~" or key.startswith("hydra"):
-            usable.append(many)
         else:
-            usable.append([f"++{one}" for one in many])
+            usable.append([letting_in(one) for one in many])
     return problems, usable
 
 

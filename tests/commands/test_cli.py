@@ -202,7 +202,25 @@ def test_help_teaches_and_lists_the_groups():
     for expected in ("ablation-train method=trades", methods, "eps:"):
         assert expected in found.stdout
     assert "component/awp: disabled, enabled" in found.stdout
-    assert shell("ablation-evaluate", "--help").returncode == 0
+    assert "\nhydra" not in found.stdout.partition("Keys")[0]
+
+
+def test_help_shows_what_was_chosen_and_of_a_sweep_the_first_job(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [trades, _self_]\nname: mine\n")
+    words = ("--config-dir", str(tmp_path), "-m", "method=mine,at", "eps=8/255", "seed=3,4")
+    found = shell("ablation-train", "--help", *words)
+    assert found.returncode == 0
+    keys = found.stdout.splitlines()
+    assert {"  name: mine", "eps: 8/255", "seed: 3"} <= set(keys)
+    assert any(line.startswith("method: at, ") and ", mine, " in line for line in keys)
+
+
+def test_help_with_a_mistake_names_it():
+    found = shell("ablation-evaluate", "--help", "data=cifr10")
+    assert found.returncode == 1
+    assert "data=cifr10: no such option; did you mean cifar10?" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 @pytest.mark.parametrize(
@@ -354,6 +372,11 @@ OPEN = "{_target_: builtins.open, file: %s, mode: w}"
         (["-m", "hydra.sweeper.max_batch_size=0"], "at least 1; null means all"),
         (["-m", "hydra.sweeper.plan=maybe"], "plan='maybe': expected true or false"),
         (["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "expected a whole number"),
+        (["-m", "hydra.launcher.jbs=2"], "hydra.launcher.jbs=2: unknown key of the launcher basic"),
+        (["-m", "+hydra.launcher.n=2"], "hydra.launcher.n=2: unknown key of the launcher basic"),
+        (["-m", "hydra/launcher=joblib", "hydra.launcher.n_job=2"], "did you mean n_jobs?"),
+        (["-m", "hydra.launcher=3"], "set its keys one by one"),
+        (["-m", "~hydra.launcher.jobs"], "nothing of Hydra's can be removed"),
         (["-m", "hydra/launcher=nope"], "hydra/launcher=nope: choose from basic, joblib"),
         (["-m", "hydra/sweeper=basic"], "sweeps have one planner"),
         (["-m", "--cfg", "job"], "--cfg and --multirun: give one of them"),
