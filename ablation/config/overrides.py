@@ -48,16 +48,18 @@ def key_of(text: str) -> str:
 
 
 def letting_in(argument: str) -> str:
-    """``a.b=c`` as ``++a.b=c``: the schema, not the YAML, says which keys exist.
-
-    Of Hydra's node it is the launcher's option that says so.
-    """
-    of_hydra = argument.startswith("hydra") and not argument.startswith("hydra.launcher.")
-    if argument[:1] in ("+", "~", "-") or "=" not in argument or of_hydra:
+    """``a.b=c`` as ``++a.b=c``: the schema, not the YAML, says which keys exist."""
+    if "=" not in argument or _as_it_is(argument):
         return argument
     key = argument.split("=")[0]
     is_group = (conf_dir() / key).is_dir() or key in ("table", "search") or "/" in key or "@" in key
     return argument if is_group else f"++{argument}"
+
+
+def _as_it_is(text: str) -> bool:
+    """Tell flags, what adds or removes, and Hydra's keys but a launcher's: those are checked."""
+    of_hydra = text.startswith("hydra") and not text.startswith("hydra.launcher.")
+    return text[:1] in ("+", "~", "-") or of_hydra
 
 
 MOST_JOBS = 10_000
@@ -128,8 +130,10 @@ def sift(
             problems += [f"{key}={option}: no such option; {remedy}" for option, remedy in wrong]
             if not wrong:
                 usable.append(many)
+        elif _as_it_is(text):
+            usable.append(many)
         else:
-            usable.append([letting_in(one) for one in many])
+            usable.append([f"++{one}" for one in many])
     return problems, usable
 
 

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ablation.commands import cli, train
+from ablation.commands import cli, evaluate, train
+from ablation.config.command_line import said
 from ablation.config.folders import register_components
 from ablation.sweeps.launchers import register_launchers
 from tests.support.configs import compose_config, compose_plain
@@ -488,6 +490,12 @@ def test_sizes_that_do_not_fit_the_data_are_told_together():
     found = problems("data.val_size=5000", "batch_size=9999", "data.train_size=7000")
     for key in ("data.val_size=5000", "batch_size=9999", "data.train_size=7000"):
         assert any(key in problem for problem in found), found
+
+
+def test_a_key_of_another_command_is_unknown_here():
+    check = partial(evaluate.check, known=said(["search=lma"]))
+    found = cli.preflight("evaluate", ["search=lma"], check)
+    assert any(problem.startswith("search='lma': unknown key") for problem in found), found
 
 
 def test_torchrun_starts_no_sweep(monkeypatch):
