@@ -169,7 +169,7 @@ def of_training(arguments: list[str]) -> list[str]:
             return list(error.problems)
 
 
-@pytest.mark.parametrize("command", some_of(COMMANDS, 3), ids=" ".join)
+@pytest.mark.parametrize("command", some_of(COMMANDS, 4), ids=" ".join)
 def test_every_command_is_right(command, workshop, monkeypatch):
     monkeypatch.chdir(workshop.folder)
     if set(command) & set(OF_CONTRIBUTING):

@@ -66,7 +66,7 @@ def test_every_data_option_validates(name):
     assert config.data.name == name
 
 
-@pytest.mark.parametrize(("method", "component"), some_pairs(METHODS, ["none", *COMPONENTS], 3))
+@pytest.mark.parametrize(("method", "component"), some_pairs(METHODS, ["none", *COMPONENTS], 4))
 def test_every_method_trains_with_every_component_and_repeats_its_bits(method, component):
     overrides = [f"method={method}", *([] if component == "none" else completed(component))]
     if refused(method, component):

@@ -31,13 +31,13 @@ def test_every_model_has_a_small_form():
     assert sorted(SMALL) == MODELS
 
 
-@pytest.mark.parametrize(("method", "model"), some_pairs(METHODS, MODELS, 2))
+@pytest.mark.parametrize(("method", "model"), some_pairs(METHODS, MODELS, 3))
 def test_every_method_trains_and_resumes_on_every_model(configs, method, model):
     average = in_turn(AVERAGES, MODELS.index(model))[0]
     check_training(configs(model, f"method={method}", f"average={average}"))
 
 
-@pytest.mark.parametrize(("component", "model"), some_pairs(COMPONENTS, MODELS, 4))
+@pytest.mark.parametrize(("component", "model"), some_pairs(COMPONENTS, MODELS, 6))
 def test_every_component_trains_and_resumes_on_every_model(configs, component, model):
     turn = COMPONENTS.index(component) + MODELS.index(model) % 2
     chosen = (f"optim={OPTIMS[turn % len(OPTIMS)]}", *completed(component))

@@ -43,7 +43,7 @@ def batch() -> Batch:
 
 
 @pytest.mark.parametrize(
-    ("method", "component"), some_pairs(METHODS, ["none", *COMPONENTS], 3, first=1)
+    ("method", "component"), some_pairs(METHODS, ["none", *COMPONENTS], 5, first=1)
 )
 def test_a_step_mixes_no_devices_and_does_not_wait(configs, method, component):
     if refused(method, component):

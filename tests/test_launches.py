@@ -12,7 +12,7 @@ from tests.support.sampling import some_of
 HELD = ("at", "trades", "dyart", "at, emr approximate")
 
 
-@pytest.mark.parametrize("row", some_of(HELD, 3))
+@pytest.mark.parametrize("row", some_of(HELD, 4))
 def test_a_step_launches_what_the_table_says(row):
     recorded = json.loads(FIGURES.read_text())
     assert recorded.keys() == ROWS.keys()

@@ -19,6 +19,7 @@ from ablation.config.folders import register_components
 from ablation.sweeps.launchers import register_launchers
 from tests.support.configs import compose_config, compose_plain
 from tests.support.options import options
+from tests.support.sampling import some_of
 
 BIN = Path(sys.executable).parent
 
@@ -409,7 +410,7 @@ def own_folder(tmp_path: Path, name: str, text: str) -> list[str]:
     return ["--config-dir", str(tmp_path / "own")]
 
 
-@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"]])
+@pytest.mark.parametrize("more", some_of([[], ["-m", "seed=0,1"]], 2), ids=["run", "sweep"])
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

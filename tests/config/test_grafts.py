@@ -29,7 +29,7 @@ GROUPS = (
     "evaluation",
     "scale",
 )
-SHARE, SLOW = 1200, 12
+SHARE, SLOW = 2400, 12
 """Of all pairs of options, one in so many is compared, by default and where slow tests run."""
 
 

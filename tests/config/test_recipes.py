@@ -99,7 +99,7 @@ def choices_of(config: Config) -> tuple[object, ...]:
     return config.method.name, config.method.passes, config.optim.clip, on
 
 
-@pytest.mark.parametrize("name", some_of(RECIPES, 3))
+@pytest.mark.parametrize("name", some_of(RECIPES, 5))
 def test_a_recipe_goes_with_every_method_data_set_and_option_instead_of_its_own(
     name, composed, without
 ):

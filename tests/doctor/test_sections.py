@@ -41,7 +41,15 @@ def verdicts_of(found: Iterator[Line]) -> dict[str, str]:
 
 @pytest.fixture
 def few_methods(monkeypatch) -> None:
-    names = ["standard", "at", "trades", "dyart"]
+    only(["standard", "at", "trades", "dyart"], monkeypatch)
+
+
+@pytest.fixture
+def two_methods(monkeypatch) -> None:
+    only(["at", "trades"], monkeypatch)
+
+
+def only(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablation.doctor.setting.Configs.methods", lambda self: names)
 
 
@@ -59,7 +67,7 @@ def test_every_method_makes_the_cpus_step_on_a_pretended_gpu(on_gpu):
     assert log.refused == []
 
 
-def test_a_method_whose_step_differs_is_noticed(on_gpu, few_methods, monkeypatch):
+def test_a_method_whose_step_differs_is_noticed(on_gpu, two_methods, monkeypatch):
     real, changed = KL.__call__, on_a_gpu(lambda loss: loss * (1 + 1e-6))
     monkeypatch.setattr(KL, "__call__", lambda self, views: changed(real(self, views)))
     found = verdicts_of(agreement.examine(on_gpu[0]))

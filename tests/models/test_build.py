@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -156,6 +155,8 @@ def test_shapes(name, size):
 
 
 def test_resnet18_is_torchvisions_with_a_small_stem():
+    import torchvision  # takes seconds
+
     theirs = torchvision.models.resnet18(num_classes=10)
     theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     theirs.maxpool = nn.Identity()
@@ -169,6 +170,8 @@ def test_resnet18_is_torchvisions_with_a_small_stem():
 
 
 def test_vgg16_is_torchvisions_with_one_linear_layer():
+    import torchvision
+
     layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm=True)
     ours = stir(build_model(Vgg(), channels=3, size=32, classes=10)).eval()
     values = ours.body.state_dict().values()

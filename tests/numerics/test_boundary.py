@@ -18,7 +18,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ablation.crafters import FabSearch
@@ -767,6 +766,8 @@ def test_the_soft_boundary_lies_inside_and_nears_the_hard_one_as_logits_grow():
 @pytest.fixture(scope="module")
 def digits() -> tuple[nn.Module, Tensor, Tensor]:
     """A small network on scikit-learn's digits, and test samples."""
+    from sklearn.datasets import load_digits  # takes seconds
+
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
     with torch.random.fork_rng():

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps import utils
 
 from ablation.commands import cli, train
 from ablation.config.folders import register_components
@@ -36,6 +35,8 @@ DRAWS = [
 
 def command(draw: dict[str, Any]) -> list[str]:
     """The command line that ``wandb agent`` makes of the file for these values."""
+    from wandb.sdk.launch.sweeps import utils  # takes seconds
+
     chunks = utils.create_sweep_command(list(SWEEP["command"]))
     args = {key: {"value": value} for key, value in draw.items()}
     filled = {**utils.create_sweep_command_args({"args": args}), "program": [SWEEP["program"]]}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ablation.averages import Ema, Swa
+from ablation.config.validation import load
 from ablation.data.images import ImageSet
 from ablation.data.loader import DeviceLoader
 from ablation.errors import InterruptedRunError, NonFiniteError
@@ -24,7 +25,7 @@ from ablation.training.engine import Engine, Recipe
 from ablation.training.method import Phase
 from ablation.training.optim import AdamW, Optim, Sgd
 from ablation.types import AverageSpec, Statistics
-from tests.support.configs import compose_config
+from tests.support.configs import compose_plain
 from tests.support.parts import small_net
 from tests.support.ranks import on_two_ranks
 
@@ -42,6 +43,8 @@ RUNS: dict[str, tuple[tuple[str, ...], AverageSpec | None]] = {
     "awp, adamw": (AWP, Ema(0.9)),
 }
 OPTIMS: dict[str, Optim] = {"awp, adamw": AdamW(eps=1e-4, clip=0.5)}
+COMPOSED: dict[str, dict[str, Any]] = {}
+"""Configs by the name of a run; ranks are given them: composing takes longer than training."""
 CUTS = ("mma", "lma", "at, swa", "awp, adamw")
 
 
@@ -97,6 +100,12 @@ def validate(net: nn.Module) -> Mapping[str, float]:
     return {"val_clean": value, "val_robust": -value}
 
 
+def composed() -> dict[str, dict[str, Any]]:
+    if not COMPOSED:
+        COMPOSED.update({name: compose_plain("eps=0.1", *RUNS[name][0]) for name in RUNS})
+    return COMPOSED
+
+
 def run(
     name: str,
     shelf: Shelf,
@@ -104,8 +113,8 @@ def run(
     kind: Statistics | None = None,
 ) -> dict[str, Tensor]:
     """Train to the end, or until ``stop``; returns what is left, to be compared."""
-    overrides, average = RUNS[name]
-    method = compose_config("eps=0.1", *overrides).phases[-1].method
+    average = RUNS[name][1]
+    method = load(composed()[name]).phases[-1].method
     recipe = Recipe(
         (Phase("main", EPOCHS, method),),
         OPTIMS.get(name, Sgd(clip=0.5)),
@@ -171,8 +180,11 @@ def replicas() -> dict[str, Tensor]:
     return run("trades, ema", Shelf(), kind="replica")
 
 
-def everything(begun_alone: Mapping[str, Snapshot | None]) -> dict[str, Any]:
+def everything(
+    configs: Mapping[str, dict[str, Any]], begun_alone: Mapping[str, Snapshot | None]
+) -> dict[str, Any]:
     """All that two ranks are asked for, in one go: they take seconds to start."""
+    COMPOSED.update(configs)
     found: dict[str, Any] = {"whole": all_runs(), "cut": cut_runs(), "first": first_part(2)}
     return {**found, "last": last_part(begun_alone), "replica": replicas(), "bad": first_bad()}
 
@@ -189,7 +201,7 @@ def first_bad() -> str:
 
     good = loader()
     good.__class__ = Bad
-    method = compose_config("eps=0.1").phases[-1].method
+    method = load(composed()["trades, ema"]).phases[-1].method
     recipe = Recipe(
         (Phase("main", 1, method),), Sgd(), Piecewise([2]), 0.1, None, 0, nullcontext, 3, 1
     )
@@ -208,7 +220,8 @@ def alone() -> dict[str, dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return on_two_ranks(everything, tmp_path_factory.mktemp("ranks"), first_part(STEPS))
+    folder = tmp_path_factory.mktemp("ranks")
+    return on_two_ranks(everything, folder, composed(), first_part(STEPS))
 
 
 def assert_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
