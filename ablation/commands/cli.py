@@ -219,6 +219,8 @@ def preflight(
     problems += flags.problems(given, planned)
     if given.multirun and int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
         problems.append("torchrun starts one run; for a sweep leave it, and set runtime.devices")
+    if given.shell_completion:
+        problems += flags.completion_problems(texts)
     if problems or given.hydra_help or given.shell_completion:
         return problems
     overrides, problems = readable(texts)
@@ -237,7 +239,8 @@ def preflight(
         loader = GlobalHydra.instance().config_loader()
         if given.config_dir and (unread := _own_options(Path(given.config_dir), loader)):
             return problems + unread
-        wrong, alternatives = sift(overrides, loader, given.multirun)
+        name = given.config_name or config_name
+        wrong, alternatives = sift(overrides, loader, name, given.multirun)
         problems += wrong
         problems += [
             f"tables_dir={folder}: no such folder"
@@ -248,7 +251,6 @@ def preflight(
         problems += [text for text in map(missing_extra, chosen) if text]
         if any(text.startswith("search=") for text in texts) and (missing := missing_optuna()):
             problems.append(missing)
-        name = given.config_name or config_name
         if given.multirun and planned:  # its jobs are checked when it is planned
             fixed = [many[0] for many in alternatives if len(many) == 1]
             return problems + _composed(name, fixed, own, lambda _: [])

@@ -8,6 +8,9 @@ from pathlib import Path
 
 PASSIVE = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
 """Flags with which nothing is run."""
+COMPLETION = ("install", "uninstall", "query")
+SHELLS = ("bash", "fish", "zsh")
+"""What ``-sc`` does, and for which shells."""
 
 
 def split(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
@@ -58,7 +61,18 @@ def problems(flags: argparse.Namespace, planned: bool) -> list[str]:
         found.append(f"{' and '.join(f'--{name}' for name in shown)}: give one of them")
     if flags.resolve and not (flags.cfg or flags.help):
         found.append("--resolve: goes with --cfg")
+    if flags.package and not flags.cfg:
+        found.append(f"--package {flags.package}: goes with --cfg")
     return found
+
+
+def completion_problems(words: Sequence[str]) -> list[str]:
+    """What is wrong with the words beside ``-sc``, one line each."""
+    asked = [word.partition("=") for word in words]
+    if [what in COMPLETION and shell in SHELLS for what, _, shell in asked] == [True]:
+        return []
+    given = " ".join(["-sc", *words])
+    return [f"{given}: write -sc {'|'.join(COMPLETION)}={'|'.join(SHELLS)}"]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,12 +12,13 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.default_element import GroupDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 
-from ablation.config.folders import conf_dir
+from ablation.config.folders import component_names, conf_dir
 from ablation.text import did_you_mean, one_line
 
 
@@ -35,10 +36,14 @@ def readable(texts: Iterable[str]) -> tuple[list[Override], list[str]]:
     """The overrides that are in Hydra's grammar; a line for each that is not."""
     found, problems = [], []
     for text in texts:
+        key, equals, _ = text.partition("=")
+        if not key.lstrip("+~") or not (equals or text.startswith("~")):
+            problems.append(f"{text}: write key=value")
+            continue
         try:
             found.append(parsed(text))
         except HydraException as error:
-            problems.append(one_line(error))
+            problems.append(f"{text}: {one_line(error)}")
     return found, problems
 
 
@@ -104,10 +109,10 @@ def crossed(grids: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 def sift(
-    overrides: Sequence[Override], loader: ConfigLoader, multirun: bool
+    overrides: Sequence[Override], loader: ConfigLoader, config_name: str, multirun: bool
 ) -> tuple[list[str], list[list[str]]]:
     """Problems of the overrides themselves; for each usable one its alternatives in a sweep."""
-    known_groups = set(groups(loader))
+    known_groups, chosen = set(groups(loader)), _chosen(loader, config_name)
     problems, usable = [], []
     for override in overrides:
         key, text = override.key_or_group, str(override.input_line)
@@ -126,6 +131,9 @@ def sift(
             if problem := list_problem(text):
                 problems.append(problem)
                 continue
+            if text.startswith("+") and override.package is None and key in chosen:
+                problems.append(f"{text}: it has an option already; write {bare(text)}")
+                continue
             wrong = _unknown_options(override, loader.get_group_options(key))
             problems += [f"{key}={option}: no such option; {remedy}" for option, remedy in wrong]
             if not wrong:
@@ -135,6 +143,14 @@ def sift(
         else:
             usable.append([f"++{one}" for one in many])
     return problems, usable
+
+
+def _chosen(loader: ConfigLoader, config_name: str) -> set[str]:
+    """Groups of which the config has an option anyway: those of its defaults, and components."""
+    file = repository(loader).load_config(config_name)
+    defaults = (file.defaults_list or ()) if file is not None else ()
+    named = {default.group for default in defaults if isinstance(default, GroupDefault)}
+    return {str(group) for group in named} | {f"component/{name}" for name in component_names()}
 
 
 def no_group(text: str, known: Set[str]) -> str | None:
