@@ -71,7 +71,9 @@ def test_rows_have_the_components_of_their_configs():
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         composer = Composer()
         for use in facts.uses()[::7]:
-            chosen = [f"component/{name}={option}" for name, option in use.components.items()]
+            options = dict.fromkeys(facts.preset_components(use.method), facts.OFF)
+            options |= use.components
+            chosen = [f"component/{name}={option}" for name, option in options.items()]
             config = load(composer.plain([f"method={use.method}", *chosen, "optim.weight_decay=0"]))
             on = {name for name, part in config.component.items() if part is not None}
             assert on == set(use.components), use

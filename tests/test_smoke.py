@@ -30,7 +30,7 @@ TABLES = {name: list(open_table(name).arms) for name in table_names([folders.swe
 ARMS = [
     pytest.param(
         *(name, arm),
-        marks=[] if arm == arms[-1] and turn % 4 == 0 else pytest.mark.slow,
+        marks=[] if arm == arms[-1] and turn % 8 == 0 else pytest.mark.slow,
         id=f"{name}-{arm}",
     )
     for turn, (name, arms) in enumerate(TABLES.items())

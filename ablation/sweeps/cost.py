@@ -314,7 +314,8 @@ class Networks:
     def pace(self, config: Config, precision: Precision) -> float | None:
         """Seconds of a forward pass per image; ``None`` if the network does not run."""
         extent, device = self.extent(config), setup.pick_device(config.runtime.device)
-        key = self._key(config), device, precision, config.runtime.channels_last
+        how = device, precision, config.runtime.channels_last, config.batch_size
+        key = self._key(config), how
         if key not in self._paces:
             self._paces[key] = None
             with contextlib.suppress(Exception):  # too large for the device, or no such device

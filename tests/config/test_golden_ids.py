@@ -8,7 +8,7 @@ from ablation.runs.directory import VOLATILE
 from tests.support import golden
 from tests.support.configs import compose_config
 
-SHARE = 16
+SHARE = 24
 """Of all that is recorded one in so many is composed; all of it is where slow tests run."""
 NEW = "what is new: python -m tests.support.golden"
 

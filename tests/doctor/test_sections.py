@@ -101,6 +101,7 @@ def test_an_attack_that_fails_on_a_gpu_is_noticed(on_gpu, monkeypatch):
     assert verdicts_of(verdicts.examine(on_gpu[0])) == {"clean": "ok", "pgd": "FAILED"}
 
 
+@pytest.mark.slow
 def test_waits_are_found_and_those_that_are_documented_pass(on_gpu, few_methods, monkeypatch):
     found = {line.name: line for line in waits.examine(on_gpu[0])}
     assert {line.verdict for line in found.values()} == {"ok"}

@@ -60,7 +60,13 @@ PAIRS: dict[str, tuple[Attack, Attack]] = {
 SETTINGS = ("robust l2", "weak linf", "robust linf", "weak l2")
 
 
-@pytest.mark.parametrize(("pair", "setting"), some_pairs(list(PAIRS), SETTINGS, 4))
+@pytest.mark.parametrize(
+    ("pair", "setting"),
+    [
+        *some_pairs([name for name in PAIRS if name != "autoattack"], SETTINGS, 4),
+        *(pytest.param("autoattack", one, marks=pytest.mark.slow) for one in SETTINGS),
+    ],
+)
 def test_verdicts_differ_from_the_references_as_its_seeds_do(networks, pair, setting):
     (ours, theirs), (kind, norm) = PAIRS[pair], setting.split()
     net, eps = networks[kind], RADII[norm]

@@ -80,6 +80,7 @@ def test_replicas_are_other_weights_for_each_number_of_devices(whole: dict[str, 
     assert len(ids) == 3
 
 
+@pytest.mark.slow
 def test_a_signal_to_another_rank_stops_and_saves_and_it_resumes_to_the_same_bits(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any], others: Any
 ) -> None:

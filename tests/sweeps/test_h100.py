@@ -49,6 +49,14 @@ def test_a_job_takes_its_passes_at_that_pace():
     assert (found.evaluation_seconds, found.device, found.basis) == (0, "cuda", "rough")
 
 
+def test_an_estimate_does_not_depend_on_what_else_is_estimated():
+    sizes = (2, 64)
+    jobs = [compose_config("evaluation=quick", f"batch_size={size}") for size in sizes]
+    found = estimate_on_h100(jobs)
+    assert found == [estimate_on_h100([job])[0] for job in jobs]
+    assert found[0].train_seconds > found[1].train_seconds
+
+
 def test_no_run_and_no_probe_of_this_machine_is_looked_at():
     config = compose_config("evaluation=demo")
     (slow,) = estimate_elsewhere([config], lambda *_: 2.0, "cuda")
