@@ -23,12 +23,12 @@ $(READY): requirements.lock pyproject.toml
 
 setup: $(READY)  ## create .venv with the locked packages
 
+# These start many processes: each would compile torch anew where this is set.
+demo test test-slow: export PYTHONDONTWRITEBYTECODE =
+
 demo: $(READY)  ## train, attack and compare six arms on the embedded digits
 	$(BIN)/ablation-train table=demo tracking.mode=disabled hydra/launcher=pool hydra.launcher.jobs=2
 	$(BIN)/ablation-report table=demo against=at
-
-# Tests start some hundred processes: each would compile torch anew where this is set.
-test test-slow: export PYTHONDONTWRITEBYTECODE =
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile

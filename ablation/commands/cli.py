@@ -181,16 +181,16 @@ def _launch(
     if problems:
         warn(str(ConfigError(problems)))
         sys.exit(BAD_INPUT)
-    known = {text: letting_in(text) for text in overrides}
+    let_in = {text: letting_in(text) for text in overrides}
     if given.help:
         with searching(given.config_dir):
-            say(help_text(given.config_name or config_name, list(known.values()), given.resolve))
+            say(help_text(given.config_name or config_name, list(let_in.values()), given.resolve))
         sys.exit(DONE)
     if given.hydra_help:  # of no config
         sys.argv[1:] = ["--hydra-help"]
     elif not given.shell_completion:  # it is about an unfinished line
-        kept = [text for text in arguments if text not in known]
-        sys.argv[1:] = [*kept, *known.values()]
+        kept = [text for text in arguments if text not in let_in]
+        sys.argv[1:] = [*kept, *let_in.values()]
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
 
 
