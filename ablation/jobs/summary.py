@@ -16,6 +16,8 @@ from ablation.text import show_fraction, summary_table
 DECIMALS = {"radius": 4, "correlation": 3}
 """Of numbers that are not shown with two."""
 
+SMOKE = "SMOKE RUN: digits and a tiny network in place of those asked for; its numbers mean nothing"
+
 
 def announce(config: Config, run: Run, device: torch.device) -> None:
     """Print what is about to happen, in a few lines."""
@@ -23,7 +25,7 @@ def announce(config: Config, run: Run, device: torch.device) -> None:
     switched = [name for name, component in config.component.items() if component is not None]
     count = devices_of(config)
     where = str(device) if count == 1 else f"{count} x {device.type}"
-    smoke = "  SMOKE RUN: its numbers mean nothing" if config.scale == "smoke" else ""
+    smoke = f"  {SMOKE}" if config.scale == "smoke" else ""
     lines = [
         f"run     {run.path}{smoke}",
         f"method  {config.method.name}" + (f" with {', '.join(switched)}" if switched else ""),
