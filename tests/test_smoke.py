@@ -1,6 +1,6 @@
 """Every table of ours trains, attacks and reports: a grid point per arm, at smoke scale.
 
-By default the last arm of every fourth table; ``make test-slow`` runs them all. What all of them
+By default the last arm of every eighth table; ``make test-slow`` runs them all. What all of them
 compose to is in the golden ids, and what they combine in ``test_cross``.
 """
 

@@ -211,6 +211,7 @@ def test_help_teaches_and_lists_the_groups():
         assert expected in found.stdout
     assert "component/awp: disabled, enabled" in found.stdout
     assert "\nhydra" not in found.stdout.partition("Keys")[0]
+    assert shell("ablation-evaluate", "--help").returncode == 0
 
 
 def test_help_shows_what_was_chosen_and_of_a_sweep_the_first_job(tmp_path):

@@ -201,7 +201,7 @@ def first_bad() -> str:
 
     good = loader()
     good.__class__ = Bad
-    method = load(composed()["trades, ema"]).phases[-1].method
+    method = load(composed()["at, swa"]).phases[-1].method
     recipe = Recipe(
         (Phase("main", 1, method),), Sgd(), Piecewise([2]), 0.1, None, 0, nullcontext, 3, 1
     )
